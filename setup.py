@@ -1,0 +1,40 @@
+"""All metadata of the package; `pyproject.toml` holds the build system and the tools' settings."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transformers>=4.40"]
+
+setup(
+    name="alpha-clip",
+    version="0.1.0",
+    description="CLIP that looks wherever you point it: OpenAI's API with a mask as fourth input channel",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["alpha_clip", "alpha_clip.*"]),
+    package_data={"alpha_clip": ["py.typed", "assets/*"]},
+    install_requires=[
+        "torch>=2.10",  # before it, weights_only loading could run code (CVE-2026-24747)
+        "torchvision",
+        "ftfy",
+        "regex",
+        "tqdm",
+        "huggingface_hub",
+        "safetensors",
+        "pillow",
+        "numpy",
+    ],
+    extras_require={"test": test, "dev": [*test, "ruff", "mypy", "pre-commit"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+)
