@@ -1,0 +1,448 @@
+"""CLIP whose image tower has a fourth input channel, alpha, that says where to look.
+
+Parameter names, module names and call signatures are those of OpenAI's CLIP, so that code which reaches into it keeps
+working; the one addition is ``visual.conv1_alpha`` (Alpha-CLIP, arXiv 2312.03818, section 3.2). Tensors only: no files,
+no network, no PIL.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# The image tower was trained on (mask - 0.5) / 0.26: +1.923 where it should look, -1.923 elsewhere.
+ALPHA_MEAN = 0.5
+ALPHA_STD = 0.26
+FOREGROUND = (1 - ALPHA_MEAN) / ALPHA_STD
+
+HEAD_WIDTH = 64  # of every CLIP ViT that OpenAI released, and of all our own
+
+_BLIND = (
+    "the alpha weights of this model are all zero: every mask is ignored, and the features are plain CLIP's. "
+    "Load alpha weights (alpha_vision_ckpt_pth=), or train them."
+)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm that takes inputs of another precision than its weights; the kernels accumulate in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class QuickGELU(nn.Module):
+    """The approximation of GELU that OpenAI's CLIP was trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` that also loads the parameter names of the Alpha-CLIP authors' checkpoints."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for kind in ("weight", "bias"):
+            theirs = f"{prefix}in_proj.{kind}"
+            if theirs in state_dict:
+                state_dict[f"{prefix}in_proj_{kind}"] = state_dict.pop(theirs)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class MLP(nn.Sequential):
+    """The block's feed-forward part, (..., D) -> (..., D), with OpenAI's names for its three steps."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, width * 4)
+        self.gelu = QuickGELU()
+        self.c_proj = nn.Linear(width * 4, width)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm transformer block, (L, N, D) -> (L, N, D).
+
+    ``attn_mask`` is (L, L), added to the attention logits, or None. A shorter input uses its top left corner.
+    """
+
+    attn_mask: Tensor | None
+
+    def __init__(self, d_model: int, n_head: int, attn_mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.attn = Attention(d_model, n_head)
+        self.ln_1 = LayerNorm(d_model)
+        self.mlp = MLP(d_model)
+        self.ln_2 = LayerNorm(d_model)
+        self.register_buffer("attn_mask", attn_mask, persistent=False)
+
+    def attention(self, x: Tensor) -> Tensor:
+        mask = None if self.attn_mask is None else self.attn_mask[: len(x), : len(x)].to(x.dtype)
+        return self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks, (L, N, D) -> (L, N, D)."""
+
+    def __init__(self, width: int, layers: int, heads: int, attn_mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = layers
+        self.resblocks = nn.Sequential(*(ResidualAttentionBlock(width, heads, attn_mask) for _ in range(layers)))
+
+    @property
+    def blocks(self) -> list[ResidualAttentionBlock]:
+        return cast("list[ResidualAttentionBlock]", list(self.resblocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resblocks(x)
+
+
+class VisionTransformer(nn.Module):
+    """CLIP's image tower with an alpha channel.
+
+    ``proj`` may be set to None to get features before the projection.
+    """
+
+    proj: nn.Parameter | None
+
+    def __init__(
+        self, input_resolution: int, patch_size: int, width: int, layers: int, heads: int, output_dim: int
+    ) -> None:
+        super().__init__()
+        self.input_resolution = input_resolution
+        self.output_dim = output_dim
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        self.conv1_alpha = nn.Conv2d(1, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        nn.init.zeros_(self.conv1_alpha.weight)
+
+        scale = width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn((input_resolution // patch_size) ** 2 + 1, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
+        self._unseen = {"mask", "floating alpha"}  # what the one-time checks of `_check_alpha` have not seen yet
+
+    def forward(self, image: Tensor, alpha: Tensor | None = None) -> Tensor:
+        """Image features.
+
+        Args:
+            image: (B, 3, H, W) or (3, H, W), normalised as CLIP's `preprocess` does; H and W are multiples of the
+                patch size, natively ``input_resolution``. Moved and cast to the weights' device and dtype.
+            alpha: (B, 1, H, W), (B, H, W) or (H, W). Floating: already normalised, ``(mask - 0.5) / 0.26``, as
+                `preprocess` returns it. Bool: a mask, True where to look. None: the whole image, +1.923 everywhere.
+                A batch of 1 on either side is broadcast against K on the other.
+
+        Returns:
+            (B, output_dim), not normalised.
+
+        Raises:
+            TypeError: `image` is not a floating tensor, or `alpha` is neither floating nor bool.
+            ValueError: the shapes do not fit.
+        """
+        x = self.transformer(self._embed(image, alpha))
+        return self.project(x[0])
+
+    def tokens(self, image: Tensor, alpha: Tensor | None = None, layer: int = -1) -> Tensor:
+        """Output of block `layer` before ``ln_post``, (B, 1 + N, width): the class token, then the N patches by row.
+
+        `layer` counts as a list index does: -1 is the last block, -2 is ``hidden_states[-2]`` of transformers' CLIP.
+        Inputs and errors are those of `forward`; an impossible `layer` raises IndexError.
+        """
+        x = self._embed(image, alpha)
+        for block in self._blocks(layer):
+            x = block(x)
+        return x.permute(1, 0, 2)  # (L, B, width) -> (B, L, width)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """``ln_post`` and ``proj``: (..., width) -> (..., output_dim), from what `tokens` returns to feature space."""
+        tokens = self.ln_post(tokens)
+        return tokens if self.proj is None else tokens @ self.proj
+
+    def attention(self, image: Tensor, alpha: Tensor | None = None, layer: int = -1) -> Tensor:
+        """Attention weights of block `layer`, (B, heads, 1 + N, 1 + N), rows summing to 1.
+
+        Inputs and errors are those of `tokens`. ``[:, :, 0, 1:]`` is how the class token looks at the patches.
+        """
+        x = self._embed(image, alpha)
+        *before, block = self._blocks(layer)
+        for b in before:
+            x = b(x)
+        x = block.ln_1(x)
+        return block.attn(x, x, x, need_weights=True, average_attn_weights=False)[1]
+
+    def _blocks(self, layer: int) -> list[ResidualAttentionBlock]:
+        blocks = self.transformer.blocks
+        if not -len(blocks) <= layer < len(blocks):
+            raise IndexError(f"layer {layer} of an image tower of {len(blocks)} blocks; use -{len(blocks)} to -1")
+        return blocks[: layer % len(blocks) + 1]
+
+    def _embed(self, image: Tensor, alpha: Tensor | None) -> Tensor:
+        """Image and alpha to the input of the first block, (1 + N, B, width)."""
+        image, alpha = self._prepare(image, alpha)
+        # Each convolution sees its own batch, so that K masks of one image cost one RGB convolution.
+        x = self.conv1(image) + self.conv1_alpha(alpha)  # (B, width, h, w)
+        h, w = x.shape[-2:]
+        x = x.flatten(2).permute(0, 2, 1)  # (B, h * w, width)
+        cls = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([cls, x], dim=1) + self._positions(h, w).to(x.dtype)  # (B, 1 + h * w, width)
+        return self.ln_pre(x).permute(1, 0, 2)
+
+    def _positions(self, h: int, w: int) -> Tensor:
+        """Positional embedding (1 + h * w, width); at the native size the parameter itself, untouched."""
+        native = self.input_resolution // self.conv1.kernel_size[0]
+        if (h, w) == (native, native):
+            return self.positional_embedding
+        cls, grid = self.positional_embedding[:1], self.positional_embedding[1:]
+        grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
+        grid = grid.T.reshape(1, -1, native, native)
+        grid = F.interpolate(grid, size=(h, w), mode="bicubic", antialias=True, align_corners=False)
+        return torch.cat([cls.to(grid.dtype), grid.flatten(2)[0].T])
+
+    def _prepare(self, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Checked (B, 3, H, W) and (B, 1, H, W) or (1, 1, patch, patch), in the weights' dtype and device."""
+        image = _as_batch(image)
+        p = self.conv1.kernel_size[0]
+        if any(n == 0 or n % p for n in image.shape[-2:]):
+            raise ValueError(
+                f"image is {tuple(image.shape)}: height and width must be multiples of the patch size {p}; "
+                f"the native size is {self.input_resolution}, which `preprocess` gives"
+            )
+        weight = self.conv1.weight
+        image = image.to(weight.device, weight.dtype)
+        if alpha is None:  # one patch of foreground: the convolution gives a constant, added to every patch
+            return image, image.new_full((1, 1, p, p), FOREGROUND)
+        alpha = _as_alpha(alpha, image)
+        if not torch.compiler.is_compiling():
+            self._check_alpha(alpha)
+        if alpha.dtype == torch.bool:
+            alpha = torch.full_like(alpha, -FOREGROUND, dtype=weight.dtype).masked_fill(alpha, FOREGROUND)
+        return image, alpha.to(weight.device, weight.dtype)
+
+    def _check_alpha(self, alpha: Tensor) -> None:
+        """Warn once of weights that ignore the mask, and once of a mask that was not normalised.
+
+        Each check reads values back from the device, so it runs on the first call it applies to and never again.
+        """
+        if not self._unseen or (alpha.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        if "mask" in self._unseen and not self.training:  # in training, zero is where alpha weights start
+            self._unseen.discard("mask")
+            if not self.conv1_alpha.weight.any():
+                warnings.warn(_BLIND, stacklevel=2)
+        if "floating alpha" in self._unseen and alpha.is_floating_point():
+            self._unseen.discard("floating alpha")
+            if alpha.numel() and alpha.min() >= 0 and alpha.max() <= 1:
+                warnings.warn(
+                    "all values of this floating alpha lie within [0, 1], so it is almost surely a mask that was not "
+                    "normalised. Pass a bool mask, or (mask - 0.5) / 0.26, as `preprocess(image, mask)` returns it.",
+                    stacklevel=2,
+                )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        conv1, conv1_alpha = f"{prefix}conv1.weight", f"{prefix}conv1_alpha.weight"
+        if conv1 in state_dict and conv1_alpha not in state_dict:
+            state_dict[conv1_alpha] = torch.zeros_like(state_dict[conv1][:, :1])
+            warnings.warn(f"no {conv1_alpha} in this state dict: filled with zeros. {_BLIND}", stacklevel=2)
+        self._unseen = {"mask", "floating alpha"}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class CLIP(nn.Module):
+    """Both towers, and the temperature between them."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        image_resolution: int,
+        vision_layers: int,
+        vision_width: int,
+        vision_patch_size: int,
+        context_length: int,
+        vocab_size: int,
+        transformer_width: int,
+        transformer_heads: int,
+        transformer_layers: int,
+    ) -> None:
+        super().__init__()
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.visual = VisionTransformer(
+            image_resolution, vision_patch_size, vision_width, vision_layers, vision_width // HEAD_WIDTH, embed_dim
+        )
+        self.transformer = Transformer(
+            transformer_width, transformer_layers, transformer_heads, self.build_attention_mask()
+        )
+        self.token_embedding = nn.Embedding(vocab_size, transformer_width)
+        self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
+        self.ln_final = LayerNorm(transformer_width)
+        self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.initialize_parameters()
+
+    def initialize_parameters(self) -> None:
+        """Random weights as in CLIP's paper (arXiv 2103.00020, section 2.4); only training from scratch needs them."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        width, layers = self.transformer.width, self.transformer.layers
+        proj_std = width**-0.5 * (2 * layers) ** -0.5
+        for block in self.transformer.blocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=proj_std)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=proj_std)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+
+    def build_attention_mask(self) -> Tensor:
+        """(L, L), -inf above the diagonal: a token sees itself and what came before it."""
+        # It needs its values even when the model is built on the meta device: no checkpoint holds it.
+        device = self.visual.conv1.weight.device
+        device = torch.device("cpu") if device.type == "meta" else device
+        return torch.full((self.context_length, self.context_length), -math.inf, device=device).triu_(1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.visual.conv1.weight.dtype
+
+    def encode_image(self, image: Tensor, alpha: Tensor | None = None) -> Tensor:
+        """Image features (B, embed_dim), not normalised; arguments and errors as in `VisionTransformer.forward`."""
+        return self.visual(image, alpha)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Text features (N, embed_dim), not normalised.
+
+        Args:
+            text: (N, L) integer token ids as `tokenize` returns them, L at most ``context_length``.
+
+        Raises:
+            TypeError: `text` is not an integer tensor.
+            ValueError: `text` is not (N, L), or too long.
+        """
+        text = self._check_text(text)
+        x = self.token_embedding(text).to(self.dtype)  # (N, L, D)
+        x = x + self.positional_embedding[: text.shape[1]].to(self.dtype)
+        x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
+        x = self.ln_final(x)
+        # The end-of-text token has the highest id of all, so argmax finds it.
+        return x[torch.arange(len(x), device=x.device), text.argmax(dim=-1)] @ self.text_projection
+
+    def forward(self, image: Tensor, text: Tensor, alpha: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cosine similarities times ``logit_scale.exp()``: logits_per_image (B, N) and logits_per_text (N, B)."""
+        image_features = F.normalize(self.encode_image(image, alpha), dim=-1)
+        text_features = F.normalize(self.encode_text(text), dim=-1)
+        logits_per_image = self.logit_scale.exp().to(self.dtype) * image_features @ text_features.T
+        return logits_per_image, logits_per_image.T
+
+    def _check_text(self, text: Tensor) -> Tensor:
+        if not isinstance(text, Tensor) or text.is_floating_point() or text.dtype == torch.bool:
+            kind = text.dtype if isinstance(text, Tensor) else type(text).__name__
+            raise TypeError(f"text is {kind}, expected an integer tensor of token ids: use alpha_clip.tokenize(...)")
+        if text.ndim != 2 or not 0 < text.shape[1] <= self.context_length:
+            raise ValueError(
+                f"text is {tuple(text.shape)}, expected (N, L) with L from 1 to {self.context_length}: "
+                f"use alpha_clip.tokenize(texts, context_length={self.context_length})"
+            )
+        return text.to(self.token_embedding.weight.device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's files carry them as tensors
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _as_batch(image: Tensor) -> Tensor:
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"image is {kind}, expected a floating tensor (B, 3, H, W): use `preprocess(image)`")
+    if image.ndim not in (3, 4) or image.shape[-3] != 3:
+        raise ValueError(f"image is {tuple(image.shape)}, expected (B, 3, H, W) or (3, H, W): use `preprocess(image)`")
+    return image if image.ndim == 4 else image[None]
+
+
+def _as_alpha(alpha: Tensor, image: Tensor) -> Tensor:
+    """`alpha` as (B or 1, 1, H, W), checked against the image (B or 1, 3, H, W)."""
+    if not isinstance(alpha, Tensor) or not (alpha.is_floating_point() or alpha.dtype == torch.bool):
+        kind = alpha.dtype if isinstance(alpha, Tensor) else type(alpha).__name__
+        raise TypeError(
+            f"alpha is {kind}, expected a bool mask or a floating tensor of (mask - 0.5) / 0.26: "
+            "pass `mask.bool()`, or what `preprocess(image, mask)` returns"
+        )
+    shape, expected = tuple(alpha.shape), tuple(image.shape[-2:])
+    if alpha.ndim == 2:
+        alpha = alpha[None, None]
+    elif alpha.ndim == 3:
+        alpha = alpha[:, None]
+    if alpha.ndim != 4 or alpha.shape[1] != 1 or tuple(alpha.shape[-2:]) != expected:
+        h, w = expected
+        raise ValueError(
+            f"alpha is {shape}, expected (B, 1, {h}, {w}), (B, {h}, {w}) or ({h}, {w}) to fit the image "
+            f"{tuple(image.shape)}: transform the two together with `preprocess(image, mask)`"
+        )
+    if len(alpha) != len(image) and 1 not in (len(alpha), len(image)):
+        raise ValueError(
+            f"{len(image)} images and {len(alpha)} alphas: the two batches must be equal, or one of them 1"
+        )
+    return alpha
+
+
+def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
+    """A model in ``eval()`` that holds `state_dict`, all sizes read off its shapes.
+
+    Args:
+        state_dict: OpenAI CLIP's names, with or without ``visual.conv1_alpha.weight`` (without: zeros, and a
+            warning). The model takes over these tensors, in their dtypes, without a copy.
+
+    Raises:
+        ValueError: not a CLIP with a ViT image tower.
+        RuntimeError: keys are missing or unexpected, all listed.
+    """
+    if any(k.startswith("visual.layer1.") for k in state_dict):
+        raise ValueError("this is a CLIP with a ResNet image tower; the image towers of alpha-clip are ViTs")
+    needed = ["visual.conv1.weight", "visual.positional_embedding"]
+    needed += ["text_projection", "positional_embedding", "token_embedding.weight"]
+    if missing := [k for k in needed if k not in state_dict]:
+        raise ValueError(f"not the state dict of a CLIP in OpenAI's names: {', '.join(missing)} missing")
+
+    def layers(prefix: str) -> int:
+        return len({k.split(".resblocks.")[1].split(".")[0] for k in state_dict if k.startswith(prefix)})
+
+    vision_width, _, patch_size, _ = state_dict["visual.conv1.weight"].shape
+    grid = math.isqrt(len(state_dict["visual.positional_embedding"]) - 1)
+    text_width, embed_dim = state_dict["text_projection"].shape
+    with torch.device("meta"):  # no memory is filled only to be overwritten
+        model = CLIP(
+            embed_dim=embed_dim,
+            image_resolution=grid * patch_size,
+            vision_layers=layers("visual.transformer.resblocks."),
+            vision_width=vision_width,
+            vision_patch_size=patch_size,
+            context_length=len(state_dict["positional_embedding"]),
+            vocab_size=len(state_dict["token_embedding.weight"]),
+            transformer_width=text_width,
+            transformer_heads=text_width // HEAD_WIDTH,
+            transformer_layers=layers("transformer.resblocks."),
+        )
+    model.load_state_dict(dict(state_dict), assign=True)
+    return model.to(model.visual.conv1.weight.device).eval()  # moves the text tower's mask, which was not loaded
+
+
+def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
+    """Cast what multiplies matrices to `dtype`, in place; layer norms and embeddings keep theirs, as in CLIP."""
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)):
+            names = list(own)
+        else:
+            names = [name for name in ("proj", "text_projection") if name in own]
+        for name in names:
+            own[name].data = own[name].data.to(dtype)
