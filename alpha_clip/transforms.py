@@ -1,0 +1,298 @@
+"""A picture and its masks, to the tensors the model takes. One geometry moves both.
+
+Pictures are PIL images, uint8 arrays or files; this is the one module that knows them.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, get_args, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import functional as F
+
+from .model import ALPHA_MEAN, ALPHA_STD
+
+# OpenAI's CLIP, clip.py: _transform.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Geometry: TypeAlias = Literal["crop", "pad", "squash"]
+Picture: TypeAlias = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]
+Mask: TypeAlias = Image.Image | NDArray[Any] | Tensor | str | os.PathLike[str]
+
+_ROUNDING = 1e-5  # what a blur or a resize in float32 may overshoot 0 and 1 by
+
+
+class Preprocess(Compose):
+    """CLIP's image transform to ``n`` x ``n`` pixels, which also takes a mask, or K masks, of the picture.
+
+    A picture is a PIL image, a (H, W, 3), (H, W, 4) or (H, W) uint8 array, or a path. Without a mask the result is bit
+    for bit that of CLIP's five steps, which are in ``transforms``; like CLIP, it then ignores an EXIF orientation. With
+    a mask the picture is turned upright first, and the mask is taken to be of the upright picture.
+
+    A mask is (H, W), K of them are (K, H, W) or a list. Each is 1 (foreground) where the model should look and 0
+    elsewhere, anything in between stays soft, and may be given as
+
+    * bool; floats in [0, 1]; integers that are only 0 and 1, or else 0 to 255. Integers with a maximum of 2 to 127 are
+      refused: they are far more often a label map than a mask of which nothing is even half foreground;
+    * a PIL image or path. Of a picture with transparency its alpha channel is the mask; else a grey picture is read as
+      integers, whatever its mode. A palette with colours means labels, 0 being background: exactly one other label may
+      occur, and is the foreground. Any other colour picture is refused.
+
+    ``geometry`` says how a picture becomes square:
+
+    * ``"crop"`` (CLIP's): resize the shorter side to n, take the centre. It may cut a mask off, see below;
+    * ``"pad"`` (the Alpha-CLIP authors' in training): pad with black, and masks with 0, to a centred square, resize. A
+      mask that is 1 everywhere stays so: it says "the whole picture";
+    * ``"squash"``: resize to n x n, whatever the aspect ratio.
+
+    >>> preprocess = Preprocess(224)
+    >>> rgb, alpha = preprocess(Image.new("RGB", (640, 480)), box_mask((100, 100, 300, 200), (480, 640)))
+    >>> rgb.shape, alpha.shape
+    (torch.Size([3, 224, 224]), torch.Size([1, 224, 224]))
+    """
+
+    def __init__(self, n: int) -> None:
+        super().__init__(
+            [
+                Resize(n, interpolation=InterpolationMode.BICUBIC),
+                CenterCrop(n),
+                _to_rgb,
+                ToTensor(),
+                Normalize(IMAGE_MEAN, IMAGE_STD),
+            ]
+        )
+        self.n = n
+
+    @overload
+    def __call__(self, image: Picture, mask: None = None, *, geometry: Geometry = "crop") -> Tensor: ...
+    @overload
+    def __call__(
+        self, image: Picture, mask: Mask | Sequence[Mask], *, geometry: Geometry = "crop"
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def __call__(
+        self, image: Picture, mask: Mask | Sequence[Mask] | None = None, *, geometry: Geometry = "crop"
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return rgb, (3, n, n) float32, normalised; with a mask, rgb and alpha.
+
+        Alpha is (1, n, n), or (K, 1, n, n) for K masks, and holds ``(mask - 0.5) / 0.26``: 1.923 is foreground.
+
+        Raises:
+            ValueError: the mask does not fit the picture, is empty, or has values that are not a mask's; the crop
+                leaves nothing of it; the geometry is unknown; an array is not a picture's.
+            TypeError: the picture or a mask is of another kind than those above.
+
+        Warns:
+            UserWarning: the crop takes more than a tenth of a mask that is not the whole picture.
+        """
+        if geometry not in get_args(Geometry):
+            raise ValueError(f"geometry is {geometry!r}, expected one of {', '.join(get_args(Geometry))}")
+        picture = _as_picture(image)
+        if mask is None:
+            return self._rgb(picture, geometry)
+        upright = ImageOps.exif_transpose(picture)
+        masks, one = _read_masks(mask, upright.size, picture.size)
+        alpha = self._alpha(masks, geometry, one)  # (K, n, n)
+        return self._rgb(upright, geometry), alpha if one else alpha[:, None]
+
+    def _rgb(self, picture: Image.Image, geometry: Geometry) -> Tensor:
+        if geometry != "crop":  # CLIP crops in the picture's own mode; a palette would be padded with its colour 0
+            picture = self._square(_to_rgb(picture), geometry, InterpolationMode.BICUBIC)
+        rgb: Tensor = super().__call__(picture)
+        return rgb
+
+    def _alpha(self, masks: Tensor, geometry: Geometry, one: bool) -> Tensor:
+        """Turn masks, (K, H, W) in [0, 1], into (K, n, n) normalised, moved as `_rgb` moves the picture."""
+        square = self._square(masks, geometry, InterpolationMode.BILINEAR)
+        resized = F.resize(square, self.n, InterpolationMode.BILINEAR)
+        alpha: Tensor = F.center_crop(resized, self.n)
+        whole = masks.flatten(1).amin(1) == 1  # (K,)
+        kept = alpha.sum((1, 2)) / resized.sum((1, 2))
+        _check_kept(kept.masked_fill(whole, 1).tolist(), one)
+        alpha = alpha.masked_fill(whole[:, None, None], 1)
+        # In float64, so that 1 becomes the model's foreground to the last bit.
+        return ((alpha.double() - ALPHA_MEAN) / ALPHA_STD).float()
+
+    def _square(self, picture: Any, geometry: Geometry, interpolation: InterpolationMode) -> Any:
+        """Pad or squash a PIL image or a (K, H, W) tensor, so that CLIP's resize and crop have nothing left to cut."""
+        _, height, width = F.get_dimensions(picture)
+        if geometry == "squash":
+            return F.resize(picture, [self.n, self.n], interpolation)
+        if geometry == "pad":
+            side = max(height, width)
+            left, top = (side - width) // 2, (side - height) // 2
+            return F.pad(picture, [left, top, side - width - left, side - height - top])
+        return picture
+
+
+def box_mask(box: Sequence[float], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the mask, (H, W) float32 in [0, 1], of a ``box`` (x0, y0, x1, y1) in a picture of ``size`` (H, W).
+
+    Pixel coordinates from the top left corner, x1 and y1 exclusive: pixel i spans i to i + 1. A pixel that the box
+    covers in part holds the covered share. What lies outside the picture is cut off.
+
+    >>> box_mask((1, 0, 2.5, 1), (2, 4))
+    array([[0. , 1. , 0.5, 0. ],
+           [0. , 0. , 0. , 0. ]], dtype=float32)
+
+    Raises:
+        ValueError: the box has not four numbers, holds NaN, has no area, or lies outside the picture.
+    """
+    corners = np.asarray(box, dtype=np.float64)
+    if corners.shape != (4,):
+        raise ValueError(f"box has shape {corners.shape}, expected 4 numbers (x0, y0, x1, y1)")
+    (x0, y0, x1, y1), (height, width) = corners.tolist(), size
+    if not (x0 < x1 and y0 < y1):
+        raise ValueError(
+            f"box is {(x0, y0, x1, y1)}, expected x0 < x1 and y0 < y1: make (x, y, w, h) x, y, x + w, y + h"
+        )
+    mask = np.outer(_coverage(y0, y1, height), _coverage(x0, x1, width))
+    if not mask.any():
+        raise ValueError(f"box {(x0, y0, x1, y1)} lies outside the picture of height {height} and width {width}")
+    return mask.astype(np.float32)
+
+
+def _coverage(start: float, stop: float, length: int) -> NDArray[np.float64]:
+    """How much of each pixel, (length,) in [0, 1], lies between start and stop."""
+    pixel = np.arange(length)
+    covered: NDArray[np.float64] = np.minimum(pixel + 1, stop) - np.maximum(pixel, start)
+    return covered.clip(0, 1)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    return picture.convert("RGB")
+
+
+def _open(path: str | os.PathLike[str]) -> Image.Image:
+    with Image.open(path) as picture:
+        picture.load()
+        return picture
+
+
+def _as_picture(image: Picture) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return _open(image)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"image is {type(image).__name__}, expected a PIL image, a uint8 array (H, W, 3) or a path")
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+        raise ValueError(
+            f"image is a {image.dtype} array of shape {image.shape}, expected uint8 of (H, W, 3), (H, W, 4) or (H, W): "
+            "move the channels last, and scale floats in [0, 1] by 255"
+        )
+    return Image.fromarray(image)
+
+
+def _read_masks(mask: Mask | Sequence[Mask], upright: tuple[int, int], stored: tuple[int, int]) -> tuple[Tensor, bool]:
+    """Return masks of any kind as (K, H, W) float32 in [0, 1], and whether it was one mask without K."""
+    if isinstance(mask, (list, tuple)):
+        arrays, one = [_values(m, f"mask {i}") for i, m in enumerate(mask)], False
+    else:
+        array = _values(mask, "mask")  # type: ignore[arg-type]
+        one = array.ndim != 3
+        arrays = [array] if one else list(array)
+    if not arrays:
+        raise ValueError("there are 0 masks, expected 1 or more: leave the mask out for the whole picture")
+    names = ["mask"] if one else [f"mask {i}" for i in range(len(arrays))]
+    for array, name in zip(arrays, names, strict=True):
+        _check_size(array, name, upright, stored)
+    masks = [torch.from_numpy(_unit(array, name)) for array, name in zip(arrays, names, strict=True)]
+    return torch.stack(masks), one
+
+
+def _values(mask: Mask, name: str) -> NDArray[Any]:
+    """Return the mask's numbers, as they were given, in an array."""
+    if isinstance(mask, (str, os.PathLike)):
+        mask = _open(mask)
+    if isinstance(mask, Image.Image):
+        return _picture_values(ImageOps.exif_transpose(mask), name)
+    if isinstance(mask, Tensor):
+        mask = (mask.float() if mask.is_floating_point() else mask).numpy(force=True)  # numpy has no bfloat16
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"{name} is {type(mask).__name__}, expected an array, a tensor, a PIL image or a path")
+    return mask
+
+
+def _picture_values(picture: Image.Image, name: str) -> NDArray[Any]:
+    """Return the numbers of a picture of a mask, (H, W)."""
+    if len(picture.getbands()) == 1 and picture.mode != "P":
+        return np.asarray(picture)
+    if "A" in picture.getbands():
+        transparency = picture.getchannel("A")
+        if transparency.getextrema() != (255, 255):
+            return np.asarray(transparency)
+    rgb = np.asarray(picture.convert("RGB"))
+    if (rgb == rgb[..., :1]).all():
+        return rgb[..., 0]
+    if picture.mode != "P":
+        raise ValueError(f"{name} is a colour picture, expected a grey one: compare it with the colour you mean")
+    labels = np.asarray(picture)
+    found = np.unique(labels[labels > 0]).tolist()
+    if len(found) > 1:
+        raise ValueError(f"{name} is a label map of {found}, expected one label: pass np.array(mask) == {found[0]}")
+    return labels > 0
+
+
+def _check_size(mask: NDArray[Any], name: str, upright: tuple[int, int], stored: tuple[int, int]) -> None:
+    expected = upright[::-1]
+    if mask.shape == expected:
+        return
+    if mask.shape == stored[::-1]:
+        raise ValueError(
+            f"{name} has shape {mask.shape}, expected {expected}: the picture's EXIF orientation turns it, and the "
+            "mask is of the picture as stored. Make the mask of PIL.ImageOps.exif_transpose(image)."
+        )
+    raise ValueError(
+        f"{name} has shape {mask.shape}, expected {expected}, the picture's height and width: resize it, take one "
+        "channel of an (H, W, C) array, or pass K masks as (K, H, W)"
+    )
+
+
+def _unit(mask: NDArray[Any], name: str) -> NDArray[np.float32]:
+    """Scale one mask's numbers to float32 in [0, 1]; `Preprocess` says by which rules."""
+    kind = mask.dtype.kind
+    if kind not in "buif":
+        raise TypeError(f"{name} has dtype {mask.dtype}, expected bool, integers or floats")
+    low, high = mask.min(), mask.max()
+    if kind == "f" and not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails too
+        raise ValueError(
+            f"{name} has floats from {low:g} to {high:g}, expected 0 to 1: divide 0..255 by 255, put logits through a "
+            "sigmoid"
+        )
+    if kind in "iu" and (low < 0 or high > 255):
+        raise ValueError(
+            f"{name} has integers from {low} to {high}, expected 0 and 1, or 0 to 255: make it bool, e.g. mask > 0"
+        )
+    if kind in "iu" and 1 < high < 128:
+        raise ValueError(
+            f"{name} has integers from {low} to {high}, expected 0 and 1, or 0 to 255. In a label map choose a label, "
+            f"mask == {high}; a soft mask as dim as that make float, mask / 255"
+        )
+    if not high > 0:
+        raise ValueError(f"{name} is 0 everywhere, expected some foreground: leave it out to mean the whole picture")
+    values = mask.astype(np.float32)
+    if kind == "f":
+        return values.clip(0, 1)
+    return values / np.float32(255) if high > 1 else values
+
+
+def _check_kept(kept: list[float], one: bool) -> None:
+    """Complain of a crop that keeps too little of a mask; ``kept`` is the share of each, in [0, 1]."""
+    named = [(share, "the mask" if one else f"mask {i}") for i, share in enumerate(kept)]
+    remedy = 'pass geometry="pad" to keep the whole picture'
+    gone = [name for share, name in named if share < 0.005]
+    if gone:
+        raise ValueError(f"the centre crop leaves nothing of {', '.join(gone)}: {remedy}")
+    cut = [f"{1 - share:.0%} of {name}" for share, name in named if share < 0.9]
+    if cut:
+        warnings.warn(f"the centre crop cuts off {', '.join(cut)}: {remedy}", stacklevel=4)  # at the caller of __call__
