@@ -1,0 +1,129 @@
+"""The two verbs that bring a model: `load` and `available_models`, as in OpenAI's clip."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import weights
+from .model import CLIP, build_model, convert_weights
+from .tokenizer import shared_tokenizer
+from .transforms import Preprocess
+
+_RESNETS = {"RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"}
+
+
+def available_models() -> list[str]:
+    """The names that `load` knows, the bundled model first."""
+    return list(weights.BASES)
+
+
+def load(
+    name: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    jit: bool = False,
+    download_root: str | None = None,
+    *,
+    alpha_vision_ckpt_pth: str | os.PathLike[str] | None = "auto",
+    dtype: torch.dtype | None = None,
+) -> tuple[CLIP, Preprocess]:
+    """Load a model and the transform that makes its inputs.
+
+    Args:
+        name: one of `available_models()`, or the path of a state dict in OpenAI's names.
+        device: None means CUDA if there is one, else MPS, else the CPU.
+        jit: not supported; there for the signature of ``clip.load``.
+        download_root: folder to download to, and to look in for files already there; None: the Hub's cache.
+        alpha_vision_ckpt_pth: where the alpha weights come from. "auto": the best released for this base, or those
+            in the given file. A tag such as "grit20m", or the path of an image tower as the Alpha-CLIP authors save
+            it. None: alpha weights of zero, which is plain CLIP.
+        dtype: None means float16 on CUDA, as in CLIP, and float32 elsewhere. In half precision, layer norms and
+            embeddings stay in float32.
+
+    Returns:
+        The model, in ``eval()``, and its `Preprocess`: ``preprocess(image)``, or ``preprocess(image, mask)``.
+
+    Raises:
+        RuntimeError: the name is unknown. WeightsError, a RuntimeError: the weights cannot be had or do not fit.
+        TypeError: `device` is a path of weights, or `dtype` is not floating.
+        ValueError: `jit` is True, or the image tower in the file is a ResNet.
+
+    Warns:
+        UserWarning: the alpha weights are all zero, so that masks will be ignored.
+    """
+    name = os.fspath(name)
+    _check_arguments(name, device, jit, dtype)
+    if alpha_vision_ckpt_pth == "None":  # the authors' default
+        alpha_vision_ckpt_pth = None
+    state_dict = weights.state_dict(name, alpha_vision_ckpt_pth, download_root)
+    packed_ids = state_dict.get("token_ids")
+    if packed_ids is not None:
+        state_dict = weights.expand_vocabulary(state_dict)
+    model = build_model(state_dict).float()
+    if packed_ids is not None:
+        model.token_embedding.register_forward_pre_hook(_UnknownWords(packed_ids))
+    if not model.visual.conv1_alpha.weight.any():
+        warnings.warn(
+            f"{name} has alpha weights of zero here: it is plain CLIP, and ignores every mask. "
+            "Pass alpha_vision_ckpt_pth= to load some.",
+            stacklevel=2,
+        )
+
+    device = _default_device() if device is None else torch.device(device)
+    if dtype is None:
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+    if dtype in (torch.float16, torch.bfloat16):
+        convert_weights(model, dtype)
+    else:
+        model.to(dtype)
+    return model.to(device), Preprocess(model.visual.input_resolution)
+
+
+def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
+    if jit:
+        raise ValueError("jit=True is not supported: load with jit=False, then torch.compile(model)")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype is {dtype!r}, expected a floating torch.dtype, such as torch.float16")
+    path = os.fspath(device) if isinstance(device, (str, os.PathLike)) else ""
+    if path.endswith((".pth", ".pt", ".safetensors")) or os.path.isfile(path):
+        raise TypeError(
+            f"device is {path!r}, a file: the second argument is the device, as in clip.load. "
+            f"Pass alpha weights as load({name!r}, alpha_vision_ckpt_pth={path!r})."
+        )
+    if name in weights.BASES or os.path.isfile(name):
+        return
+    if name in _RESNETS:
+        raise RuntimeError(f"{name} has a ResNet image tower; alpha-clip's image towers are ViTs: {available_models()}")
+    raise RuntimeError(f"Model {name} not found; available models = {available_models()}, or the path of a file")
+
+
+def _default_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+class _UnknownWords:
+    """Warns of words that a model with a packed vocabulary has never read: it takes them all for the same one."""
+
+    def __init__(self, known: Tensor) -> None:
+        self.known = {0, *known.tolist()}  # 0 pads, behind the end of the text
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if torch.compiler.is_compiling() or (args[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        words: set[str] = set()
+        for known, ids in groupby(args[0].flatten().tolist(), self.known.__contains__):
+            if not known:
+                words.update(shared_tokenizer().decode(ids).split())
+        if words:
+            warnings.warn(
+                f"this model has never read {', '.join(map(repr, sorted(words)))}: such words all mean the same to it. "
+                "Its vocabulary is small, see the model card; models by other names know them.",
+                stacklevel=2,
+            )
