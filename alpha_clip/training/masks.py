@@ -1,0 +1,68 @@
+"""Other masks of the same region, for training and tests: a mask says where to look, never what is there.
+
+All take and return (H, W) float32 in [0, 1]. A mask with no pixel above 0.5 raises ValueError.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+
+def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1) of what is above 0.5, x1 and y1 exclusive."""
+    ys, xs = np.nonzero(mask > 0.5)
+    if len(ys) == 0:
+        raise ValueError(f"a mask of {mask.shape} with no pixel above 0.5: expected a region to look at")
+    return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+
+
+def box(mask: np.ndarray) -> np.ndarray:
+    """The bounding box, filled."""
+    x0, y0, x1, y1 = bounds(mask)
+    out = np.zeros_like(mask, dtype=np.float32)
+    out[y0:y1, x0:x1] = 1
+    return out
+
+
+def ellipse(mask: np.ndarray) -> np.ndarray:
+    """The ellipse that touches the four sides of the bounding box, filled, its edge about a pixel wide."""
+    x0, y0, x1, y1 = bounds(mask)
+    rx, ry = (x1 - x0) / 2, (y1 - y0) / 2
+    y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    r = np.hypot((x + 0.5 - x0 - rx) / rx, (y + 0.5 - y0 - ry) / ry)
+    return np.clip((1 - r) * min(rx, ry) + 0.5, 0, 1).astype(np.float32) * box(mask)
+
+
+def jitter(mask: np.ndarray, rng: np.random.Generator, strength: float = 0.04) -> np.ndarray:
+    """Grown or shrunk, softened at the edge and shifted, each by up to `strength` of the picture's shorter side."""
+    reach = max(1, round(strength * min(mask.shape)))
+    picture = Image.fromarray((mask * 255).astype(np.uint8))
+    size = 2 * int(rng.integers(0, reach + 1)) + 1
+    grown = picture.filter(ImageFilter.MaxFilter(size) if rng.random() < 0.6 else ImageFilter.MinFilter(size))
+    if rng.random() < 0.5:
+        grown = grown.filter(ImageFilter.GaussianBlur(reach * rng.random()))
+    dy, dx = rng.integers(-reach, reach + 1, size=2)
+    out = _shift(np.asarray(grown, dtype=np.float32) / 255, int(dy), int(dx))
+    return out if out.max() > 0.5 else mask  # a thin object shrunk to nothing
+
+
+def lay_over(silhouette: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The shape of `silhouette`, stretched to the bounding box of `mask`: where `mask` is, with another's outline."""
+    sx0, sy0, sx1, sy1 = bounds(silhouette)
+    x0, y0, x1, y1 = bounds(mask)
+    shape = Image.fromarray(np.ascontiguousarray(silhouette[sy0:sy1, sx0:sx1]).astype(np.float32))
+    out = np.zeros_like(mask, dtype=np.float32)
+    resized = np.asarray(shape.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR))
+    out[y0:y1, x0:x1] = resized.clip(0, 1)
+    return out
+
+
+def _shift(mask: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """Moved down by dy and right by dx, zeros moving in."""
+    h, w = mask.shape
+    out = np.zeros_like(mask)
+    out[max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)] = mask[
+        max(-dy, 0) : h + min(-dy, 0), max(-dx, 0) : w + min(-dx, 0)
+    ]
+    return out

@@ -1,0 +1,43 @@
+"""The optimizer's parameter groups and the learning rate over time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ..model import CLIP
+from .config import TrainConfig
+
+
+def make_optimizer(model: CLIP, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over what `config` trains; everything else is frozen.
+
+    The alpha convolution starts from zero and gets a learning rate of its own (paper, appendix: 2e-4 beside 2e-6).
+    """
+    model.requires_grad_(config.train_text)
+    model.visual.requires_grad_(True)
+    alpha = model.visual.conv1_alpha.weight
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter is alpha or not parameter.requires_grad:
+            continue
+        is_matrix = parameter.ndim >= 2 and parameter not in embeddings and "positional" not in name
+        (decayed if is_matrix else plain).append(parameter)
+    groups = [
+        {"params": [alpha], "lr": config.alpha_lr, "weight_decay": config.weight_decay},
+        {"params": decayed, "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": plain, "lr": config.lr, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)  # CLIP's, arXiv 2103.00020 table 19
+
+
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate at `step`: linear warm-up, then a cosine down to 0 at the last step."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return (1 + math.cos(math.pi * done)) / 2
