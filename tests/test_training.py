@@ -13,7 +13,7 @@ from alpha_clip.training import Sample, TrainConfig, fit, masks
 from alpha_clip.training.data import Order, batches, collate
 from alpha_clip.training.loop import batch_loss
 from alpha_clip.training.loss import contrastive_loss, distillation_loss
-from alpha_clip.training.optim import learning_rate_factor, make_optimizer
+from alpha_clip.training.optim import learning_rate_factor, make_optimizers
 
 SIZE = 16
 WORDS = ["red", "green", "blue"]
@@ -63,6 +63,11 @@ def config(**settings) -> TrainConfig:
 def test_config_refuses_zero(name):
     with pytest.raises(ValueError, match=rf"TrainConfig\.{name} is 0, expected at least 1"):
         TrainConfig(**({"steps": 1} | {name: 0}))
+
+
+def test_config_refuses_an_unknown_optimizer():
+    with pytest.raises(ValueError, match=r"TrainConfig\.optimizer is 'sgd', expected 'adamw' or 'muon'"):
+        TrainConfig(1, optimizer="sgd")
 
 
 def test_config_refuses_negative():
@@ -191,7 +196,7 @@ def test_distillation_loss_is_zero_for_equal_features():
 
 def test_frozen_text_tower_has_no_gradient_and_no_group():
     model = tiny_model()
-    optimizer = make_optimizer(model, config())
+    (optimizer,) = make_optimizers(model, config())
     trained = {id(p) for g in optimizer.param_groups for p in g["params"]}
     assert trained == {id(p) for p in model.visual.parameters()}
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"visual"}
@@ -199,7 +204,8 @@ def test_frozen_text_tower_has_no_gradient_and_no_group():
 
 def test_alpha_convolution_has_its_own_rate_and_gains_no_decay():
     model = tiny_model()
-    alpha, decayed, plain = make_optimizer(model, config(train_text=True, lr=1e-5, alpha_lr=1e-3)).param_groups
+    (optimizer,) = make_optimizers(model, config(train_text=True, lr=1e-5, alpha_lr=1e-3))
+    alpha, decayed, plain = optimizer.param_groups
     assert [p.shape for p in alpha["params"]] == [model.visual.conv1_alpha.weight.shape]
     assert alpha["lr"] == 1e-3 and decayed["lr"] == plain["lr"] == 1e-5
     undecayed = {id(p) for p in plain["params"]}
@@ -207,6 +213,15 @@ def test_alpha_convolution_has_its_own_rate_and_gains_no_decay():
         spared = p.ndim < 2 or "embedding" in name
         assert (id(p) in undecayed) == spared, name
     assert plain["weight_decay"] == 0
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest():
+    model = tiny_model()
+    adamw, muon = make_optimizers(model, config(optimizer="muon", train_text=True))
+    trained = [{id(p) for g in o.param_groups for p in g["params"]} for o in (adamw, muon)]
+    for name, p in model.named_parameters():
+        assert (id(p) in trained[1]) == ("resblocks" in name and p.ndim == 2), name
+        assert (id(p) in trained[0]) != (id(p) in trained[1]), name
 
 
 def test_learning_rate_warms_up_and_ends_near_zero():
@@ -249,8 +264,9 @@ def test_frozen_text_tower_does_not_move():
     assert moved == {"visual"}
 
 
-def test_stopped_run_resumes_to_the_bit(tmp_path, monkeypatch):
-    settings = config(steps=6, checkpoint_every=2, distill=1.0)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_stopped_run_resumes_to_the_bit(optimizer, tmp_path, monkeypatch):
+    settings = config(steps=6, checkpoint_every=2, distill=1.0, optimizer=optimizer)
     straight = fit(tiny_model(), Halves(20), settings, tmp_path / "straight.pt", tokenize=words_to_ids)
 
     calls = itertools.count()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class TrainConfig:
 
     steps: int  # optimizer steps in all, those before a resume included
     batch_size: int = 256  # dataset items a step; an item may hold several samples
+    optimizer: Literal["adamw", "muon"] = "adamw"  # Muon: for the blocks' matrices; from scratch, it needs fewer steps
     lr: float = 2e-6  # peak learning rate of everything but the alpha convolution
     alpha_lr: float = 2e-4  # peak learning rate of the alpha convolution
     weight_decay: float = 0.02  # on matrices and convolutions; never on gains, biases, embeddings or temperature
@@ -27,6 +29,8 @@ class TrainConfig:
     checkpoint_every: int = 500  # steps between checkpoints, from which a stopped run resumes exactly
 
     def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"TrainConfig.optimizer is {self.optimizer!r}, expected 'adamw' or 'muon'")
         for name in ("steps", "batch_size", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}, expected at least 1")

@@ -8,10 +8,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from ..model import CLIP, VisionTransformer
@@ -19,7 +21,7 @@ from ..tokenizer import tokenize
 from .config import TrainConfig
 from .data import Batch, Dataset, batches
 from .loss import contrastive_loss, distillation_loss
-from .optim import learning_rate_factor, make_optimizer
+from .optim import learning_rate_factor, make_optimizers
 
 MAX_SCALE = 100.0  # CLIP clips the inverse temperature there (arXiv 2103.00020, section 2.5)
 
@@ -49,30 +51,31 @@ def fit(
         FloatingPointError: the loss is not finite; the last checkpoint stays as it is.
     """
     start_visual = _frozen_copy(model.visual) if config.distill else None
-    optimizer = make_optimizer(model, config)
-    peak = [group["lr"] for group in optimizer.param_groups]
+    optimizers = make_optimizers(model, config)
+    peak = [group["lr"] for group in _groups(optimizers)]
     path = None if checkpoint is None else Path(checkpoint)
-    step = _resume(path, model, optimizer, config) if path and path.exists() else 0
+    step = _resume(path, model, optimizers, config) if path and path.exists() else 0
 
     model.train()
     progress = tqdm(batches(dataset, config, step), description, initial=step, total=config.steps, unit="step")
     for batch in progress:
-        for group, lr in zip(optimizer.param_groups, peak, strict=True):
+        for group, lr in zip(_groups(optimizers), peak, strict=True):
             group["lr"] = lr * learning_rate_factor(step, config)
         loss = batch_loss(model, batch, config, tokenize, start_visual)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         value = loss.item()  # waits for the device
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss is {value} at step {step}: lower the learning rate, or check the data")
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(MAX_SCALE))
         step += 1
         progress.set_postfix(loss=f"{value:.3f}", samples=len(batch.image), refresh=False)
         if path and (step % config.checkpoint_every == 0 or step == config.steps):
-            _save(path, model, optimizer, config, step)
+            _save(path, model, optimizers, config, step)
     return model.eval()
 
 
@@ -103,15 +106,24 @@ def _frozen_copy(visual: VisionTransformer) -> VisionTransformer:
     return copy.deepcopy(visual).eval().requires_grad_(False)
 
 
-def _save(path: Path, model: CLIP, optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": asdict(config), "step": step}
+def _groups(optimizers: list[Optimizer]) -> list[dict[str, Any]]:
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
+def _save(path: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig, step: int) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "config": asdict(config),
+        "step": step,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     torch.save(state, part)
     os.replace(part, path)  # a run that is killed while it writes keeps its last checkpoint
 
 
-def _resume(path: Path, model: CLIP, optimizer: torch.optim.Optimizer, config: TrainConfig) -> int:
+def _resume(path: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig) -> int:
     state = torch.load(path, map_location="cpu", weights_only=True)
     # How often to save and who makes the data do not change what is learned.
     free = {"checkpoint_every", "workers"}
@@ -120,5 +132,6 @@ def _resume(path: Path, model: CLIP, optimizer: torch.optim.Optimizer, config: T
         differences = ", ".join(f"{k}: {saved.get(k)} there, {wanted[k]} here" for k in other)
         raise ValueError(f"{path} belongs to a run with other settings ({differences}): name another checkpoint")
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(optimizer_state)
     return int(state["step"])

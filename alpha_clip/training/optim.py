@@ -11,8 +11,8 @@ from ..model import CLIP
 from .config import TrainConfig
 
 
-def make_optimizer(model: CLIP, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what `config` trains; everything else is frozen.
+def make_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers of what `config` trains; everything else is frozen.
 
     The alpha convolution starts from zero and gets a learning rate of its own (paper, appendix: 2e-4 beside 2e-6).
     """
@@ -20,19 +20,32 @@ def make_optimizer(model: CLIP, config: TrainConfig) -> torch.optim.AdamW:
     model.visual.requires_grad_(True)
     alpha = model.visual.conv1_alpha.weight
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter is alpha or not parameter.requires_grad:
             continue
-        is_matrix = parameter.ndim >= 2 and parameter not in embeddings and "positional" not in name
-        (decayed if is_matrix else plain).append(parameter)
+        if parameter.ndim < 2 or parameter in embeddings or "positional" in name:
+            plain.append(parameter)
+        elif config.optimizer == "muon" and ".resblocks." in name:
+            hidden.append(parameter)
+        else:
+            decayed.append(parameter)
     groups = [
         {"params": [alpha], "lr": config.alpha_lr, "weight_decay": config.weight_decay},
         {"params": decayed, "lr": config.lr, "weight_decay": config.weight_decay},
         {"params": plain, "lr": config.lr, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)  # CLIP's, arXiv 2103.00020 table 19
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)  # CLIP's, arXiv 2103.00020 table 19
+    ]
+    if hidden:
+        # Updates as large as AdamW's, so that one learning rate serves both (arXiv 2502.16982, section 2.2).
+        optimizers.append(
+            torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
