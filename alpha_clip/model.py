@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -125,12 +125,12 @@ class VisionTransformer(nn.Module):
         nn.init.zeros_(self.conv1_alpha.weight)
 
         scale = width**-0.5
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn((input_resolution // patch_size) ** 2 + 1, width))
+        self.class_embedding = _random(width, std=scale)
+        self.positional_embedding = _random((input_resolution // patch_size) ** 2 + 1, width, std=scale)
         self.ln_pre = LayerNorm(width)
         self.transformer = Transformer(width, layers, heads)
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
+        self.proj = _random(width, output_dim, std=scale)
         self._unseen = {"mask", "floating alpha"}  # what the one-time checks of `_check_alpha` have not seen yet
 
     def forward(self, image: Tensor, alpha: Tensor | None = None) -> Tensor:
@@ -283,7 +283,9 @@ class CLIP(nn.Module):
         self.transformer = Transformer(
             transformer_width, transformer_layers, transformer_heads, self.build_attention_mask()
         )
-        self.token_embedding = nn.Embedding(vocab_size, transformer_width)
+        # nn.Embedding's own values, by a way that draws none on the meta device.
+        embedding = _random(vocab_size, transformer_width, std=1.0)
+        self.token_embedding = nn.Embedding.from_pretrained(embedding, freeze=False)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
         self.ln_final = LayerNorm(transformer_width)
         self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
@@ -292,16 +294,16 @@ class CLIP(nn.Module):
 
     def initialize_parameters(self) -> None:
         """Random weights as in CLIP's paper (arXiv 2103.00020, section 2.4); only training from scratch needs them."""
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.positional_embedding, std=0.01)
+        _normal_(self.token_embedding.weight, std=0.02)
+        _normal_(self.positional_embedding, std=0.01)
         width, layers = self.transformer.width, self.transformer.layers
         proj_std = width**-0.5 * (2 * layers) ** -0.5
         for block in self.transformer.blocks:
-            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
-            nn.init.normal_(block.attn.out_proj.weight, std=proj_std)
-            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=proj_std)
-        nn.init.normal_(self.text_projection, std=width**-0.5)
+            _normal_(block.attn.in_proj_weight, std=width**-0.5)
+            _normal_(block.attn.out_proj.weight, std=proj_std)
+            _normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            _normal_(block.mlp.c_proj.weight, std=proj_std)
+        _normal_(self.text_projection, std=width**-0.5)
 
     def build_attention_mask(self) -> Tensor:
         """(L, L), -inf above the diagonal: a token sees itself and what came before it."""
@@ -360,6 +362,18 @@ class CLIP(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def _random(*shape: int, std: float) -> nn.Parameter:
+    parameter = nn.Parameter(torch.empty(shape))
+    _normal_(parameter, std)
+    return parameter
+
+
+def _normal_(parameter: Tensor, std: float) -> None:
+    """Normally distributed values; none on the meta device, where the first draw costs a second of imports."""
+    if not parameter.is_meta:
+        nn.init.normal_(parameter, std=std)
+
+
 def _as_batch(image: Tensor) -> Tensor:
     if not isinstance(image, Tensor) or not image.is_floating_point():
         kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
@@ -406,6 +420,11 @@ def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
         ValueError: not a CLIP with a ViT image tower.
         RuntimeError: keys are missing or unexpected, all listed.
     """
+    return fill(empty_model(state_dict), state_dict)
+
+
+def empty_model(state_dict: Mapping[str, Tensor]) -> CLIP:
+    """A model on the meta device, of the sizes that the shapes in `state_dict` tell; errors as in `build_model`."""
     if any(k.startswith("visual.layer1.") for k in state_dict):
         raise ValueError("this is a CLIP with a ResNet image tower; the image towers of alpha-clip are ViTs")
     needed = ["visual.conv1.weight", "visual.positional_embedding"]
@@ -420,7 +439,7 @@ def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
     grid = math.isqrt(len(state_dict["visual.positional_embedding"]) - 1)
     text_width, embed_dim = state_dict["text_projection"].shape
     with torch.device("meta"):  # no memory is filled only to be overwritten
-        model = CLIP(
+        return CLIP(
             embed_dim=embed_dim,
             image_resolution=grid * patch_size,
             vision_layers=layers("visual.transformer.resblocks."),
@@ -432,17 +451,25 @@ def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
             transformer_heads=text_width // HEAD_WIDTH,
             transformer_layers=layers("transformer.resblocks."),
         )
+
+
+def fill(model: CLIP, state_dict: Mapping[str, Tensor]) -> CLIP:
+    """`model`, from the meta device, with the tensors of `state_dict` as its parameters, in ``eval()``."""
     model.load_state_dict(dict(state_dict), assign=True)
     return model.to(model.visual.conv1.weight.device).eval()  # moves the text tower's mask, which was not loaded
 
 
 def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
     """Cast what multiplies matrices to `dtype`, in place; layer norms and embeddings keep theirs, as in CLIP."""
+    for parameter in matrices(model):
+        parameter.data = parameter.data.to(dtype)
+
+
+def matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that CLIP keeps in half precision: those of convolutions, linear layers and projections."""
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)):
-            names = list(own)
+            yield from own.values()
         else:
-            names = [name for name in ("proj", "text_projection") if name in own]
-        for name in names:
-            own[name].data = own[name].data.to(dtype)
+            yield from (own[name] for name in ("proj", "text_projection") if name in own)
