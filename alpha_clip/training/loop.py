@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from ..checkpoints import METADATA
 from ..model import CLIP, VisionTransformer
 from ..tokenizer import tokenize
 from .config import TrainConfig
@@ -116,6 +117,7 @@ def _save(path: Path, model: CLIP, optimizers: list[Optimizer], config: TrainCon
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "config": asdict(config),
         "step": step,
+        "alpha_clip": METADATA,  # so that `load` takes the file as it is
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

@@ -12,15 +12,14 @@ from the same base without masks, and on crops instead of masks, for comparison.
 from __future__ import annotations
 
 import argparse
-import os
 from functools import partial
 from pathlib import Path
 
 import torch
 from data import SIZE, Captions, Regions, Vocabulary, scene_captions, vocabulary
-from safetensors.torch import save_file
 from torch import Tensor
 
+from alpha_clip.checkpoints import write
 from alpha_clip.model import CLIP
 from alpha_clip.training import TrainConfig, fit
 
@@ -74,10 +73,7 @@ def save_base(model: CLIP, words: Vocabulary, path: Path) -> None:
 
 def save(state: dict[str, Tensor], path: Path) -> None:
     """Floats in half precision."""
-    state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    part = path.with_name(path.name + ".part")
-    save_file({k: v.contiguous().cpu() for k, v in state.items()}, part)
-    os.replace(part, path)
+    write({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, path)
 
 
 def main() -> None:

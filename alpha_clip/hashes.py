@@ -1,0 +1,56 @@
+"""SHA-256 of files, worked out once and remembered beside the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """Lower-case hex digest of all bytes of `path`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """`sha256`, without reading the file if it has the size and the time of change that it had at the last time."""
+    path = path.resolve()
+    before = _stamp(path)
+    with suppress(OSError, ValueError, AttributeError, KeyError):  # no record, or one that was tampered with
+        record = json.loads(_record(path).read_text())
+        if {k: record.get(k) for k in before} == before:
+            return str(record["sha256"])
+    found = sha256(path)
+    if _stamp(path) == before:  # else it changed while it was read
+        _remember(path, {"sha256": found, **before})
+    return found
+
+
+def forget(path: Path) -> None:
+    """Delete what is remembered of `path`."""
+    _record(path.resolve()).unlink(missing_ok=True)
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256.json")
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    stat = path.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _remember(path: Path, record: dict[str, object]) -> None:
+    part = _record(path).with_suffix(f".{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(record))
+        os.replace(part, _record(path))
+    except OSError:  # a folder that cannot be written to costs a second reading, no more
+        with suppress(OSError):
+            part.unlink()
