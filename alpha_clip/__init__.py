@@ -13,22 +13,46 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import available_models as available_models
     from .api import load as load
+    from .errors import AlphaWeightsNotFound as AlphaWeightsNotFound
+    from .errors import HashMismatch as HashMismatch
+    from .errors import IncompatibleCheckpoint as IncompatibleCheckpoint
+    from .errors import WeightsError as WeightsError
     from .model import build_model as build_model
+    from .sharing import push_to_hub as push_to_hub
+    from .sharing import save as save
     from .tokenizer import tokenize as tokenize
     from .transforms import Preprocess as Preprocess
     from .transforms import box_mask as box_mask
-    from .weights import WeightsError as WeightsError
+    from .weights import available_alpha_weights as available_alpha_weights
 
 _HOME = {
     "available_models": "api",
     "load": "api",
+    "AlphaWeightsNotFound": "errors",
+    "HashMismatch": "errors",
+    "IncompatibleCheckpoint": "errors",
+    "WeightsError": "errors",
     "build_model": "model",
+    "push_to_hub": "sharing",
+    "save": "sharing",
     "tokenize": "tokenizer",
     "Preprocess": "transforms",
     "box_mask": "transforms",
-    "WeightsError": "weights",
+    "available_alpha_weights": "weights",
 }
-_MODULES = {"api", "model", "scenes", "tokenizer", "transforms", "weights"}  # alpha_clip.model works, as in clip
+_MODULES = {  # alpha_clip.model works, as in clip
+    "api",
+    "checkpoints",
+    "errors",
+    "hashes",
+    "model",
+    "scenes",
+    "sharing",
+    "sources",
+    "tokenizer",
+    "transforms",
+    "weights",
+}
 
 __all__ = [*_HOME, "__version__"]
 

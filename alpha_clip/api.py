@@ -1,4 +1,4 @@
-"""The two verbs that bring a model: `load` and `available_models`, as in OpenAI's clip."""
+"""What brings a model: `load` and `available_models`, as in OpenAI's clip."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import weights
-from .model import CLIP, build_model, convert_weights
+from .model import CLIP, matrices
 from .tokenizer import shared_tokenizer
 from .transforms import Preprocess
 
@@ -31,42 +31,46 @@ def load(
     *,
     alpha_vision_ckpt_pth: str | os.PathLike[str] | None = "auto",
     dtype: torch.dtype | None = None,
+    trust: bool = False,
 ) -> tuple[CLIP, Preprocess]:
     """Load a model and the transform that makes its inputs.
 
     Args:
-        name: one of `available_models()`, or the path of a state dict in OpenAI's names.
+        name: one of `available_models()`; "hf-hub:user/repo" or "hf-hub:user/repo@revision"; or a path: OpenAI's
+            archives, state dicts in OpenAI's, open_clip's or transformers' names as safetensors or saved by torch,
+            folders of those, and our own checkpoints.
         device: None means CUDA if there is one, else MPS, else the CPU.
         jit: not supported; there for the signature of ``clip.load``.
-        download_root: folder to download to, and to look in for files already there; None: the Hub's cache.
+        download_root: folder to download to, and to look in for files already there; None: the Hub's cache, and
+            those of OpenAI's clip and of this package.
         alpha_vision_ckpt_pth: where the alpha weights come from. "auto": the best released for this base, or those
-            in the given file. A tag such as "grit20m", or the path of an image tower as the Alpha-CLIP authors save
-            it. None: alpha weights of zero, which is plain CLIP.
+            in the given file. A tag of `available_alpha_weights(name)`, or the path of an image tower as the
+            Alpha-CLIP authors save it. None: alpha weights of zero, which is plain CLIP.
         dtype: None means float16 on CUDA, as in CLIP, and float32 elsewhere. In half precision, layer norms and
-            embeddings stay in float32.
+            embeddings are in float32.
+        trust: run the code in a TorchScript archive that is not one of OpenAI's. Nothing else ever runs code.
 
     Returns:
         The model, in ``eval()``, and its `Preprocess`: ``preprocess(image)``, or ``preprocess(image, mask)``.
 
     Raises:
-        RuntimeError: the name is unknown. WeightsError, a RuntimeError: the weights cannot be had or do not fit.
+        RuntimeError: the name is unknown. WeightsError, a RuntimeError: the weights cannot be had
+            (`AlphaWeightsNotFound`), are damaged (`HashMismatch`) or do not fit (`IncompatibleCheckpoint`).
         TypeError: `device` is a path of weights, or `dtype` is not floating.
-        ValueError: `jit` is True, or the image tower in the file is a ResNet.
+        ValueError: `jit` is True.
 
     Warns:
-        UserWarning: the alpha weights are all zero, so that masks will be ignored.
+        UserWarning: the alpha weights are all zero, so that masks will be ignored; or nothing confirms that the model
+            in a file has the heads and the activation of OpenAI's CLIP.
     """
     name = os.fspath(name)
     _check_arguments(name, device, jit, dtype)
     if alpha_vision_ckpt_pth == "None":  # the authors' default
         alpha_vision_ckpt_pth = None
-    state_dict = weights.state_dict(name, alpha_vision_ckpt_pth, download_root)
-    packed_ids = state_dict.get("token_ids")
-    if packed_ids is not None:
-        state_dict = weights.expand_vocabulary(state_dict)
-    model = build_model(state_dict).float()
-    if packed_ids is not None:
-        model.token_embedding.register_forward_pre_hook(_UnknownWords(packed_ids))
+    state_dict = weights.state_dict(name, alpha_vision_ckpt_pth, download_root, trust)
+    model = weights.build(name, state_dict)
+    if "token_ids" in state_dict:
+        model.token_embedding.register_forward_pre_hook(_UnknownWords(state_dict["token_ids"]))
     if not model.visual.conv1_alpha.weight.any():
         warnings.warn(
             f"{name} has alpha weights of zero here: it is plain CLIP, and ignores every mask. "
@@ -77,11 +81,16 @@ def load(
     device = _default_device() if device is None else torch.device(device)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-    if dtype in (torch.float16, torch.bfloat16):
-        convert_weights(model, dtype)
-    else:
-        model.to(dtype)
+    _cast(model, dtype)
     return model.to(device), Preprocess(model.visual.input_resolution)
+
+
+def _cast(model: CLIP, dtype: torch.dtype) -> None:
+    """Every weight once, in place: to `dtype`, but for half precision what multiplies no matrix to float32."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    halved = {id(p) for p in matrices(model)}
+    for p in model.parameters():
+        p.data = p.data.to(torch.float32 if half and id(p) not in halved else dtype)
 
 
 def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
@@ -95,11 +104,11 @@ def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
             f"device is {path!r}, a file: the second argument is the device, as in clip.load. "
             f"Pass alpha weights as load({name!r}, alpha_vision_ckpt_pth={path!r})."
         )
-    if name in weights.BASES or os.path.isfile(name):
+    if name in weights.BASES or name.startswith(weights.HUB) or os.path.exists(name):
         return
     if name in _RESNETS:
         raise RuntimeError(f"{name} has a ResNet image tower; alpha-clip's image towers are ViTs: {available_models()}")
-    raise RuntimeError(f"Model {name} not found; available models = {available_models()}, or the path of a file")
+    raise RuntimeError(f"Model {name} not found; available models = {available_models()}, or a path")
 
 
 def _default_device() -> torch.device:

@@ -1,48 +1,69 @@
-"""A small server on 127.0.0.1 that speaks the Hugging Face Hub's protocol."""
+"""A small server on 127.0.0.1 that speaks the Hugging Face Hub's protocol, and serves Google Drive's links beside."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c" * 40  # the one commit of every repository
 
 
 class Hub:
-    """Serves `files`, {(repo type, repo): {path: bytes}}, at `url` between `start` and `stop`.
+    """Serves `files`, {(repo type, repo): {path: bytes}}, at `url` between `start` and `stop`, and takes uploads.
 
-    `requests` lists what was asked for. Files in `cut_short` end in the middle, as when a connection breaks.
+    `drive` is {id: bytes}, at `drive_url`. `requests` lists what was asked for. By file name, or id: those in
+    `cut_short` end in the middle, as when a connection breaks; those in `hanging` never answer; `refused` gives a
+    status and an ``X-Error-Code`` instead; `etags` replaces the hash of the content.
     """
 
     def __init__(self) -> None:
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}
+        self.drive: dict[str, bytes] = {}
         self.cut_short: set[str] = set()
+        self.hanging: set[str] = set()
+        self.refused: dict[str, tuple[int, str]] = {}
+        self.etags: dict[str, str] = {}
         self.requests: list[str] = []
         self._server: ThreadingHTTPServer | None = None
         self._port = 0
+        self._released = threading.Event()
         self.start()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def drive_url(self) -> str:
+        return f"{self.url}/drive?id="
+
     def start(self) -> None:
         """Serve; the port is the same each time."""
         if self._server is None:
+            self._released.clear()
             self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler())
             self._port = self._server.server_port
             threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
         """Refuse every connection."""
+        self._released.set()
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    def clear(self) -> None:
+        """Up, and with nothing on it."""
+        self.stop()
+        self.start()
+        for state in (self.files, self.drive, self.cut_short, self.hanging, self.refused, self.etags, self.requests):
+            state.clear()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         hub = self
@@ -62,6 +83,33 @@ class Hub:
                 elif resolve := re.fullmatch(r"/(spaces/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
                     kind, repo, file = resolve.groups()
                     self.file(hub.files.get(("space" if kind else "model", repo)), file)
+                elif path == "/drive":
+                    self.file(hub.drive, parse_qs(urlsplit(self.path).query)["id"][0])
+                else:
+                    self.answer(404, b"")
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                lines = [json.loads(line) for line in body.splitlines() if line.strip()]
+                path = unquote(urlsplit(self.path).path)
+                if path == "/api/repos/create":
+                    repo = "/".join(filter(None, (lines[0].get("organization"), lines[0]["name"])))
+                    hub.files.setdefault(("model", repo), {})
+                    self.json({"url": f"{hub.url}/{repo}"})
+                elif path == "/api/validate-yaml":
+                    self.json({"errors": [], "warnings": []})
+                elif preupload := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
+                    names = [file["path"] for file in lines[0]["files"]]
+                    modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+                    self.json({"files": modes} if hub.files.get(("model", preupload[1])) is not None else {})
+                elif commit := re.fullmatch(r"/api/models/(.+)/commit/main", path):
+                    for line in lines:
+                        if line["key"] == "file":
+                            content = base64.b64decode(line["value"]["content"])
+                            hub.files["model", commit[1]][line["value"]["path"]] = content
+                    self.json(
+                        {"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.url}/{commit[1]}/commit/{COMMIT}"}
+                    )
                 else:
                     self.answer(404, b"")
 
@@ -69,23 +117,31 @@ class Hub:
                 if files is None:
                     self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
                 elif what == "revision":
-                    siblings = [{"rfilename": name} for name in files]
-                    self.answer(200, json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode())
+                    self.json({"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
                 else:
                     tree = [
                         {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
                         for name, content in files.items()
                     ]
-                    self.answer(200, json.dumps(tree).encode())
+                    self.json(tree)
 
             def file(self, files: dict[str, bytes] | None, name: str) -> None:
-                if files is None or name not in files:
-                    code = "RepoNotFound" if files is None else "EntryNotFound"
-                    self.answer(404, b"", {"X-Error-Code": code})
+                if name in hub.hanging:
+                    hub._released.wait(60)
                     return
-                content = files[name]
-                headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-                self.answer(200, content, headers, cut=name in hub.cut_short)
+                if name in hub.refused:
+                    status, code = hub.refused[name]
+                    self.answer(status, b"", {"X-Error-Code": code})
+                elif files is None or name not in files:
+                    self.answer(404, b"", {"X-Error-Code": "RepoNotFound" if files is None else "EntryNotFound"})
+                else:
+                    content = files[name]
+                    etag = hub.etags.get(name, hashlib.sha1(content).hexdigest())
+                    headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+                    self.answer(200, content, headers, cut=name in hub.cut_short)
+
+            def json(self, content: object) -> None:
+                self.answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
             def answer(
                 self, status: int, content: bytes, headers: dict[str, str] | None = None, cut: bool = False
@@ -95,7 +151,7 @@ class Hub:
                     self.send_header(key, value)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                if self.command == "GET":
+                if self.command != "HEAD":
                     self.wfile.write(content[: len(content) // 2] if cut else content)
 
         return Handler

@@ -17,7 +17,7 @@ import alpha_clip
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "alpha_clip"
-ASSETS = {path.name for path in (PACKAGE / "assets").iterdir()}
+ASSETS = {path.name for path in (PACKAGE / "assets").iterdir() if not path.name.startswith(".")}
 
 
 def python(*args: str, cwd: Path, path: Path | None = None) -> str:
@@ -148,18 +148,24 @@ print("alpha_clip.training" in sys.modules)
 def test_dir_lists_the_public_names():
     assert set(alpha_clip.__all__) == {
         "__version__",
+        "AlphaWeightsNotFound",
+        "HashMismatch",
+        "IncompatibleCheckpoint",
         "Preprocess",
         "WeightsError",
+        "available_alpha_weights",
         "available_models",
         "box_mask",
         "build_model",
         "load",
+        "push_to_hub",
+        "save",
         "tokenize",
     }
     assert {*alpha_clip.__all__, "model", "tokenizer", "transforms", "weights", "api"} <= set(dir(alpha_clip))
 
 
-@pytest.mark.parametrize("name", ["api", "model", "scenes", "tokenizer", "transforms", "weights"])
+@pytest.mark.parametrize("name", sorted(alpha_clip._MODULES))
 def test_modules_are_attributes_as_in_clip(name):
     assert getattr(alpha_clip, name).__name__ == f"alpha_clip.{name}"
 
@@ -184,9 +190,14 @@ MAY_IMPORT = {
     "clipart": set(),
     "scenes": {"clipart"},
     "transforms": {"model"},
-    "weights": {"model"},
+    "errors": set(),
+    "hashes": set(),
+    "checkpoints": {"errors", "hashes", "model"},
+    "sources": {"checkpoints", "errors", "hashes"},
+    "weights": {"checkpoints", "errors", "hashes", "model", "sources"},
+    "sharing": {"checkpoints", "model"},
     "api": {"model", "tokenizer", "transforms", "weights"},
-    "__init__": {"api", "model", "tokenizer", "transforms", "weights"},
+    "__init__": {"api", "errors", "model", "sharing", "tokenizer", "transforms", "weights"},
 }
 
 

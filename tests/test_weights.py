@@ -1,50 +1,37 @@
-"""Files and the Hub to one state dict: what is read, what is refused, and where files are found."""
+"""The catalogue, one state dict out of two files, the model built from it, and the command."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import logging.handlers
-import multiprocessing
-import os
-import queue
-import re
-import string
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+import runpy
+import sys
 from pathlib import Path
 
 import checkpoints
-import numpy as np
 import pytest
 import torch
-from hub import COMMIT, Hub
-from safetensors.torch import save_file
+from safetensors.torch import load_file
+from shelf import assert_equal
 from torch import Tensor
 
 import alpha_clip
 from alpha_clip import weights
-from alpha_clip.weights import AlphaWeightsNotFound, HashMismatch, IncompatibleCheckpoint, Weights, WeightsError
+from alpha_clip.checkpoints import write
+from alpha_clip.errors import AlphaWeightsNotFound, HashMismatch, IncompatibleCheckpoint, WeightsError
+from alpha_clip.sources import Weights
 
 ALPHA_KEY = "visual.conv1_alpha.weight"
-
-
-def assert_equal(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert ours.keys() == expected.keys()
-    assert all(torch.equal(ours[k], expected[k]) for k in expected)
+UNCONFIRMED = "nothing confirms that .* has attention heads 64 wide and QuickGELU"
 
 
 @pytest.fixture
 def base(tmp_path) -> str:
     """The path of a plain CLIP."""
-    torch.save(checkpoints.plain_clip(), tmp_path / "base.pt")
-    return str(tmp_path / "base.pt")
+    return str(written(checkpoints.plain_clip(), tmp_path / "base.safetensors"))
 
 
-def saved(content: object, path: Path) -> Path:
-    torch.save(content, path)
+def written(state: dict[str, Tensor], path: Path) -> Path:
+    """As one of our own files, which says what its shapes leave open."""
+    write(state, path)
     return path
 
 
@@ -126,6 +113,27 @@ SPELLINGS = {
         "clip_l14@336_grit_20m_4xe.pth",
     },
 }
+DRIVE = {  # the order of AUTHORS_FILES
+    ("ViT-B/16", "grit1m"): "16fHEXZ-7bgzcSBHzEz1wXRIZTjQIXm_2",
+    ("ViT-B/16", "grit20m"): "1cj3cYwrzBivx0h0NzSjlCg9HAd5aTkDW",
+    ("ViT-B/16", "grit1m+mim"): "11iDlSAYI_BAi1A_Qz6LTWYHNgPe-UY7I",
+    ("ViT-L/14", "grit1m"): "1PIhplBnsmSWiJN--TXCCSsiaV6bY9koq",
+    ("ViT-L/14", "grit20m"): "1WykuBYWePriCVeW5lOwBsgxgeBMzb1nd",
+    ("ViT-L/14", "grit1m+mim"): "1JfzOTvjf0tqBtKWwpBJtjYxdHi-06dbk",
+    ("ViT-L/14@336px", "grit1m"): "1DeNbUv0lraDxJZItb7shTlvGW6z_Z9Si",
+    ("ViT-L/14@336px", "grit20m"): "1dUq1deeLcou26RuxZbBG57m2ALPWev6-",
+}
+ORIGINALS = {
+    "ViT-B/32": ("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+    "ViT-B/16": ("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+    "ViT-L/14": ("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+    "ViT-L/14@336px": ("ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
+}
+FIGURES = {
+    "ViT-B/16": {"grit1m+mim": 69.40, "grit20m": 68.89, "grit1m": 68.31},
+    "ViT-L/14": {"grit1m+mim": 77.80, "grit20m": 77.41, "grit1m": 77.22},
+    "ViT-L/14@336px": {"grit20m": 79.61, "grit1m": 78.15},
+}
 
 
 def authors_entries() -> dict[tuple[str, str], Weights]:
@@ -135,6 +143,15 @@ def authors_entries() -> dict[tuple[str, str], Weights]:
 
 def test_the_authors_files_have_their_hashes():
     assert {k: (entry.file, entry.sha256) for k, entry in authors_entries().items()} == AUTHORS_FILES
+
+
+def test_the_authors_files_have_their_google_drive_links():
+    assert {k: entry.drive for k, entry in authors_entries().items()} == DRIVE
+
+
+def test_openais_archives_have_the_hashes_of_their_addresses():
+    assert {name: entry.original for name, entry in weights.BASES.items() if entry.original} == ORIGINALS
+    assert {digest: file for file, digest in ORIGINALS.values()}.items() <= weights.known_files().items()
 
 
 def test_the_hub_copies_and_other_spellings_are_listed():
@@ -153,7 +170,7 @@ def test_hashes_are_sha256():
     entries = [*weights.BASES.values(), *authors_entries().values()]
     hashes = [e.sha256 for e in entries if e.sha256]
     assert len(set(hashes)) == len(hashes) == 11
-    assert all(len(h) == 64 and set(h) <= set(string.hexdigits.lower()) for h in hashes)
+    assert all(len(h) == 64 and set(h) <= set("0123456789abcdef") for h in hashes)
 
 
 def test_every_base_has_a_table_of_alpha_weights_best_first():
@@ -170,31 +187,176 @@ def test_every_base_has_a_table_of_alpha_weights_best_first():
 
 def test_the_bundled_files_are_there_in_half_precision():
     for entry in (weights.BASES["tiny"], weights.ALPHA["tiny"]["scenes"]):
-        tensors = weights.read(weights.ASSETS / entry.file)
+        tensors = load_file(weights.ASSETS / entry.file)
         assert {t.dtype for k, t in tensors.items() if k != "token_ids"} == {torch.float16}
 
 
 def test_the_bundled_alpha_file_is_an_image_tower_as_the_authors_save_it():
-    tower = weights.read(weights.ASSETS / weights.ALPHA["tiny"]["scenes"].file)
+    tower = load_file(weights.ASSETS / weights.ALPHA["tiny"]["scenes"].file)
     assert "conv1_alpha.weight" in tower
     assert not any(k.startswith("visual.") for k in tower)
+
+
+def test_available_alpha_weights_are_best_first_with_the_papers_figures():
+    for name, figures in FIGURES.items():
+        notes = alpha_clip.available_alpha_weights(name)
+        assert {tag: float(note.partition("%")[0]) for tag, note in notes.items()} == figures
+        assert list(notes) == sorted(figures, key=figures.__getitem__, reverse=True)
+        assert all("top-1 on ImageNet-S" in note for note in notes.values())
+        assert [tag for tag, note in notes.items() if "seen ImageNet's labels" in note] == [
+            tag for tag in figures if "mim" in tag
+        ]
+    assert alpha_clip.available_alpha_weights("ViT-B/32") == {}
+    assert list(alpha_clip.available_alpha_weights("tiny")) == ["scenes"]
+
+
+def test_available_alpha_weights_of_an_unknown_name():
+    with pytest.raises(ValueError, match=r"name is 'ViT-H/14', expected one of \['tiny', 'ViT-B/32', "):
+        alpha_clip.available_alpha_weights("ViT-H/14")
+
+
+def test_the_errors_are_runtime_errors():
+    for error in (AlphaWeightsNotFound, HashMismatch, IncompatibleCheckpoint):
+        assert issubclass(error, WeightsError) and issubclass(error, RuntimeError)
+    assert alpha_clip.WeightsError is WeightsError
 
 
 # --- one state dict ---
 
 
 def test_the_authors_tower_replaces_the_bases(base, tmp_path):
-    alpha = saved(checkpoints.authors_tower(), tmp_path / "alpha.pth")
-    state = weights.state_dict(base, alpha, None)
+    alpha = written(checkpoints.authors_tower(), tmp_path / "alpha.safetensors")
     expected = {f"visual.{k}": v for k, v in checkpoints.image_tower().items()}
-    assert_equal(state, checkpoints.plain_clip() | expected)
+    assert_equal(weights.state_dict(base, alpha), checkpoints.plain_clip() | expected)
 
 
 @pytest.mark.parametrize("make", [checkpoints.image_tower, lambda: checkpoints.clip(1)])
 def test_alpha_weights_may_be_a_tower_in_our_names_or_a_whole_model(base, tmp_path, make):
-    ours = weights.state_dict(base, saved(make(), tmp_path / "alpha.pth"), None)
-    authors = weights.state_dict(base, saved(checkpoints.authors_tower(), tmp_path / "theirs.pth"), None)
-    assert_equal(ours, authors)
+    ours = weights.state_dict(base, written(make(), tmp_path / "alpha.safetensors"))
+    assert_equal(ours, weights.state_dict(base, written(checkpoints.authors_tower(), tmp_path / "theirs.safetensors")))
+
+
+def test_the_bases_own_image_tower_is_not_read_where_another_replaces_it(base, tmp_path, monkeypatch):
+    """Its bytes in the file are NaN, and nobody notices."""
+    tower = written(checkpoints.image_tower(), tmp_path / "alpha.safetensors")
+    ruined = {k: v * torch.nan if k.startswith("visual.") else v for k, v in checkpoints.plain_clip().items()}
+    written(ruined, Path(base))
+    model, _ = alpha_clip.load(base, "cpu", alpha_vision_ckpt_pth=tower)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("tower", [checkpoints.image_tower, checkpoints.authors_tower])
+def test_an_image_tower_given_as_the_model_is_refused(tmp_path, tower):
+    path = str(written(tower(), tmp_path / "alpha.safetensors"))
+    message = r"holds an image tower alone: load its base by name and pass this file as alpha_vision_ckpt_pth="
+    with pytest.raises(IncompatibleCheckpoint, match=rf"alpha\.safetensors {message}"):
+        weights.state_dict(path, "auto")
+
+
+def test_an_alpha_file_without_alpha_weights_is_refused(base, tmp_path):
+    path = written(checkpoints.plain_clip(1), tmp_path / "plain.safetensors")
+    with pytest.raises(IncompatibleCheckpoint, match=r"holds no alpha weights \(conv1_alpha\.weight\)"):
+        weights.state_dict(base, path)
+
+
+def test_an_alpha_file_of_another_width_lists_the_sizes(base, tmp_path):
+    path = written(checkpoints.authors_tower(vision_width=128), tmp_path / "alpha.safetensors")
+    message = (
+        r"alpha\.safetensors is not an image tower for this base: visual\.class_embedding: \(128,\) there, \(64,\) "
+        r"needed; .*; and \d+ more\. Load the base it was trained on"
+    )
+    with pytest.raises(IncompatibleCheckpoint, match=message):
+        weights.state_dict(base, path)
+
+
+@pytest.mark.parametrize(
+    ("layers", "sizes"), [(1, r"nothing there, \(64,\) needed"), (3, r"\(64,\) there, nothing needed")]
+)
+def test_an_alpha_file_of_another_depth_lists_the_blocks(base, tmp_path, layers, sizes):
+    path = written(checkpoints.authors_tower(vision_layers=layers), tmp_path / "alpha.safetensors")
+    block = min(layers, 2)
+    with pytest.raises(IncompatibleCheckpoint, match=rf"resblocks\.{block}\.ln_1\.bias: {sizes}"):
+        weights.state_dict(base, path)
+
+
+@pytest.mark.parametrize("alpha", ["grit40m", "no/such/file.pth", "GRIT20M"])
+def test_a_wrong_tag_lists_the_tags(alpha):
+    message = rf"alpha weights '{alpha}' are neither a file nor a tag for ViT-L/14@336px \(tags: 'grit20m', 'grit1m'\)"
+    with pytest.raises(WeightsError, match=message):
+        weights.state_dict("ViT-L/14@336px", alpha)
+
+
+@pytest.mark.parametrize("name", ["ViT-B/32", "base.pt"])
+def test_where_there_are_no_tags_the_error_says_so(name):
+    with pytest.raises(WeightsError, match=r"neither a file nor a tag for .* \(tags: none\)"):
+        weights.state_dict(name, "grit20m")
+
+
+# --- what shapes leave open ---
+
+
+def test_an_unconfirmed_file_loads_with_one_warning_that_names_both_assumptions(tmp_path):
+    torch.save(checkpoints.clip(), tmp_path / "model.pt")
+    with pytest.warns(UserWarning, match=rf"{UNCONFIRMED}.*convert .*model\.pt OUT\.safetensors --confirm") as caught:
+        alpha_clip.load(str(tmp_path / "model.pt"), "cpu")
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_so_does_an_unconfirmed_file_of_alpha_weights(base, tmp_path):
+    torch.save(checkpoints.authors_tower(), tmp_path / "alpha.pth")
+    with pytest.warns(UserWarning, match=UNCONFIRMED) as caught:
+        alpha_clip.load(base, "cpu", alpha_vision_ckpt_pth=tmp_path / "alpha.pth")
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_a_known_hash_confirms(tmp_path, monkeypatch):
+    torch.save(checkpoints.clip(), tmp_path / "model.pt")
+    digest = weights.hashes.sha256(tmp_path / "model.pt")
+    monkeypatch.setitem(weights.ALPHA["ViT-B/32"], "new", Weights("new.pth", digest))
+    alpha_clip.load(str(tmp_path / "model.pt"), "cpu")  # a warning would be an error here
+
+
+def test_a_contradiction_is_refused_by_load_too(tmp_path):
+    folder = checkpoints.transformers_folder(tmp_path, hidden_act="gelu")
+    with pytest.raises(IncompatibleCheckpoint, match=r"vision hidden_act gelu, needed quick_gelu"):
+        alpha_clip.load(str(folder), "cpu")
+
+
+# --- the model built from it ---
+
+
+def test_build_holds_the_tensors_themselves():
+    state = checkpoints.clip()
+    model = weights.build("it", state)
+    assert not model.training
+    assert all(v.data_ptr() == state[k].data_ptr() for k, v in model.state_dict().items())
+
+
+def test_build_reports_all_that_is_wrong_sorted():
+    state = checkpoints.clip() | {"a.stranger": torch.zeros(2)}
+    del state["ln_final.bias"]
+    state["visual.ln_pre.weight"] = torch.zeros(3)
+    message = (
+        r"it does not hold the weights of a CLIP, no more and no less: a\.stranger: \(2,\) there, nothing needed; "
+        r"ln_final\.bias: nothing there, \(64,\) needed; visual\.ln_pre\.weight: \(3,\) there, \(64,\) needed$"
+    )
+    with pytest.raises(IncompatibleCheckpoint, match=message):
+        weights.build("it", state)
+
+
+def test_build_refuses_what_has_no_sizes_to_read():
+    state = checkpoints.clip()
+    del state["text_projection"]
+    with pytest.raises(IncompatibleCheckpoint, match=r"it: not the state dict of a CLIP .*: text_projection missing"):
+        weights.build("it", state)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_build_refuses_weights_that_are_not_finite(value):
+    state = checkpoints.clip()
+    state["ln_final.bias"][3] = value
+    with pytest.raises(IncompatibleCheckpoint, match=r"it has weights that are not finite \(ln_final\.bias\)"):
+        weights.build("it", state)
 
 
 def test_expand_vocabulary_gives_each_id_its_row_or_the_unknown_one():
@@ -214,463 +376,117 @@ def test_expand_vocabulary_keeps_the_rest_and_its_argument():
     assert len(packed["token_embedding.weight"]) == 1 + len(packed["token_ids"])
 
 
-# --- what is read ---
+# --- python -m alpha_clip.weights ---
+
+
+def command(*arguments: object, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What the command prints, by its first words."""
+    weights.main([str(argument) for argument in arguments])
+    lines = capsys.readouterr().out.splitlines()
+    return {line[:20].strip(): line[21:] for line in lines}
+
+
+def test_verify_says_what_a_file_is(tmp_path, capsys):
+    path = written(checkpoints.clip(), tmp_path / "model.safetensors")
+    facts = command("verify", path, capsys=capsys)
+    assert facts.pop("sha256") == f"{weights.hashes.sha256(path)} (not in the catalogue)"
+    assert facts.pop("weights") == f"{sum(v.numel() for v in checkpoints.clip().values()):,}, all finite"
+    assert facts == {
+        "format": "safetensors",
+        "holds": "both towers",
+        "image tower": "width 64, 8-pixel patches, 32 x 32 pixels",
+        "alpha weights": "yes",
+        "precision": "float32",
+        "heads and QuickGELU": "confirmed by its metadata",
+    }
+
+
+def test_verify_names_a_known_file_and_a_tower_alone(tmp_path, capsys, monkeypatch):
+    torch.save(checkpoints.authors_tower(), tmp_path / "alpha.pth")
+    digest = weights.hashes.sha256(tmp_path / "alpha.pth")
+    monkeypatch.setitem(weights.ALPHA["ViT-B/32"], "new", Weights("new.pth", digest))
+    facts = command("verify", tmp_path / "alpha.pth", capsys=capsys)
+    assert facts["format"] == "torch.save"
+    assert facts["sha256"] == f"{digest} (new.pth)"
+    assert facts["holds"] == "an image tower alone"
+    assert facts["heads and QuickGELU"] == "confirmed by its SHA-256, which is that of new.pth"
 
 
 @pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state,
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"model": state, "optimizer": {"state": {0: torch.zeros(1)}}},
-        lambda state: {f"module.{k}": v for k, v in state.items()},
-        lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
-    ],
+    ("make", "expected"), [(checkpoints.plain_clip, "none"), (checkpoints.blind_clip, "all zero: masks are ignored")]
 )
-def test_wrappers_of_training_scripts_are_taken_off(tmp_path, wrap):
+def test_verify_says_when_masks_are_ignored(tmp_path, capsys, make, expected):
+    facts = command("verify", written(make(), tmp_path / "model.safetensors"), capsys=capsys)
+    assert facts["alpha weights"] == expected
+
+
+def test_verify_of_the_bundled_files(capsys):
+    for entry in (weights.BASES["tiny"], weights.ALPHA["tiny"]["scenes"]):
+        assert command("verify", weights.ASSETS / entry.file, capsys=capsys)["heads and QuickGELU"].startswith(
+            "confirmed"
+        )
+    assert not [path.name for path in weights.ASSETS.iterdir() if path.name.startswith(".")]
+
+
+def test_verify_reads_every_weight(tmp_path):
     state = checkpoints.clip()
-    assert_equal(weights.read(saved(wrap(state), tmp_path / "model.pt")), state)
-
-
-def test_safetensors(tmp_path):
-    state = checkpoints.clip()
-    save_file(state, tmp_path / "model.safetensors")
-    assert_equal(weights.read(tmp_path / "model.safetensors"), state)
-
-
-# --- what is refused ---
-
-
-class Payload:
-    """Makes a folder when it is unpickled by the book."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self.folder),)
-
-
-def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path):
-    trap = tmp_path / "run"
-    path = saved(checkpoints.clip() | {"x": Payload(trap)}, tmp_path / "model.pt")
-    with pytest.raises(IncompatibleCheckpoint, match=r"model\.pt cannot be read without running code from it"):
-        weights.read(path)
-    assert not trap.exists()
-    torch.load(path, weights_only=False)
-    assert trap.exists()  # it would have
-
-
-def test_a_pickled_module_is_refused(tmp_path):
-    path = saved(torch.nn.Linear(2, 2), tmp_path / "model.pt")
-    with pytest.raises(
-        IncompatibleCheckpoint, match=r"running code from it.*torch\.save\(model\.state_dict\(\), path\)"
-    ):
-        weights.read(path)
-
-
-@pytest.fixture
-def torchscript(tmp_path) -> Path:
-    path = tmp_path / "ViT-B-32.pt"
-    module = torch.nn.Linear(2, 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, but OpenAI's files are made with it
-        torch.jit.save(torch.jit.script(module), path)
-    return path
-
-
-def test_torchscript_is_refused_with_the_remedy(torchscript):
-    remedy = re.escape("torch.save(torch.jit.load(path).state_dict(), new_path)")
-    with pytest.raises(IncompatibleCheckpoint, match=rf"ViT-B-32\.pt is a TorchScript archive.*trust it: {remedy}"):
-        weights.read(torchscript)
-
-
-def test_the_remedy_for_torchscript_works(torchscript, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.save(torch.jit.load(torchscript).state_dict(), tmp_path / "new.pt")
-    assert weights.read(tmp_path / "new.pt").keys() == {"weight", "bias"}
-
-
-@pytest.mark.parametrize("content", [b"", b"hello world\n", b"<!DOCTYPE html>", b"0", b"\x80\x02"])
-def test_files_that_are_no_checkpoint_are_refused(tmp_path, content):
-    (tmp_path / "model.pt").write_bytes(content)
-    with pytest.raises(IncompatibleCheckpoint, match=r"model\.pt cannot be read .*or is not whole.*or fetch it again"):
-        weights.read(tmp_path / "model.pt")
-
-
-def test_a_truncated_pickle_is_refused(tmp_path):
-    path = saved(checkpoints.clip(), tmp_path / "model.pt")
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(IncompatibleCheckpoint, match=r"is not whole \(RuntimeError\).*fetch it again"):
-        weights.read(path)
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, -1])
-def test_a_truncated_or_empty_safetensors_file_is_refused(tmp_path, keep):
-    path = tmp_path / "model.safetensors"
-    save_file(checkpoints.clip(), path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(
-        IncompatibleCheckpoint, match=r"model\.safetensors is not a whole safetensors file.*fetch it again"
-    ):
-        weights.read(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (torch.zeros(3), "holds a Tensor, expected a state dict"),
-        ([torch.zeros(3)], "holds a list, expected a state dict"),
-        ({}, "holds no tensors: expected a state dict"),
-        ({"epoch": 3}, "holds no tensors: expected a state dict"),
-    ],
-)
-def test_pickles_of_something_else_are_refused(tmp_path, content, message):
-    with pytest.raises(IncompatibleCheckpoint, match=message):
-        weights.read(saved(content, tmp_path / "model.pt"))
-
-
-def test_a_path_that_is_no_file_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match=r"is not a file: give the path of a checkpoint, or a name of available_m"):
-        weights.read(tmp_path)
-
-
-@pytest.mark.parametrize("tower", [checkpoints.image_tower, checkpoints.authors_tower])
-def test_an_image_tower_given_as_the_model_is_refused(tmp_path, tower):
-    path = str(saved(tower(), tmp_path / "alpha.pth"))
-    message = (
-        r"alpha\.pth holds an image tower alone: load its base by name and pass this file as alpha_vision_ckpt_pth="
-    )
-    with pytest.raises(IncompatibleCheckpoint, match=message):
-        weights.state_dict(path, "auto", None)
-
-
-def test_a_state_dict_of_something_else_is_refused(tmp_path):
-    path = str(saved({"fc.weight": torch.zeros(1)}, tmp_path / "resnet.pt"))
-    with pytest.raises(IncompatibleCheckpoint, match=r"resnet\.pt does not hold a CLIP with a ViT image tower"):
-        weights.state_dict(path, "auto", None)
-
-
-def test_an_alpha_file_without_alpha_weights_is_refused(base, tmp_path):
-    path = saved(checkpoints.plain_clip(1), tmp_path / "plain.pt")
-    with pytest.raises(IncompatibleCheckpoint, match=r"plain\.pt holds no alpha weights \(conv1_alpha\.weight\)"):
-        weights.state_dict(base, path, None)
-
-
-def test_an_alpha_file_of_another_width_lists_the_sizes(base, tmp_path):
-    path = saved(checkpoints.authors_tower(vision_width=128), tmp_path / "alpha.pth")
-    message = (
-        r"alpha\.pth is not an image tower for this base: visual\.class_embedding: \(128,\) there, \(64,\) needed; "
-        r".*; and \d+ more\. Load the base it was trained on"
-    )
-    with pytest.raises(IncompatibleCheckpoint, match=message):
-        weights.state_dict(base, path, None)
-
-
-@pytest.mark.parametrize(
-    ("layers", "sizes"), [(1, r"nothing there, \(64,\) needed"), (3, r"\(64,\) there, nothing needed")]
-)
-def test_an_alpha_file_of_another_depth_lists_the_blocks(base, tmp_path, layers, sizes):
-    path = saved(checkpoints.authors_tower(vision_layers=layers), tmp_path / "alpha.pth")
-    block = min(layers, 2)
-    with pytest.raises(IncompatibleCheckpoint, match=rf"resblocks\.{block}\.ln_1\.bias: {sizes}"):
-        weights.state_dict(base, path, None)
-
-
-@pytest.mark.parametrize("alpha", ["grit40m", "no/such/file.pth", "GRIT20M"])
-def test_a_wrong_tag_lists_the_tags(alpha):
-    message = rf"alpha weights '{alpha}' are neither a file nor a tag for ViT-L/14@336px \(tags: 'grit20m', 'grit1m'\)"
-    with pytest.raises(WeightsError, match=message):
-        weights.state_dict("ViT-L/14@336px", alpha, None)
-
-
-@pytest.mark.parametrize("name", ["ViT-B/32", "base.pt"])
-def test_where_there_are_no_tags_the_error_says_so(name):
-    with pytest.raises(WeightsError, match=r"neither a file nor a tag for .* \(tags: none\)"):
-        weights.state_dict(name, "grit20m", None)
-
-
-# --- files already on the disk ---
-
-
-class Shelf:
-    """A catalogue of one base and its alpha weights, and the bytes of both."""
-
-    name, tag = "ViT-L/14@336px", "grit20m"
-
-    def __init__(self) -> None:
-        self.base = _bytes(checkpoints.plain_clip())
-        self.alpha = _bytes(checkpoints.authors_tower())
-        self.bases = {self.name: Weights("base.pt", _sha256(self.base), "our/base", COMMIT)}
-        self.entry = replace(weights.ALPHA[self.name][self.tag], sha256=_sha256(self.alpha), repo=None, revision=None)
-
-    @property
-    def alphas(self) -> dict[str, dict[str, Weights]]:
-        return {self.name: {self.tag: self.entry}}
-
-    def expected(self) -> dict[str, Tensor]:
-        return checkpoints.plain_clip() | {f"visual.{k}": v for k, v in checkpoints.image_tower().items()}
-
-
-def _bytes(state: dict[str, Tensor]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-@pytest.fixture
-def shelf(monkeypatch, tmp_path) -> Shelf:
-    """The catalogue is a shelf's, OpenAI's cache is an empty folder, and there is no network."""
-    shelf = Shelf()
-    monkeypatch.setattr(weights, "BASES", shelf.bases)
-    monkeypatch.setattr(weights, "ALPHA", shelf.alphas)
-    (tmp_path / "cache").mkdir()
-    monkeypatch.setattr(weights, "OPENAI_CACHE", str(tmp_path / "cache"))
-
-    def no_network(entry: Weights, download_root: str | None) -> Path:
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(weights, "_from_hub", no_network)
-    return shelf
-
-
-ENTRY_NAMES = [
-    weights.ALPHA[Shelf.name][Shelf.tag].file,
-    *weights.ALPHA[Shelf.name][Shelf.tag].other_names,
-]
-
-
-@pytest.mark.parametrize("spelling", ENTRY_NAMES)
-def test_known_files_in_download_root_are_found_under_any_spelling(shelf, tmp_path, spelling):
-    (tmp_path / "base.pt").write_bytes(shelf.base)
-    (tmp_path / spelling).write_bytes(shelf.alpha)
-    assert_equal(weights.state_dict(shelf.name, "auto", str(tmp_path)), shelf.expected())
-
-
-def test_known_files_in_openais_cache_are_found(shelf, tmp_path):
-    (tmp_path / "cache" / "base.pt").write_bytes(shelf.base)
-    (tmp_path / "cache" / ENTRY_NAMES[0]).write_bytes(shelf.alpha)
-    assert_equal(weights.state_dict(shelf.name, "auto", None), shelf.expected())
-
-
-def test_wrong_bytes_are_left_alone_and_skipped_with_a_log(shelf, tmp_path, caplog):
-    (tmp_path / "base.pt").write_bytes(shelf.base)
-    (tmp_path / ENTRY_NAMES[0]).write_bytes(b"wrong")
-    (tmp_path / ENTRY_NAMES[-1]).write_bytes(shelf.alpha)
-    with caplog.at_level(logging.WARNING, "alpha_clip.weights"):
-        state = weights.state_dict(shelf.name, "auto", str(tmp_path))
-    assert_equal(state, shelf.expected())
-    assert (tmp_path / ENTRY_NAMES[0]).read_bytes() == b"wrong"
-    assert f"{ENTRY_NAMES[0]} does not have the SHA-256 {shelf.entry.sha256}" in caplog.text
-
-
-def test_a_file_of_unknown_hash_is_not_taken_from_a_folder(shelf, tmp_path):
-    weights.BASES[shelf.name] = replace(weights.BASES[shelf.name], sha256=None)
-    (tmp_path / "base.pt").write_bytes(shelf.base)
-    with pytest.raises(WeightsError, match=r"base\.pt could not be fetched from our/base"):
-        weights.state_dict(shelf.name, None, str(tmp_path))
-
-
-def not_found(entry: Weights, reason: str = "") -> str:
-    return (
-        rf"{re.escape(entry.file)} \(SHA-256 {entry.sha256}\) could not be had\. Get the file from "
-        r"https://github\.com/SunzeY/AlphaCLIP and put it into download_root, or pass its path as "
-        rf"alpha_vision_ckpt_pth=; pass None for plain CLIP, which ignores masks\. Reason: (?s:.*){reason}"
-    )
-
-
-def test_without_any_source_the_error_names_file_hash_link_and_remedy(shelf):
-    with pytest.raises(AlphaWeightsNotFound, match=not_found(shelf.entry, "no copy on the Hub is known")):
-        weights.state_dict(shelf.name, "auto", None)
-
-
-def test_missing_alpha_weights_are_noticed_before_the_base_is_fetched(shelf):
-    """The base cannot be had here either, but is not asked for."""
-    for alpha, error in (("auto", AlphaWeightsNotFound), ("no_such_tag", WeightsError)):
-        with pytest.raises(error, match="alpha weights"):
-            weights.state_dict(shelf.name, alpha, None)
-
-
-def test_the_errors_are_runtime_errors():
-    for error in (AlphaWeightsNotFound, HashMismatch, IncompatibleCheckpoint):
-        assert issubclass(error, WeightsError) and issubclass(error, RuntimeError)
-    assert alpha_clip.WeightsError is WeightsError
-
-
-# --- the Hub: its real client in a process of its own, against a server on this machine ---
-
-
-def load_there(shelf: Shelf, root: Path) -> dict[str, np.ndarray]:
-    """Runs in the client's process: load everything by name."""
-    weights.BASES, weights.ALPHA = shelf.bases, shelf.alphas
-    weights.OPENAI_CACHE = str(root / "no such folder")
-    model, _ = alpha_clip.load(shelf.name, "cpu", download_root=str(root))
-    return {k: v.numpy() for k, v in model.state_dict().items()}
-
-
-def log_there(shelf: Shelf, root: Path) -> list[str]:
-    """Runs in the client's process: what a load logs."""
-    handler = logging.handlers.QueueHandler(queue.SimpleQueue())
-    logging.getLogger("alpha_clip").addHandler(handler)
-    load_there(shelf, root)
-    logging.getLogger("alpha_clip").removeHandler(handler)
-    return [handler.queue.get().getMessage() for _ in range(handler.queue.qsize())]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Hub]:
-    hub = Hub()
-    yield hub
-    hub.stop()
-
-
-@pytest.fixture(scope="module")
-def client(server, tmp_path_factory) -> Iterator[ProcessPoolExecutor]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_HUB_OFFLINE", "HF_TOKEN"):
-            patch.delenv(name, raising=False)
-            patch.delenv(name.lower(), raising=False)
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        patch.setenv("HF_ENDPOINT", server.url)
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
-        patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            pool.submit(os.getpid).result()  # started here, with this environment
-            yield pool
-
-
-@pytest.fixture
-def hub(server) -> Iterator[Hub]:
-    """The server, up and with nothing on it."""
-    server.start()
-    server.files.clear()
-    server.cut_short.clear()
-    yield server
-    server.start()
-
-
-@pytest.fixture
-def published(hub) -> Shelf:
-    """A shelf whose two files are on the Hub."""
-    shelf = Shelf()
-    shelf.entry = replace(shelf.entry, repo="our/alpha", revision=COMMIT)
-    hub.files[("model", "our/base")] = {"README.md": b"", "base.pt": shelf.base}
-    hub.files[("model", "our/alpha")] = {"README.md": b"", shelf.entry.file: shelf.alpha}
-    return shelf
-
-
-@pytest.fixture
-def load(client, tmp_path) -> Callable[[Shelf], dict[str, Tensor]]:
-    """Loads in the client's process, which caches in this test's folder."""
-
-    def load(shelf: Shelf) -> dict[str, Tensor]:
-        arrays = client.submit(load_there, shelf, tmp_path).result()
-        return {k: torch.from_numpy(v) for k, v in arrays.items()}
-
-    return load
-
-
-def files_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*.pt*")}
-
-
-def test_the_first_load_fetches_both_files(published, load):
-    assert_equal(load(published), published.expected())
-
-
-def test_the_second_load_works_without_the_server(published, load, hub):
-    load(published)
-    hub.stop()
-    assert_equal(load(published), published.expected())
-
-
-def test_the_second_load_asks_for_nothing(published, load, hub):
-    load(published)
-    hub.requests.clear()
-    load(published)
-    assert hub.requests == []
-
-
-def test_the_licence_is_named_when_the_authors_weights_are_fetched(published, client, tmp_path):
-    first, second = (client.submit(log_there, published, tmp_path).result() for _ in range(2))
-    assert first == ["The Alpha-CLIP authors' weights are for research use only (CC BY-NC 4.0)."]
-    assert second == []
-
-
-def test_a_copy_may_lie_in_a_folder_of_a_space_under_another_name_and_no_revision(published, load, hub):
-    published.entry = replace(published.entry, repo="our/space", repo_type="space", revision=None)
-    hub.files[("space", "our/space")] = {"app.py": b"", f"checkpoints/{ENTRY_NAMES[-1]}": published.alpha}
-    assert_equal(load(published), published.expected())
-    hub.stop()
-    assert_equal(load(published), published.expected())
-
-
-def test_wrong_bytes_are_deleted_and_both_hashes_named(published, load, hub, tmp_path):
-    wrong = published.alpha[:-1] + b"!"
-    hub.files[("model", "our/alpha")][published.entry.file] = wrong
-    message = rf"had SHA-256 {_sha256(wrong)}, expected {published.entry.sha256}: deleted; load again"
-    with pytest.raises(HashMismatch, match=message):
-        load(published)
-    assert files_in(tmp_path) == set()
-    assert len(wrong) not in {path.stat().st_size for path in tmp_path.rglob("*")}
-
-
-def test_after_wrong_bytes_the_next_load_fetches_again(published, load, hub):
-    files = hub.files[("model", "our/alpha")]
-    files[published.entry.file] = published.alpha[:-1] + b"!"
-    with pytest.raises(HashMismatch, match="deleted; load again to fetch it"):
-        load(published)
-    files[published.entry.file] = published.alpha
-    assert_equal(load(published), published.expected())
-
-
-def test_a_base_of_wrong_bytes_is_a_mismatch_too(published, load, hub):
-    hub.files[("model", "our/base")]["base.pt"] = b"wrong"
-    with pytest.raises(HashMismatch, match=rf"had SHA-256 {_sha256(b'wrong')}, expected {_sha256(published.base)}"):
-        load(published)
-
-
-def test_a_deleted_file_is_fetched_again(published, load, tmp_path):
-    load(published)
-    for path in tmp_path.rglob("*.pth"):
-        path.resolve().unlink()
-    assert_equal(load(published), published.expected())
-
-
-def test_a_file_that_is_gone_from_its_repository(published, load, hub):
-    del hub.files[("model", "our/alpha")][published.entry.file]
-    with pytest.raises(AlphaWeightsNotFound, match=not_found(published.entry, "our/alpha has no file")):
-        load(published)
-
-
-def test_a_repository_that_is_gone(published, load, hub):
-    del hub.files[("model", "our/alpha")]
-    with pytest.raises(AlphaWeightsNotFound, match=not_found(published.entry, "our/alpha")):
-        load(published)
-
-
-def test_a_base_that_is_gone(published, load, hub):
-    del hub.files[("model", "our/base")]
-    message = r"base\.pt could not be fetched from our/base on the Hugging Face Hub\. .*pass the path of a copy"
-    with pytest.raises(WeightsError, match=message):
-        load(published)
-
-
-@pytest.mark.slow  # the Hub's client tries for 20 seconds
-def test_no_server_and_nothing_cached(published, load, hub):
-    hub.stop()
-    with pytest.raises(AlphaWeightsNotFound, match=not_found(published.entry)):
-        load(published)
-
-
-def test_a_connection_that_breaks_leaves_nothing_to_be_taken_for_the_file(published, load, hub):
-    hub.cut_short.add(published.entry.file)
-    with pytest.raises(AlphaWeightsNotFound, match=not_found(published.entry)):
-        load(published)
-    hub.cut_short.clear()
-    assert_equal(load(published), published.expected())
+    state["visual.proj"][3, 4] = torch.nan  # `load` would not notice
+    path = written(state, tmp_path / "model.safetensors")
+    with pytest.raises(SystemExit, match=r"error: .* has weights that are not finite: visual\.proj"):
+        weights.main(["verify", str(path)])
+
+
+@pytest.mark.parametrize("arguments", [["verify", "none.pt"], ["convert", "none.pt", "out.safetensors"]])
+def test_a_file_that_cannot_be_read_ends_the_command(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"error: there is no file none\.pt"):
+        weights.main(arguments)
+
+
+def test_convert_writes_canonical_safetensors(tmp_path, capsys):
+    folder = checkpoints.transformers_folder(tmp_path / "theirs")
+    facts = command("convert", folder, tmp_path / "out.safetensors", capsys=capsys)
+    assert facts["heads and QuickGELU"] == "confirmed by its metadata"
+    assert_equal(load_file(tmp_path / "out.safetensors"), alpha_clip.checkpoints.read(folder).tensors)
+
+
+def test_convert_confirms_only_on_the_users_word(tmp_path, capsys):
+    torch.save(checkpoints.clip(), tmp_path / "model.pt")
+    target = tmp_path / "out.safetensors"
+    assert command("convert", tmp_path / "model.pt", target, capsys=capsys)["heads and QuickGELU"] == "not confirmed"
+    with pytest.warns(UserWarning, match=UNCONFIRMED):
+        alpha_clip.load(str(target), "cpu")
+    facts = command("convert", tmp_path / "model.pt", target, "--confirm", capsys=capsys)
+    assert facts["heads and QuickGELU"] == "confirmed by its metadata"
+    alpha_clip.load(str(target), "cpu")
+
+
+def test_convert_runs_an_archives_code_only_if_told_to(tmp_path, capsys):
+    archive = checkpoints.torchscript(checkpoints.clip(), tmp_path / "model.pt")
+    target = tmp_path / "out.safetensors"
+    with pytest.raises(SystemExit, match="is a TorchScript archive, which can only be read by running code"):
+        weights.main(["convert", str(archive), str(target)])
+    assert not target.exists()
+    command("convert", archive, target, "--trust", capsys=capsys)
+    assert_equal(load_file(target), checkpoints.clip())
+
+
+def test_convert_refuses_another_ending(tmp_path):
+    torch.save(checkpoints.clip(), tmp_path / "model.pt")
+    with pytest.raises(SystemExit, match=r"target is .*out\.pt, expected a name that ends in \.safetensors"):
+        weights.main(["convert", str(tmp_path / "model.pt"), str(tmp_path / "out.pt")])
+
+
+def test_a_target_that_cannot_be_written_ends_the_command(tmp_path):
+    written(checkpoints.clip(), tmp_path / "model.safetensors")
+    (tmp_path / "out.safetensors").mkdir()
+    with pytest.raises(SystemExit, match=r"error: .*Is a directory"):
+        weights.main(["convert", str(tmp_path / "model.safetensors"), str(tmp_path / "out.safetensors")])
+
+
+def test_the_module_is_a_command(monkeypatch, capsys, tmp_path):
+    path = written(checkpoints.clip(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(sys, "argv", ["weights", "verify", str(path)])
+    monkeypatch.delitem(sys.modules, "alpha_clip.weights")
+    runpy.run_module("alpha_clip.weights", run_name="__main__")
+    assert "both towers" in capsys.readouterr().out

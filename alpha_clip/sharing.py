@@ -1,0 +1,121 @@
+"""Models to folders and to the Hub, from where `load` takes them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from . import checkpoints
+from .model import CLIP
+
+CARD = """\
+---
+library_name: alpha-clip
+pipeline_tag: zero-shot-image-classification
+tags:
+- clip
+- alpha-clip
+---
+
+# {title}
+
+A CLIP whose image tower takes a mask beside the picture ([Alpha-CLIP](https://arxiv.org/abs/2312.03818)), for the
+Python package `alpha-clip`:
+
+```python
+import alpha_clip
+
+model, preprocess = alpha_clip.load("{name}")
+rgb, alpha = preprocess(image, mask)
+features = model.encode_image(rgb, alpha)
+```
+
+| | |
+|---|---|
+| image tower | {resolution} x {resolution} pixels, patches of {patch}, width {width}, {layers} blocks |
+| text tower | width {text_width}, {text_layers} blocks, context {context} |
+| features | {features} |
+| alpha weights | {alpha} |
+
+<!-- Say here what it was trained on, how well it does, and under which licence it is. Models fine-tuned from the
+Alpha-CLIP authors' weights are for research use only (CC BY-NC 4.0), as those are. -->
+"""
+
+
+def save(model: CLIP, folder: str | os.PathLike[str]) -> Path:
+    """Write ``model.safetensors`` and a model card, ``README.md``, into `folder`; `load` takes the folder's path.
+
+    Weights keep their precision. Files are written under temporary names and renamed; a README.md that is there stays
+    as it is.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: `model` is not one of ours. OSError: the folder cannot be written to.
+    """
+    return _save(model, Path(folder), str(folder))
+
+
+def push_to_hub(model: CLIP, repo: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload what `save` writes to the model repository `repo` ("user/name"), which is created if need be.
+
+    A card that the repository has stays as it is. Others load it with ``load("hf-hub:user/name")``.
+
+    Args:
+        model: one of ours.
+        repo: "user/name".
+        private: whether a new repository is private.
+        token: of an account that may write there; None: the one of `hf auth login`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        TypeError: `model` is not one of ours. Otherwise what `huggingface_hub` raises.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        _save(model, Path(folder), f"hf-hub:{repo}")
+        api.create_repo(repo, private=private, exist_ok=True)
+        ignored = ["README.md"] if api.file_exists(repo, "README.md") else None
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="Upload an alpha-clip model", ignore_patterns=ignored
+        )
+        return str(commit.commit_url)
+
+
+def _save(model: CLIP, folder: Path, name: str) -> Path:
+    if not isinstance(model, CLIP):
+        raise TypeError(f"model is {type(model).__name__}, expected what alpha_clip.load returns (a CLIP)")
+    checkpoints.write(model.state_dict(), folder / "model.safetensors")
+    card = folder / "README.md"
+    if not card.exists():
+        part = card.with_name(f".{card.name}.{os.getpid()}.part")
+        part.write_text(_card(model, name), encoding="utf-8")
+        os.replace(part, card)
+    return folder
+
+
+def _card(model: CLIP, name: str) -> str:
+    visual = model.visual
+    with torch.no_grad():
+        blind = not visual.conv1_alpha.weight.any()
+    return CARD.format(
+        title=name.rstrip("/").rpartition("/")[2] or name,
+        name=name,
+        resolution=visual.input_resolution,
+        patch=visual.conv1.kernel_size[0],
+        width=visual.conv1.out_channels,
+        layers=visual.transformer.layers,
+        text_width=model.transformer.width,
+        text_layers=model.transformer.layers,
+        context=model.context_length,
+        features=visual.output_dim,
+        alpha="all zero: this is plain CLIP, which ignores masks" if blind else "yes",
+    )

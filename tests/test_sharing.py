@@ -1,0 +1,77 @@
+"""`save` writes what `load` takes; the other half, `push_to_hub`, is tested with the Hub in test_sources."""
+
+import os
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import checkpoints
+import pytest
+import torch
+
+import alpha_clip
+from alpha_clip.model import build_model
+from alpha_clip.sharing import save
+
+
+@pytest.fixture
+def model():
+    return build_model(checkpoints.clip())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_saved_loads_again(model, tmp_path, dtype):
+    assert save(model.to(dtype), tmp_path / "new" / "folder") == tmp_path / "new" / "folder"
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["README.md", "model.safetensors"]
+    loaded, preprocess = alpha_clip.load(str(tmp_path / "new" / "folder"), "cpu", dtype=torch.float32)
+    assert preprocess.n == checkpoints.SIZE
+    expected = model.float().state_dict()
+    assert [k for k, v in loaded.state_dict().items() if not torch.equal(v, expected[k])] == []
+    stored = alpha_clip.checkpoints.read(tmp_path / "new" / "folder")
+    assert {v.dtype for v in stored.tensors.values()} == {dtype}
+    assert stored.confirmed == "its metadata"
+
+
+def test_the_card_says_what_the_model_is(model, tmp_path):
+    card = (save(model, tmp_path / "birds") / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: alpha-clip\n")
+    assert "# birds\n" in card
+    assert f'alpha_clip.load("{tmp_path}/birds")' in card
+    assert "| image tower | 32 x 32 pixels, patches of 8, width 64, 2 blocks |" in card
+    assert "| alpha weights | yes |" in card
+
+
+def test_the_card_of_a_blind_model_says_so(tmp_path):
+    card = (save(build_model(checkpoints.blind_clip()), tmp_path) / "README.md").read_text()
+    assert "all zero: this is plain CLIP, which ignores masks" in card
+
+
+def test_a_card_that_is_there_stays_and_weights_are_replaced(model, tmp_path):
+    (tmp_path / "README.md").write_text("my own words")
+    save(build_model(checkpoints.clip(1)), tmp_path)
+    save(model, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own words"
+    loaded, _ = alpha_clip.load(str(tmp_path), "cpu")
+    assert torch.equal(loaded.text_projection, model.text_projection)
+
+
+def test_only_our_models_are_saved(model, tmp_path):
+    for save_or_push in (save, alpha_clip.push_to_hub):
+        with pytest.raises(TypeError, match=r"model is VisionTransformer, expected what alpha_clip\.load returns"):
+            save_or_push(model.visual, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def save_with_a_full_disk(folder: str) -> None:
+    """Files end after 20 kB, as on a disk that is full then."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    save(build_model(checkpoints.clip(1)), folder)
+
+
+def test_a_full_disk_leaves_the_old_weights(model, tmp_path):
+    save(model, tmp_path)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool, pytest.raises(Exception, match="File too large"):
+        pool.submit(save_with_a_full_disk, str(tmp_path)).result()
+    assert sorted(os.listdir(tmp_path)) == ["README.md", "model.safetensors"]
+    loaded, _ = alpha_clip.load(str(tmp_path), "cpu")
+    assert torch.equal(loaded.text_projection, model.text_projection)
