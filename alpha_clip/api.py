@@ -71,7 +71,8 @@ def load(
     model = weights.build(name, state_dict)
     if "token_ids" in state_dict:
         model.token_embedding.register_forward_pre_hook(_UnknownWords(state_dict["token_ids"]))
-    if not model.visual.conv1_alpha.weight.any():
+    alpha = model.visual.conv1_alpha.weight
+    if not alpha[0].any() and not alpha.any():  # the first filter mostly settles it, without waking all threads
         warnings.warn(
             f"{name} has alpha weights of zero here: it is plain CLIP, and ignores every mask. "
             "Pass alpha_vision_ckpt_pth= to load some.",
@@ -82,7 +83,9 @@ def load(
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     _cast(model, dtype)
-    return model.to(device), Preprocess(model.visual.input_resolution)
+    if device.type != "cpu":  # where the weights are
+        model.to(device)
+    return model, Preprocess(model.visual.input_resolution)
 
 
 def _cast(model: CLIP, dtype: torch.dtype) -> None:
@@ -90,7 +93,9 @@ def _cast(model: CLIP, dtype: torch.dtype) -> None:
     half = dtype in (torch.float16, torch.bfloat16)
     halved = {id(p) for p in matrices(model)}
     for p in model.parameters():
-        p.data = p.data.to(torch.float32 if half and id(p) not in halved else dtype)
+        wanted = torch.float32 if half and id(p) not in halved else dtype
+        if p.dtype != wanted:
+            p.data = p.data.to(wanted)
 
 
 def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:

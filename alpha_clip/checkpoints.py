@@ -87,12 +87,24 @@ def read(path: Path, *, trust: bool = False, trusted: Collection[str] = ()) -> C
     return Checkpoint(path, format, tensors, _confirm(path, tensors, metadata, from_transformers))
 
 
-def write(tensors: Mapping[str, Tensor], path: Path, confirmed: bool = True) -> None:
-    """A safetensors file, written under a temporary name and renamed; `confirmed`: it says what shapes leave open."""
+def write(
+    tensors: Mapping[str, Tensor], path: Path, confirmed: bool = True, about: Mapping[str, str] | None = None
+) -> None:
+    """A safetensors file, written under a temporary name and renamed.
+
+    Args:
+        tensors: in OpenAI's names.
+        path: of the file.
+        confirmed: whether its metadata says what shapes leave open.
+        about: more metadata.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    metadata = METADATA if confirmed else {"format": METADATA["format"]}
+    metadata = {**(METADATA if confirmed else {"format": METADATA["format"]}), **(about or {})}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

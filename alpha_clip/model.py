@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # The image tower was trained on (mask - 0.5) / 0.26: +1.923 where it should look, -1.923 elsewhere.
 ALPHA_MEAN = 0.5
@@ -90,7 +91,12 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, (L, N, D) -> (L, N, D)."""
+    """A stack of blocks, (L, N, D) -> (L, N, D).
+
+    With ``checkpointing``, training keeps the blocks' inputs alone and works the rest out again.
+    """
+
+    checkpointing = False
 
     def __init__(self, width: int, layers: int, heads: int, attn_mask: Tensor | None = None) -> None:
         super().__init__()
@@ -103,7 +109,14 @@ class Transformer(nn.Module):
         return cast("list[ResidualAttentionBlock]", list(self.resblocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.resblocks(x)
+        return self.run(self.blocks, x) if self.checkpointing else self.resblocks(x)
+
+    def run(self, blocks: Sequence[ResidualAttentionBlock], x: Tensor) -> Tensor:
+        """`x` through some of the blocks."""
+        for block in blocks:
+            keep = not self.checkpointing or not torch.is_grad_enabled()
+            x = block(x) if keep else checkpoint(block, x, use_reentrant=False)
+        return x
 
 
 class VisionTransformer(nn.Module):
@@ -159,9 +172,7 @@ class VisionTransformer(nn.Module):
         `layer` counts as a list index does: -1 is the last block, -2 is ``hidden_states[-2]`` of transformers' CLIP.
         Inputs and errors are those of `forward`; an impossible `layer` raises IndexError.
         """
-        x = self._embed(image, alpha)
-        for block in self._blocks(layer):
-            x = block(x)
+        x = self.transformer.run(self._blocks(layer), self._embed(image, alpha))
         return x.permute(1, 0, 2)  # (L, B, width) -> (B, L, width)
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -174,11 +185,8 @@ class VisionTransformer(nn.Module):
 
         Inputs and errors are those of `tokens`. ``[:, :, 0, 1:]`` is how the class token looks at the patches.
         """
-        x = self._embed(image, alpha)
         *before, block = self._blocks(layer)
-        for b in before:
-            x = b(x)
-        x = block.ln_1(x)
+        x = block.ln_1(self.transformer.run(before, self._embed(image, alpha)))
         return block.attn(x, x, x, need_weights=True, average_attn_weights=False)[1]
 
     def _blocks(self, layer: int) -> list[ResidualAttentionBlock]:
@@ -456,7 +464,9 @@ def empty_model(state_dict: Mapping[str, Tensor]) -> CLIP:
 def fill(model: CLIP, state_dict: Mapping[str, Tensor]) -> CLIP:
     """`model`, from the meta device, with the tensors of `state_dict` as its parameters, in ``eval()``."""
     model.load_state_dict(dict(state_dict), assign=True)
-    return model.to(model.visual.conv1.weight.device).eval()  # moves the text tower's mask, which was not loaded
+    if model.visual.conv1.weight.device.type != "cpu":
+        model.to(model.visual.conv1.weight.device)  # the text tower's mask, which no state dict holds
+    return model.eval()
 
 
 def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -222,8 +222,8 @@ def build(name: str, tensors: Mapping[str, Tensor]) -> CLIP:
     needed = {k: v.shape for k, v in model.state_dict().items()}
     if report := _differences(tensors, needed):
         raise IncompatibleCheckpoint(f"{name} does not hold the weights of a CLIP, no more and no less: {report}")
-    small = (k for k, v in tensors.items() if v.ndim < 2)  # biases and gains: NaN spreads, and all would take seconds
-    if wrong := _not_finite(tensors, small):
+    small = {k: v for k, v in tensors.items() if v.ndim < 2}  # biases and gains: NaN spreads, and all takes seconds
+    if wrong := _not_finite(small):
         raise IncompatibleCheckpoint(f"{name} has weights that are not finite ({wrong}): train it again, or fetch it")
     return fill(model, tensors)
 
@@ -311,8 +311,8 @@ def _size(shape: torch.Size | None) -> str:
     return "nothing" if shape is None else str(tuple(shape))
 
 
-def _not_finite(tensors: Mapping[str, Tensor], names: Iterable[str]) -> str:
-    return ", ".join(k for k in sorted(names) if not torch.isfinite(tensors[k]).all())
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
+    return ", ".join(k for k in sorted(tensors) if not tensors[k].isfinite().all())
 
 
 # --- python -m alpha_clip.weights ---
@@ -327,7 +327,7 @@ def verify(path: Path) -> str:
     checkpoint = checkpoints.read(path, trusted=_openais())
     digest = hashes.sha256(checkpoint.path)
     tensors = checkpoint.tensors
-    if wrong := _not_finite(tensors, tensors):
+    if wrong := _not_finite(tensors):
         raise IncompatibleCheckpoint(f"{path} has weights that are not finite: {wrong}")
     if not checkpoint.is_image_tower:
         build(str(path), {ALPHA_KEY: torch.zeros_like(tensors["visual.conv1.weight"][:, :1])} | tensors)
