@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -38,10 +38,34 @@ class LayerNorm(nn.LayerNorm):
 
 
 class QuickGELU(nn.Module):
-    """The approximation of GELU that OpenAI's CLIP was trained with."""
+    """The approximation of GELU that OpenAI's CLIP was trained with, x * sigmoid(1.702 x)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return cast(Tensor, _QuickGELU.apply(x))
         return x * torch.sigmoid(1.702 * x)
+
+
+class _QuickGELU(torch.autograd.Function):
+    """Keeps its input alone for the way back, where autograd would keep the sigmoid too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return (1.702 * x).sigmoid_().mul_(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return torch.ops.aten.silu_backward(gradient, 1.702 * x)  # x sigmoid(1.702 x) is silu(1.702 x) / 1.702
+        s = torch.sigmoid(1.702 * x)  # second derivatives are wanted, and that kernel has none
+        return gradient * (s + 1.702 * x * s * (1 - s))
 
 
 class Attention(nn.MultiheadAttention):
@@ -89,6 +113,12 @@ class ResidualAttentionBlock(nn.Module):
         x = x + self.attention(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
+    def first(self, x: Tensor) -> Tensor:
+        """The first row of `forward`, (1, N, D), at a fraction of its cost: one query, which sees all L positions."""
+        y = self.ln_1(x)
+        x = x[:1] + self.attn(y[:1], y, y, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
 
 class Transformer(nn.Module):
     """A stack of blocks, (L, N, D) -> (L, N, D).
@@ -111,7 +141,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.run(self.blocks, x) if self.checkpointing else self.resblocks(x)
 
-    def run(self, blocks: Sequence[ResidualAttentionBlock], x: Tensor) -> Tensor:
+    def run(self, blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
         """`x` through some of the blocks."""
         for block in blocks:
             keep = not self.checkpointing or not torch.is_grad_enabled()
@@ -163,8 +193,7 @@ class VisionTransformer(nn.Module):
             TypeError: `image` is not a floating tensor, or `alpha` is neither floating nor bool.
             ValueError: the shapes do not fit.
         """
-        x = self.transformer(self._embed(image, alpha))
-        return self.project(x[0])
+        return self.project(self._class_token(self._embed(image, alpha)))
 
     def tokens(self, image: Tensor, alpha: Tensor | None = None, layer: int = -1) -> Tensor:
         """Output of block `layer` before ``ln_post``, (B, 1 + N, width): the class token, then the N patches by row.
@@ -188,6 +217,30 @@ class VisionTransformer(nn.Module):
         *before, block = self._blocks(layer)
         x = block.ln_1(self.transformer.run(before, self._embed(image, alpha)))
         return block.attn(x, x, x, need_weights=True, average_attn_weights=False)[1]
+
+    def _class_token(self, x: Tensor) -> Tensor:
+        """(1 + N, B, width) to the class token behind the last block, (B, width), all that the features need of it."""
+        if self._is_observed():
+            return self.transformer(x)[0]
+        *before, last = self.transformer.blocks
+        return self.transformer.run([*before, last.first], x)[0]
+
+    def _is_observed(self) -> bool:
+        """Somebody hooked, replaced or patched what `_class_token` passes over."""
+        transformer = self.transformer
+        last = transformer.resblocks[-1]
+        if type(transformer) is not Transformer or type(last) is not ResidualAttentionBlock:
+            return True
+        if type(last.attn) is not Attention or last.attn_mask is not None or "attention" in last.__dict__:
+            return True
+        return any(
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in module.__dict__
+            for module in (transformer, transformer.resblocks, *last.modules())
+        )
 
     def _blocks(self, layer: int) -> list[ResidualAttentionBlock]:
         blocks = self.transformer.blocks

@@ -272,3 +272,45 @@ def test_lora_alone_is_trained(model, images, masks):
     model.encode_image(images, masks).sum().backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {f"visual.transformer.resblocks.{i}.mlp.c_fc.{part}" for i in range(3) for part in ("down", "up")}
+
+
+# The class token alone goes through the last block, unless somebody watches it
+
+
+def full_features(model, images, masks):
+    return model.visual.project(model.visual.tokens(images, masks)[:, 0])
+
+
+@torch.no_grad()
+def test_features_are_those_of_the_whole_last_block(model, images, masks):
+    assert_close(model.encode_image(images, masks), full_features(model, images, masks), rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_are_those_of_the_whole_last_block(model, images, masks):
+    model.double()
+
+    def gradients(features):
+        model.zero_grad()
+        features.square().sum().backward()
+        return [p.grad for p in model.visual.parameters()]
+
+    ours = gradients(model.encode_image(images, masks))
+    for a, b in zip(ours, gradients(full_features(model, images, masks)), strict=True):
+        assert (a - b).abs().max() <= 1e-6 * b.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("where", ["", "resblocks", "resblocks.2", "resblocks.2.attn", "resblocks.2.mlp.c_fc"])
+@pytest.mark.parametrize("kind", ["hook", "pre-hook", "patch"])
+def test_whoever_watches_the_last_block_sees_all_tokens(model, images, where, kind):
+    module = model.visual.transformer.get_submodule(where)
+    expected, seen = model.encode_image(images), []
+    if kind == "hook":
+        module.register_forward_hook(lambda m, args, out: seen.append(args[0].shape))
+    elif kind == "pre-hook":
+        module.register_forward_pre_hook(lambda m, args: seen.append(args[0].shape))
+    else:
+        original = module.forward
+        module.forward = lambda *args, **kwargs: seen.append(args[0].shape) or original(*args, **kwargs)
+    assert_close(model.encode_image(images), expected, **TOLERANCE)
+    assert [tuple(shape[:2]) for shape in seen] == [(17, 3)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.testing import assert_close
 
-from alpha_clip.model import CLIP, FOREGROUND, build_model, convert_weights
+from alpha_clip.model import CLIP, FOREGROUND, QuickGELU, build_model, convert_weights
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 RAW = "all values of this floating alpha lie within"
@@ -509,3 +509,30 @@ def test_a_cuda_graph_captures_a_masked_call(model, images, masks, dtype):
     graph.replay()
     expected = model.encode_image(images, alpha)
     assert_close(features, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+
+
+# QuickGELU
+
+
+def test_quick_gelu_s_own_backward_is_autograd_s():
+    x = torch.randn(50, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(QuickGELU(), x)
+    assert torch.autograd.gradgradcheck(QuickGELU(), x)
+    ours = torch.autograd.grad(QuickGELU()(x).sum(), x)[0]
+    theirs = torch.autograd.grad((x * torch.sigmoid(1.702 * x)).sum(), x)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_quick_gelu_keeps_its_input_alone():
+    kept = []
+    x = torch.randn(50, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        QuickGELU()(x)
+    assert [t.data_ptr() for t in kept] == [x.data_ptr()]
+
+
+def test_quick_gelu_works_under_torch_func():
+    x = torch.randn(4, 5)
+    ours = torch.func.vmap(torch.func.grad(lambda row: QuickGELU()(row).sum()))(x)
+    y = x.clone().requires_grad_()
+    torch.testing.assert_close(ours, torch.autograd.grad(QuickGELU()(y).sum(), y)[0])
