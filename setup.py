@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transformers>=4.40"]
+train = ["pycocotools", "webdataset"]
 
 setup(
     name="alpha-clip",
@@ -28,7 +29,7 @@ setup(
         "pillow",
         "numpy",
     ],
-    extras_require={"test": test, "dev": [*test, "ruff", "mypy", "pre-commit"]},
+    extras_require={"train": train, "test": test, "dev": [*test, *train, "ruff", "mypy", "pre-commit"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

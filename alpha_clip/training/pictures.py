@@ -1,0 +1,265 @@
+"""Pictures with their regions, read from a folder or from tar shards, and written to shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import posixpath
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import rle, shards
+from .masks import bounds
+from .records import BadSample, Picture, Region, make_picture, parsed
+
+__all__ = ["BadSample", "Picture", "Region", "RegionFolder", "RegionShards", "open_data", "write_shards"]
+
+LIST = "regions.jsonl"
+QUALITY = 95  # of the JPEGs in shards that we write
+
+
+class RegionFolder:
+    """A folder with a `regions.jsonl`, each line of which is one region::
+
+        {"image": "cats/1.jpg", "text": "a sleeping cat", "mask": "masks/1.png", "caption": "two cats on a sofa"}
+
+    ``mask`` is the path of a picture that `Preprocess` takes as a mask, a COCO RLE, or a box [x0, y0, x1, y1]; it is of
+    the upright picture. The caption, of the whole picture, may be left out, or the region: a line with neither text
+    nor mask. Lines of one image form one `Picture`, in the order of first appearance, with its path as key.
+
+    Paths are relative to the folder and stay within it, or absolute. Only where the lines begin is kept in memory.
+
+    Raises:
+        FileNotFoundError: the folder holds no `regions.jsonl`.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / LIST).is_file():
+            raise FileNotFoundError(f"{self.folder} holds no {LIST}: expected one line for each region in it")
+        lines: dict[str, list[int]] = {}
+        self._wrong: dict[str, str] = {}
+        at = 0
+        with (self.folder / LIST).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        key = _image(parsed(line))
+                    except ValueError as error:
+                        key = f"{LIST}:{number}"
+                        self._wrong[key] = str(error)
+                    lines.setdefault(key, []).append(at)
+                at += len(line)
+        self.keys = list(lines)
+        self._lines = list(lines.values())
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Picture:
+        """Raises BadSample: the picture, or a region of it, cannot be read or is not as it should be."""
+        key = self.keys[index]
+        if key in self._wrong:
+            raise BadSample(key, self._wrong[key], "malformed record")
+        try:
+            data = self._path(key).read_bytes()
+        except (OSError, ValueError) as error:
+            raise BadSample(key, f"the picture cannot be read: {error}", "unreadable picture") from error
+        records = self._records(key, self._lines[index])
+        captions = [record["caption"] for record in records if record.get("caption") is not None]
+        if any(caption != captions[0] for caption in captions):
+            raise BadSample(key, f"it has different captions, expected one: {captions!r:.200}", "malformed record")
+        regions = [{**r, "phrase": r.get("text")} for r in records if "text" in r or "mask" in r]
+        return make_picture(key, data, captions[0] if captions else None, regions, self._path)
+
+    def _path(self, name: str) -> Path:
+        if posixpath.normpath(name).split("/")[0] == "..":
+            raise ValueError(f"{name} lies outside of {self.folder}: put it inside, or write an absolute path")
+        return self.folder / name
+
+    def _records(self, key: str, starts: list[int]) -> list[dict[str, Any]]:
+        records = []
+        try:
+            with (self.folder / LIST).open("rb") as file:
+                for at in starts:
+                    file.seek(at)
+                    records.append(parsed(file.readline()))
+            changed = any(_image(record) != key for record in records)
+        except (OSError, ValueError) as error:
+            raise BadSample(key, f"{LIST} changed since it was opened: {error}", "malformed record") from error
+        if changed:
+            raise BadSample(key, f"{LIST} changed since it was opened: start again", "malformed record")
+        return records
+
+
+def _image(record: dict[str, Any]) -> str:
+    name = record.get("image")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f'"image" is {name!r:.60}, expected a path')
+    return posixpath.normpath(name)
+
+
+class RegionShards:
+    """Tar shards in the WebDataset layout: for each sample `KEY.jpg` (or .jpeg, .png, .webp) and `KEY.json`::
+
+        {"caption": "two cats", "regions": [{"phrase": "a cat", "mask": RLE or null, "box": [...], "score": 0.9}]}
+
+    A region's mask is a COCO RLE of the upright picture, or null, and then its box [x0, y0, x1, y1] is filled.
+
+    ``source`` is a folder of ``*.tar``, one shard, a brace range such as ``shards/{000..009}.tar``, or a list of such.
+    Shards at http(s) URLs are fetched into ``cache`` first. Each shard's headers are read once, into an index file
+    beside it, or in ``cache`` where that cannot be written; after that a sample costs one open, two seeks and reads.
+    No file stays open, so that the data set can go to other processes.
+
+    Raises:
+        FileNotFoundError, ValueError, ConnectionError: as `shards.local`.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        cache: str | os.PathLike[str] = shards.CACHE,
+    ) -> None:
+        folder = Path(cache).expanduser()
+        self.shards = shards.local(source, folder)
+        self.keys: list[str] = []
+        self._wrong: dict[int, str] = {}
+        spans: list[tuple[int, ...]] = []
+        parts = []
+        for number, shard in enumerate(self.shards):
+            for entry in shards.index(shard, folder):
+                if entry.wrong:
+                    self._wrong[len(self.keys)] = entry.wrong
+                self.keys.append(entry.key)
+                spans.append((number, *entry[1:5]))
+            parts.append(np.array(spans, dtype=np.int64).reshape(-1, 5))
+            spans.clear()
+        self._spans = np.concatenate(parts)  # (N, 5): shard, then offset and size of picture and json
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Picture:
+        """Raises BadSample: the picture, or a region of it, cannot be read or is not as it should be."""
+        index = range(len(self))[index]
+        key = self.keys[index]
+        number, image_at, image_size, json_at, json_size = self._spans[index].tolist()
+        try:
+            if index in self._wrong:
+                raise BadSample(key, self._wrong[index], "malformed shard")
+            image, text = self._read(key, number, (image_at, image_size), (json_at, json_size))
+            try:
+                record = parsed(text)
+                regions = record.get("regions")
+                if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
+                    raise ValueError(f'"regions" is {regions!r:.60}, expected a list of records')
+            except ValueError as error:
+                raise BadSample(key, f"its json: {error}", "malformed record") from error
+            return make_picture(key, image, record.get("caption"), regions)
+        except BadSample as error:
+            raise BadSample(key, f"{error.reason} [{self.shards[number].name}]", error.problem) from error
+
+    def _read(self, key: str, number: int, *spans: tuple[int, int]) -> list[bytes]:
+        try:
+            with self.shards[number].open("rb") as file:
+                parts = []
+                for at, size in spans:
+                    file.seek(at)
+                    parts.append(file.read(size))
+        except OSError as error:
+            raise BadSample(key, f"the shard cannot be read: {error}", "malformed shard") from error
+        if any(len(part) != size for part, (_, size) in zip(parts, spans, strict=True)):
+            raise BadSample(key, "the shard became shorter since it was indexed: start again", "malformed shard")
+        return parts
+
+
+def open_data(path: str | os.PathLike[str]) -> RegionFolder | RegionShards:
+    """The data set at `path`: a folder with `regions.jsonl`, or what `RegionShards` takes as one source.
+
+    Raises:
+        FileNotFoundError: there is neither. ValueError: there are both. ConnectionError: a shard cannot be fetched.
+    """
+    name, folder = os.fspath(path), Path(path)
+    if folder.name == LIST:
+        folder = folder.parent
+    listed, tars = (folder / LIST).is_file(), folder.is_dir() and any(folder.glob("*.tar"))
+    if listed and tars:
+        raise ValueError(f"{name} holds both {LIST} and *.tar, expected one: move the shards to a folder of their own")
+    if listed:
+        return RegionFolder(folder)
+    if tars or shards.is_url(name) or name.endswith(".tar"):
+        return RegionShards(name)
+    what = f"holds neither {LIST} nor *.tar" if folder.exists() else "does not exist"
+    raise FileNotFoundError(
+        f"{name} {what}: expected a folder of one, a shard, {{000..009}}.tar, or http(s) URLs of it"
+    )
+
+
+def write_shards(pictures: Iterable[Picture], folder: str | os.PathLike[str], per_shard: int = 1000) -> list[Path]:
+    """Write `folder`/000000.tar, 000001.tar, ..., as `RegionShards` and webdataset read them. Return their paths.
+
+    The same pictures give the same bytes. Pictures become JPEGs of quality `QUALITY`, masks are cut at 0.5, dots in
+    keys become `_`. A shard has a temporary name until it is whole; what an error leaves are whole shards.
+
+    Raises:
+        ValueError: `per_shard` is below 1; the folder holds shards already; two keys are equal; a mask is not of its
+            picture's size, or has nothing above 0.5.
+        ImportError: webdataset or pycocotools is not installed.
+    """
+    if per_shard < 1:
+        raise ValueError(f"per_shard is {per_shard}, expected at least 1")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.tar")):
+        raise ValueError(f"{folder} holds shards already: delete them, or name another folder")
+    source, keys, paths = iter(pictures), set[str](), list[Path]()
+    while first := next(source, None):
+        path = folder / f"{len(paths):06d}.tar"
+        _write_shard(path, first, islice(source, per_shard - 1), keys)
+        paths.append(path)
+    return paths
+
+
+def _write_shard(path: Path, first: Picture, others: Iterable[Picture], keys: set[str]) -> None:
+    try:
+        from webdataset import TarWriter
+    except ImportError as error:
+        raise ImportError('writing shards needs webdataset: pip install "alpha-clip[train]"') from error
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file, TarWriter(file, mtime=0, encoder=False) as writer:
+            for picture in chain([first], others):
+                writer.write(_sample(picture, keys))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sample(picture: Picture, keys: set[str]) -> dict[str, str | bytes]:
+    key = picture.key.lstrip("/").replace(".", "_")  # WebDataset ends a key at the first dot of its base name
+    if key in keys:
+        raise ValueError(f"{picture.key} would be the second sample with the key {key}: give each a key of its own")
+    keys.add(key)
+    regions: list[dict[str, Any]] = []
+    size = picture.image.size[::-1]
+    for region in picture.regions:
+        if region.mask.shape != size:
+            shape = region.mask.shape
+            raise ValueError(
+                f"{picture.key}, {region.phrase!r}: the mask has shape {shape}, expected {size}: resize it"
+            )
+        try:
+            box = list(bounds(region.mask))
+        except ValueError as error:
+            raise ValueError(f"{picture.key}, {region.phrase!r}: {error}") from error
+        mask = rle.encode(region.mask > 0.5)
+        regions.append({"phrase": region.phrase, "mask": mask, "box": box, "score": region.score})
+    jpg = io.BytesIO()
+    picture.image.save(jpg, "JPEG", quality=QUALITY)
+    record = {"caption": picture.caption, "regions": regions}
+    return {"__key__": key, "jpg": jpg.getvalue(), "json": json.dumps(record, ensure_ascii=False).encode()}

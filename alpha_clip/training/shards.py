@@ -1,0 +1,208 @@
+"""Tar shards in the WebDataset layout: which there are, fetching them, and where in them each sample lies."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import tarfile
+import urllib.request
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+CACHE = "~/.cache/alpha_clip/shards"
+IMAGES = ("jpg", "jpeg", "png", "webp")
+TIMEOUT = 20  # seconds without a byte, after which a server counts as hanging
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BLOCK = 512  # bytes; a tar archive is made of them, and ends with two of zeros
+_VERSION = 1  # of the index files
+
+
+class Entry(NamedTuple):
+    """Where one sample lies in its shard, in bytes; or why it cannot be read."""
+
+    key: str
+    image_at: int = 0
+    image_size: int = 0
+    json_at: int = 0
+    json_size: int = 0
+    wrong: str = ""
+
+
+def is_url(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
+def local(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], cache: Path) -> list[Path]:
+    """The files of a folder of ``*.tar``, a shard, a brace range of them such as ``{000..009}.tar``, or a list of such.
+
+    Those at a URL are fetched into `cache` first, if they are not there. A shard that changes at the same URL is not
+    fetched anew: delete it there.
+
+    Raises:
+        FileNotFoundError: a shard does not exist, or a folder holds none.
+        ValueError: a brace range is empty.
+        ConnectionError: a shard could not be fetched.
+    """
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    names = [name for item in sources for name in _expanded(os.fspath(item))]
+    missing = [name for name in names if not is_url(name) and not Path(name).is_file()]
+    if missing or not names:
+        what = f"there is no shard {missing[0]} ({len(missing)} of {len(names)} are missing)" if missing else "no shard"
+        raise FileNotFoundError(f"{what}: expected a folder of *.tar, a shard, a range {{000..009}}.tar, or URLs")
+    remote = any(map(is_url, names))
+    shown = tqdm(names, "shards", disable=None if remote else True)
+    return [fetched(name, cache) if is_url(name) else Path(name) for name in shown]
+
+
+def _expanded(name: str) -> list[str]:
+    if not is_url(name) and Path(name).is_dir():
+        return [str(path) for path in sorted(Path(name).glob("*.tar"))]
+    if (found := _RANGE.search(name)) is None:
+        return [name]
+    first, last = found.groups()
+    if int(first) > int(last):
+        raise ValueError(f"the range {found[0]} in {name} is empty, expected {{{last}..{first}}}")
+    middle = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    return [more for m in middle for more in _expanded(name[: found.start()] + m + name[found.end() :])]
+
+
+def fetched(url: str, cache: Path) -> Path:
+    """The file in `cache` that holds what is at `url`; under a temporary name until it is whole.
+
+    Raises:
+        ConnectionError: it could not be fetched, or its end did not come. Nothing is left of it.
+    """
+    basename = re.sub(r"[^\w.-]", "_", url.partition("?")[0].rpartition("/")[2])
+    path = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{basename}"
+    if path.is_file():
+        return path
+    cache.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    request = urllib.request.Request(url, headers={"User-Agent": "alpha-clip"})
+    try:
+        # Not torch.hub's download, nor urlretrieve's: of a connection that breaks, the first keeps what came.
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, part.open("wb") as file:
+            expected = answer.headers["Content-Length"]
+            shutil.copyfileobj(answer, file, 1 << 20)
+            if expected is not None and file.tell() != int(expected):
+                raise ConnectionError(f"{file.tell()} of {expected} bytes came")
+        os.replace(part, path)
+    except (OSError, http.client.HTTPException) as error:
+        remedy = "check the address, then run again; shards that came are kept"
+        raise ConnectionError(f"{url} could not be fetched into {cache}: {error}: {remedy}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+# --- the index ---
+
+
+def index(shard: Path, cache: Path) -> list[Entry]:
+    """The samples of a shard in its order, read from the index file beside it, or in `cache`, or worked out.
+
+    An index of another size or time of change of the shard is made anew.
+    """
+    stat = shard.stat()
+    stamp = {"version": _VERSION, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    digest = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:16]
+    places = [shard.with_name(f".{shard.name}.index.json"), cache / f"{digest}.index.json"]
+    for place in places:
+        with suppress(OSError, ValueError, TypeError, LookupError):  # there is none, or it is damaged
+            record = json.loads(place.read_text(encoding="utf-8"))
+            if {name: record[name] for name in stamp} == stamp:
+                return [Entry(*entry) for entry in record["samples"]]
+    entries = scanned(shard)
+    _remember(json.dumps(stamp | {"samples": entries}), places)
+    return entries
+
+
+def _remember(text: str, places: list[Path]) -> None:
+    for place in places:
+        part = place.with_name(f"{place.name}.{os.getpid()}.part")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, place)
+            return
+        except OSError:  # nowhere to write costs a second scan, no more
+            with suppress(OSError):
+                part.unlink()
+
+
+def scanned(shard: Path) -> list[Entry]:
+    """The samples of a shard, worked out from its headers alone.
+
+    What is wrong is an entry that says so: a sample without its picture or its json, with two of one, with a dot in its
+    base name (WebDataset ends the key at the first) or cut off; and the shard itself, under its name, where it is
+    damaged.
+    """
+    size = shard.stat().st_size
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    wrong: dict[str, str] = {}
+    end, error = 0, "it is empty"
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if member.isfile() and (found := _split(member.name)):
+                    _add(samples, wrong, found, (member.offset_data, member.size), size)
+                end = tar.offset  # where the next header must be
+    except (tarfile.TarError, ValueError, OverflowError) as raised:
+        error = str(raised)
+    else:
+        error = "it has no end mark there"
+    entries = [_entry(key, parts, wrong.get(key, "")) for key, parts in samples.items()]
+    with shard.open("rb") as file:
+        file.seek(end)
+        whole = file.read(_BLOCK) == bytes(_BLOCK)
+    if not whole:
+        reason = f"the shard is damaged or cut off at byte {end} of {size}, after {len(entries)} samples ({error})"
+        entries.append(Entry(shard.name, wrong=f"{reason}: copy, fetch or make it again, as a tar without compression"))
+    return entries
+
+
+def _split(name: str) -> tuple[str, str, bool] | None:
+    """The key, "image" or "json", and whether the base name has a dot; None for what is neither."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffixes = base.partition(".")
+    more, _, suffix = suffixes.lower().rpartition(".")
+    if not stem or suffix not in (*IMAGES, "json"):
+        return None
+    kind = "json" if suffix == "json" else "image"
+    return folder + slash + (base.rpartition(".")[0] if more else stem), kind, bool(more)
+
+
+def _add(
+    samples: dict[str, dict[str, tuple[int, int]]],
+    wrong: dict[str, str],
+    found: tuple[str, str, bool],
+    span: tuple[int, int],
+    size: int,
+) -> None:
+    key, kind, dotted = found
+    parts = samples.setdefault(key, {})
+    if dotted:
+        better = key.rpartition("/")[2].replace(".", "_")
+        wrong[key] = f"its base name has a dot, which ends the key in WebDataset: name the files {better}.*"
+    elif kind in parts:
+        wrong[key] = f"it has two {kind} files in one shard, expected one: give each sample a key of its own"
+    elif not 0 <= span[1] <= size - span[0]:
+        wrong[key] = f"the shard ends within its {kind} file: copy, fetch or make the shard again"
+    parts[kind] = span
+
+
+def _entry(key: str, parts: dict[str, tuple[int, int]], wrong: str) -> Entry:
+    missing = [name for name in ("image", "json") if name not in parts]
+    if missing and not wrong:
+        expected = " or ".join(f"{key}.{suffix}" for suffix in (IMAGES if missing == ["image"] else ["json"]))
+        wrong = f"it has no {missing[0]} file in the shard, expected {expected}"
+    return Entry(key, wrong=wrong) if wrong else Entry(key, *parts["image"], *parts["json"])
