@@ -1,19 +1,27 @@
-"""The training code: order, masks, objective and loop."""
+"""The training code: order, views, masks and loop."""
 
 import itertools
+import json
+import os
+import signal
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
 
-from alpha_clip.model import ALPHA_MEAN, ALPHA_STD, CLIP, FOREGROUND
+import alpha_clip
+from alpha_clip.model import ALPHA_MEAN, ALPHA_STD, CLIP, FOREGROUND, convert_weights
 from alpha_clip.scenes import draw_scene
-from alpha_clip.training import Sample, TrainConfig, fit, masks
-from alpha_clip.training.data import Order, batches, collate
-from alpha_clip.training.loop import batch_loss
-from alpha_clip.training.loss import contrastive_loss, distillation_loss
-from alpha_clip.training.optim import learning_rate_factor, make_optimizers
+from alpha_clip.training import PRESETS, Picture, Region, Sample, TrainConfig, finetune, masks
+from alpha_clip.training.data import Positions, batches, collate, positions, views
+from alpha_clip.training.optim import lr_at, make_optimizers
+from alpha_clip.training.pictures import BadSample
+from alpha_clip.transforms import Preprocess
 
 SIZE = 16
 WORDS = ["red", "green", "blue"]
@@ -59,7 +67,7 @@ def config(**settings) -> TrainConfig:
 # ---- config
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "checkpoint_every"])
+@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "save_every", "evaluate_every"])
 def test_config_refuses_zero(name):
     with pytest.raises(ValueError, match=rf"TrainConfig\.{name} is 0, expected at least 1"):
         TrainConfig(**({"steps": 1} | {name: 0}))
@@ -70,6 +78,16 @@ def test_config_refuses_an_unknown_optimizer():
         TrainConfig(1, optimizer="sgd")
 
 
+def test_config_refuses_shares_above_one():
+    with pytest.raises(ValueError, match=r"box \+ ellipse \+ jitter is 1\.3, expected shares of at most 1"):
+        TrainConfig(1, box=0.5, ellipse=0.5)
+
+
+def test_config_refuses_uneven_parts():
+    with pytest.raises(ValueError, match=r"TrainConfig\.batch_size is 256, expected a multiple of accumulate, 3"):
+        TrainConfig(1, accumulate=3)
+
+
 def test_config_refuses_negative():
     with pytest.raises(ValueError, match=r"TrainConfig\.lr is -1, expected at least 0"):
         TrainConfig(1, lr=-1)
@@ -78,36 +96,133 @@ def test_config_refuses_negative():
 # ---- data
 
 
-def test_order_visits_every_item_once_an_epoch_and_shuffles_each_anew():
-    order = list(Order(10, seed=3, start=0, stop=30))
-    epochs = [order[i : i + 10] for i in (0, 10, 20)]
+def test_positions_of_a_step_are_the_same_however_they_are_cut():
+    settings = config(steps=3, batch_size=8)
+    straight = list(positions(settings, 0, 0, 1))
+    assert straight == [[*range(s * 8, s * 8 + 8)] for s in range(3)]
+    for world, parts in ((2, 1), (1, 4), (2, 2), (4, 2)):
+        cut = replace(settings, accumulate=parts)
+        ranks = [list(positions(cut, 0, rank, world)) for rank in range(world)]
+        assert all(len(rank) == 3 * parts for rank in ranks)
+        for step in range(3):
+            mine = [p for rank in ranks for part in rank[step * parts : (step + 1) * parts] for p in part]
+            assert sorted(mine) == straight[step]
+    assert [p[0] for p in positions(settings, 0, 1, 2)] == [1, 9, 17]
+
+
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_positions_resume_where_they_stopped(step):
+    settings = config(steps=3, batch_size=8, accumulate=2)
+    assert list(positions(settings, step, 1, 2)) == list(positions(settings, 0, 1, 2))[step * 2 :]
+
+
+def test_a_batch_that_cannot_be_cut_evenly_is_refused():
+    with pytest.raises(ValueError, match="batch_size is 8, expected a multiple of 6, 3 processes x 2 parts"):
+        list(positions(config(accumulate=2), 0, 0, 3))
+
+
+class Numbers:
+    """Item i is a sample whose text is i."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return Sample(torch.zeros(3, 8, 8), str(index))
+
+
+def read(settings: TrainConfig, start: int, stop: int) -> list[int]:
+    items = Positions(Numbers(), settings, Preprocess(8))
+    return [int(items[p][1][0].text) for p in range(start, stop)]
+
+
+def test_every_item_comes_once_an_epoch_and_each_is_shuffled_anew():
+    epochs = [read(config(seed=3), i, i + 10) for i in (0, 10, 20)]
     assert all(sorted(e) == list(range(10)) for e in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-
-
-@pytest.mark.parametrize("start", [0, 1, 9, 10, 17, 30])
-def test_order_resumes_where_it_stopped(start):
-    assert list(Order(10, 3, start, 30)) == list(Order(10, 3, 0, 30))[start:]
-
-
-def test_order_depends_on_the_seed():
-    assert list(Order(10, 1, 0, 10)) != list(Order(10, 2, 0, 10))
+    assert read(config(seed=3), 7, 17) == epochs[0][7:] + epochs[1][:7]
+    assert read(config(seed=4), 0, 10) != epochs[0]
 
 
 def test_collate_numbers_the_different_texts():
     image = torch.zeros(3, 4, 4)
     alpha = torch.full((1, 4, 4), -FOREGROUND)
-    batch = collate([Sample(image, "A  cat", alpha), [Sample(image, "dog"), Sample(image, "a cat ")]])
+    error = BadSample("k", "it is broken")
+    items = [(7, [Sample(image, "A  cat", alpha)]), (9, error), (8, [Sample(image, "dog"), Sample(image, "a cat ")])]
+    batch = collate(items)
     assert batch.texts == ["a cat", "dog"]
     assert batch.text_of.tolist() == [0, 1, 0]
+    assert batch.picture.tolist() == [7, 8, 8]
     assert batch.whole.tolist() == [False, True, True]
     assert batch.alpha[0].eq(-FOREGROUND).all()
     assert batch.alpha[1].eq(FOREGROUND).all()
+    assert batch.bad == [error]
+    again = collate([(1, [Sample(image, "dog")]), (2, [Sample(image, "A CAT")])])
+    assert batch.text_id.tolist() == [again.text_id[1], again.text_id[0], again.text_id[1]]
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_refused():
+    with pytest.raises(ValueError, match=r"nothing of a whole batch could be read: .*it is broken"):
+        collate([(0, BadSample("k", "it is broken"))])
 
 
 def test_empty_data_set_is_refused():
     with pytest.raises(ValueError, match="the training set is empty"):
-        batches(Halves(0), config(), 0)
+        batches(Halves(0), config(), Preprocess(SIZE))
+
+
+# ---- views
+
+
+def picture(objects: int = 3, caption: str | None = "a picture") -> Picture:
+    scene = draw_scene(5, 64, objects=(objects, objects), overlap=0.0)
+    regions = tuple(Region(r.noun, r.mask) for r in scene.regions)
+    return Picture("5", Image.fromarray(scene.image), caption, regions)
+
+
+def seen(settings: TrainConfig, picture: Picture, count: int = 200) -> list[Sample]:
+    preprocess = Preprocess(32)
+    return [s for i in range(count) for s in views(picture, preprocess, settings, np.random.default_rng(i))]
+
+
+def test_views_have_the_shares_that_the_settings_say():
+    plain = config(whole=0.0, box=0.0, ellipse=0.0, jitter=0.0)
+    _, alpha = Preprocess(32)(picture().image, np.stack([r.mask for r in picture().regions]), geometry="pad")
+    clean = {r.phrase: a for r, a in zip(picture().regions, alpha, strict=True)}
+    assert all(torch.equal(s.alpha, clean[s.text]) for s in seen(plain, picture(), 5))
+    samples = seen(replace(plain, whole=0.1, box=0.2), picture())
+    assert len(samples) == 600
+    assert sum(s.alpha is None for s in samples) / 600 == pytest.approx(0.1, abs=0.03)
+    assert {s.text for s in samples if s.alpha is None} == {"a picture"}
+    changed = [s for s in samples if s.alpha is not None and not torch.equal(s.alpha, clean[s.text])]
+    assert len(changed) / 540 == pytest.approx(0.2, abs=0.05)
+    jittered = seen(replace(plain, jitter=1.0), picture(), 20)
+    assert sum(torch.equal(s.alpha, clean[s.text]) for s in jittered) < 10
+
+
+def test_views_without_a_caption_are_regions_and_without_regions_the_caption():
+    assert not any(s.alpha is None for s in seen(config(whole=1.0), picture(caption=None), 5))
+    alone = replace_regions(picture(), ())
+    assert [(s.text, s.alpha) for s in seen(config(), alone, 2)] == [("a picture", None)] * 2
+    with pytest.raises(BadSample, match="neither a region nor a caption"):
+        seen(config(), replace_regions(picture(caption=None), ()), 1)
+
+
+def replace_regions(picture: Picture, regions: tuple[Region, ...]) -> Picture:
+    return Picture(picture.key, picture.image, picture.caption, regions)
+
+
+def test_views_of_a_mask_of_nothing_are_a_bad_sample():
+    empty = Region("nothing", np.zeros((64, 64), np.float32))
+    for settings in (config(box=1.0, ellipse=0, jitter=0), config(box=0, ellipse=0, jitter=0)):
+        with pytest.raises(BadSample, match="5"):
+            seen(settings, replace_regions(picture(), (empty,)), 1)
+
+
+def test_many_regions_are_drawn_anew_each_time():
+    many = replace_regions(picture(), picture().regions * 5)
+    per_view = [len(views(many, Preprocess(32), config(), np.random.default_rng(i))) for i in range(5)]
+    assert per_view == [8] * 5
 
 
 # ---- masks
@@ -158,39 +273,6 @@ def test_masks_of_nothing_are_refused(change):
         change(np.zeros((64, 64), np.float32))
 
 
-# ---- objective
-
-
-def unit(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
-
-
-def test_contrastive_loss_of_different_texts_is_clip_s():
-    image, text, own = unit(6, 8), unit(6, 8, seed=1), torch.arange(6)
-    logits = 10 * image @ text.T
-    expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-    assert torch.allclose(contrastive_loss(image, text, own, torch.tensor(10.0)), expected)
-
-
-def test_equal_texts_are_not_negatives():
-    """Against the definition, pair by pair."""
-    image, text, text_of, scale = unit(5, 8), unit(3, 8, seed=1), torch.tensor([0, 1, 0, 2, 1]), 10.0
-    total = 0.0
-    for i, u in enumerate(text_of.tolist()):
-        positive = scale * image[i] @ text[u]
-        to_texts = torch.stack([scale * image[i] @ text[v] for v in range(3)])
-        to_images = torch.stack([scale * image[j] @ text[u] for j in range(5) if j == i or text_of[j] != u])
-        total += (to_texts.logsumexp(0) - positive + to_images.logsumexp(0) - positive) / 10
-    assert torch.allclose(contrastive_loss(image, text, text_of, torch.tensor(scale)), total)
-
-
-def test_distillation_loss_is_zero_for_equal_features():
-    a = unit(4, 8)
-    assert distillation_loss(a, a).item() == pytest.approx(0, abs=1e-6)
-    assert distillation_loss(a, -a).item() == pytest.approx(2, abs=1e-6)
-
-
 # ---- optimizer
 
 
@@ -226,7 +308,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest():
 
 def test_learning_rate_warms_up_and_ends_near_zero():
     settings = config(steps=100, warmup=10)
-    factors = [learning_rate_factor(s, settings) for s in range(100)]
+    factors = [lr_at(s, settings) for s in range(100)]
     assert factors[0] == 0.1 and max(factors) == factors[10] == 1
     assert all(a > b for a, b in itertools.pairwise(factors[10:]))
     assert factors[-1] < 1e-3
@@ -240,84 +322,233 @@ CUDA = pytest.param(
 )
 
 
+def accuracy(model: CLIP) -> float:
+    """On halves never trained on; without the mask, one half at best."""
+    items = [(i, Halves()[i]) for i in range(1000, 1100)]
+    batch = collate(items)
+    with torch.no_grad():
+        text = F.normalize(model.encode_text(words_to_ids(batch.texts)), dim=-1)
+        named = (F.normalize(model.encode_image(batch.image, batch.alpha), dim=-1) @ text.T).argmax(dim=1)
+    return float((named == batch.text_of).float().mean())
+
+
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_training_learns_to_follow_the_mask(device):
     model = tiny_model().to(device)
     before = {n: p.clone() for n, p in model.named_parameters()}
     settings = config(steps=60, batch_size=16, lr=1e-3, alpha_lr=1e-2, train_text=True)
-    fit(model, Halves(), settings, tokenize=words_to_ids)
+    finetune(model, Halves(), settings, tokenize=words_to_ids)
     assert not model.training
     model.cpu()
-    batch = collate([Halves()[i] for i in range(1000, 1100)])
-    with torch.no_grad():
-        text = F.normalize(model.encode_text(words_to_ids(batch.texts)), dim=-1)
-        named = (F.normalize(model.encode_image(batch.image, batch.alpha), dim=-1) @ text.T).argmax(dim=1)
-    assert (named == batch.text_of).float().mean() > 0.95  # without the mask: one half at best
+    assert accuracy(model) > 0.95
     assert not torch.equal(before["text_projection"].cpu(), model.text_projection)
 
 
 def test_frozen_text_tower_does_not_move():
     model = tiny_model()
     before = {n: p.clone() for n, p in model.named_parameters()}
-    fit(model, Halves(), config(alpha_lr=1e-2), tokenize=words_to_ids)
+    finetune(model, Halves(), config(alpha_lr=1e-2), tokenize=words_to_ids)
     moved = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"visual"}
 
 
+def test_two_runs_are_bit_equal_and_other_seeds_are_not():
+    runs = [finetune(tiny_model(), Halves(20), config(seed=s), tokenize=words_to_ids) for s in (0, 0, 1)]
+    a, b, c = (torch.cat([p.flatten() for p in run.visual.parameters()]) for run in runs)
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bfloat16"}, {"checkpoint_activations": True}, {"accumulate": 4}])
+def test_what_saves_memory_leaves_the_result_nearly_the_same(settings):
+    base = config(alpha_lr=1e-2, distill=1.0, distill_tokens=1.0)
+    runs = [finetune(tiny_model(), Halves(20), replace(base, **s), tokenize=words_to_ids) for s in ({}, settings)]
+    start, plain, other = (
+        torch.cat([p.detach().flatten() for p in m.visual.parameters()]) for m in (tiny_model(), *runs)
+    )
+    assert (plain - other).norm() <= (0.3 if "precision" in settings else 0.01) * (plain - start).norm()
+    assert not runs[1].visual.transformer.checkpointing
+
+
+def test_half_precision_comes_back_as_it_came_and_is_trained_in_float32():
+    model = tiny_model()
+    convert_weights(model, torch.float16)
+    seen: list[torch.dtype] = []
+    model.visual.conv1.register_forward_hook(lambda m, i, o: seen.append(m.weight.dtype))
+    before = model.visual.conv1_alpha.weight.clone()
+    finetune(model, Halves(), config(alpha_lr=1e-2), tokenize=words_to_ids)
+    assert set(seen) == {torch.float32}
+    assert model.dtype == torch.float16 and model.ln_final.weight.dtype == torch.float32
+    assert not torch.equal(model.visual.conv1_alpha.weight, before)
+
+
+class Killed(BaseException):
+    """As by kill -9: nothing gets to tidy up."""
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_stopped_run_resumes_to_the_bit(optimizer, tmp_path, monkeypatch):
-    settings = config(steps=6, checkpoint_every=2, distill=1.0, optimizer=optimizer)
-    straight = fit(tiny_model(), Halves(20), settings, tmp_path / "straight.pt", tokenize=words_to_ids)
+@pytest.mark.parametrize("moment", ["in a step", "in a save"])
+def test_a_killed_run_resumes_to_the_bit(optimizer, moment, tmp_path, monkeypatch):
+    settings = config(steps=6, save_every=2, distill=1.0, optimizer=optimizer)
+    straight = finetune(tiny_model(), Halves(20), settings, tmp_path / "straight", tokenize=words_to_ids)
 
     calls = itertools.count()
+    name, when = ("torch.nn.utils.clip_grad_norm_", 3) if moment == "in a step" else ("os.fsync", 1)
+    original = torch.nn.utils.clip_grad_norm_ if moment == "in a step" else os.fsync
 
-    def stop_at_fourth(*args):
-        if next(calls) == 3:
-            raise KeyboardInterrupt("Ctrl-C")
-        return batch_loss(*args)
+    def kill(*args):
+        if next(calls) == when:
+            raise Killed
+        return original(*args)
 
-    monkeypatch.setattr("alpha_clip.training.loop.batch_loss", stop_at_fourth)
-    with pytest.raises(KeyboardInterrupt, match="Ctrl-C"):
-        fit(tiny_model(), Halves(20), settings, tmp_path / "stopped.pt", tokenize=words_to_ids)
+    monkeypatch.setattr(name, kill)
+    with pytest.raises(Killed):
+        finetune(tiny_model(), Halves(20), settings, tmp_path / "stopped", tokenize=words_to_ids)
     monkeypatch.undo()
-    assert torch.load(tmp_path / "stopped.pt", weights_only=True)["step"] == 2
-    resumed = fit(tiny_model(), Halves(20), settings, tmp_path / "stopped.pt", tokenize=words_to_ids)
+    assert torch.load(tmp_path / "stopped" / "last.pt", weights_only=True)["step"] == 2
+    resumed = finetune(tiny_model(), Halves(20), settings, tmp_path / "stopped", tokenize=words_to_ids)
     for (name, a), b in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    assert not list(tmp_path.glob("*.part"))
+    assert steps_logged(tmp_path / "stopped") == steps_logged(tmp_path / "straight") == [1, 2, 3, 4, 5, 6]
 
 
-def test_checkpoint_of_other_settings_is_refused(tmp_path):
-    fit(tiny_model(), Halves(20), config(), tmp_path / "run.pt", tokenize=words_to_ids)
-    with pytest.raises(ValueError, match=r"other settings \(seed: 0 there, 1 here\): name another checkpoint"):
-        fit(tiny_model(), Halves(20), config(seed=1), tmp_path / "run.pt", tokenize=words_to_ids)
+def steps_logged(folder) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
-    path = tmp_path / "run.pt"
-    fit(tiny_model(), Halves(20), config(steps=2), path, tokenize=words_to_ids)
+def test_sigterm_saves_and_leaves_and_the_run_goes_on(tmp_path):
+    settings = config(steps=6, save_every=100)
+    straight = finetune(tiny_model(), Halves(20), settings, tokenize=words_to_ids)
+    calls = itertools.count()
+
+    def terminated_in_step_2(texts):
+        if next(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return words_to_ids(texts)
+
+    with pytest.raises(SystemExit, match=r"stopped by SIGTERM after step 2, saved in .*: the same command goes on"):
+        finetune(tiny_model(), Halves(20), settings, tmp_path, tokenize=terminated_in_step_2)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    resumed = finetune(tiny_model(), Halves(20), settings, tmp_path, tokenize=words_to_ids)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path):
+    finetune(tiny_model(), Halves(20), config(), tmp_path, tokenize=words_to_ids)
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(seed: 0 there, 1 here\): name another"):
+        finetune(tiny_model(), Halves(20), config(seed=1), tmp_path, tokenize=words_to_ids)
+    finetune(tiny_model(), Halves(20), config(workers=1, accumulate=2), tmp_path, tokenize=words_to_ids)
+
+
+def test_loss_that_is_not_finite_stops_the_run_keeps_the_checkpoint_and_names_the_batch(tmp_path):
+    finetune(tiny_model(), Halves(20), config(steps=2), tmp_path / "good", tokenize=words_to_ids)
     model = tiny_model()
     model.visual.class_embedding.data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 0: lower the learning rate"):
-        fit(model, Halves(20), config(steps=2), tmp_path / "other.pt", tokenize=words_to_ids)
-    assert not (tmp_path / "other.pt").exists()
-    assert torch.load(path, weights_only=True)["step"] == 2
+    message = r"the loss is nan at step 0; its pictures are in .*bad_batch\.json: lower the learning rate"
+    with pytest.raises(FloatingPointError, match=message):
+        finetune(model, Halves(20), config(steps=2), tmp_path / "bad", tokenize=words_to_ids)
+    assert sorted(set(json.loads((tmp_path / "bad" / "bad_batch.json").read_text())["positions"])) == [*range(8)]
+    assert not (tmp_path / "bad" / "last.pt").exists()
+
+
+class Broken(Halves):
+    """Some items cannot be read."""
+
+    def __init__(self, bad: set[int]) -> None:
+        super().__init__(200)
+        self.bad = bad
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise BadSample(str(index), "its picture is broken")
+        return super().__getitem__(index)
+
+
+def test_a_few_bad_pictures_are_skipped_and_counted(tmp_path):
+    finetune(tiny_model(), Broken({7}), config(steps=25), tmp_path, tokenize=words_to_ids)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["unreadable"] == 1
+
+
+def test_more_than_one_in_a_hundred_bad_pictures_stops_the_run():
+    message = r"of 1\d\d pictures could not be read, more than 1%, .*its picture is broken.*alpha_clip\.training\.check"
+    with pytest.raises(RuntimeError, match=message):
+        finetune(tiny_model(), Broken(set(range(0, 200, 20))), config(steps=25), tokenize=words_to_ids)
+
+
+def drift_of_a_run(**settings) -> float:
+    class Whole(Halves):
+        def __getitem__(self, index):
+            first, second = super().__getitem__(index)
+            return [first, second, Sample(first.image, first.text)]
+
+    model, start = tiny_model(), tiny_model()
+    images = torch.stack([Halves()[i][0].image for i in range(64)])
+    finetune(model, Whole(), config(steps=30, alpha_lr=1e-2, **settings), tokenize=words_to_ids)
+    with torch.no_grad():
+        now, then = (m.visual.tokens(images, layer=-2)[:, 1:] for m in (model, start))
+        features = F.cosine_similarity(model.visual(images), start.visual(images)).mean()
+    return float(1 - features), float((now - then).square().sum() / then.square().sum())
 
 
 def test_distillation_keeps_whole_pictures_near_the_start():
-    def drift(weight: float) -> float:
-        model, start = tiny_model(), tiny_model()
-        images = torch.stack([Halves()[i][0].image for i in range(64)])
+    free, held, tokens_held = (
+        drift_of_a_run(**s) for s in ({}, {"distill": 20.0}, {"distill": 20.0, "distill_tokens": 5.0})
+    )
+    assert held[0] < free[0] / 2
+    assert tokens_held[1] < held[1] / 2
 
-        class Whole(Halves):
-            def __getitem__(self, index):
-                first, second = super().__getitem__(index)
-                return [first, second, Sample(first.image, first.text)]
 
-        fit(model, Whole(), config(steps=30, alpha_lr=1e-2, distill=weight), tokenize=words_to_ids)
-        with torch.no_grad():
-            return distillation_loss(
-                F.normalize(model.visual(images), dim=-1), F.normalize(start.visual(images), dim=-1)
-            )
+def test_best_is_what_load_takes_and_validation_is_logged(tmp_path):
+    model = tiny_model()
+    settings = config(steps=40, batch_size=16, lr=1e-3, alpha_lr=1e-2, train_text=True, evaluate_every=10)
+    finetune(model, Halves(), settings, tmp_path, validation=Halves(40), tokenize=words_to_ids)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    scores = [line["region_accuracy"] for line in lines if "region_accuracy" in line]
+    assert len(scores) == 4 and scores[-1] > scores[0]
+    assert all(0 < line["drift"] < 2 for line in lines if "drift" in line)
+    with safe_open(tmp_path / "best.safetensors", "pt") as file:
+        metrics = json.loads(file.metadata()["metrics"])
+    assert metrics["region_accuracy"] == max(scores)
+    best, _ = alpha_clip.load(str(tmp_path / "best.safetensors"), "cpu")
+    last, _ = alpha_clip.load(str(tmp_path / "last.pt"), "cpu")
+    assert torch.equal(last.visual.proj, model.visual.proj)
+    assert best.visual.proj.shape == model.visual.proj.shape
 
-    assert drift(20.0) < drift(0.0) / 2
+
+def test_best_without_the_text_tower_is_an_image_tower(tmp_path):
+    finetune(tiny_model(), Halves(), config(alpha_lr=1e-2), tmp_path, tokenize=words_to_ids)
+    for file in ("best.safetensors", "last.pt"):
+        checkpoint = alpha_clip.checkpoints.read(tmp_path / file)
+        assert checkpoint.is_image_tower and checkpoint.confirmed == "its metadata"
+
+
+# ---- presets and unlocking
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_settings(preset):
+    TrainConfig(**PRESETS[preset])
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_unlocked_blocks_are_the_last_ones(blocks):
+    model = tiny_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make_optimizers(model, config(unlock_blocks=blocks))
+    free = {name for name, p in model.named_parameters() if p.requires_grad}
+    numbers = {int(name.split(".")[3]) for name in free if ".resblocks." in name}
+    assert numbers == set(range(2 - blocks, 2))
+    rest = {name for name in free if ".resblocks." not in name}
+    ends = {"visual.ln_post.weight", "visual.ln_post.bias", "visual.proj"} if blocks else set()
+    assert rest == {"visual.conv1_alpha.weight"} | ends
+
+
+def test_the_alpha_convolution_alone_brings_the_papers_warning():
+    with pytest.warns(UserWarning, match=r"unlock_blocks=0 trains the alpha convolution alone.*63\.61%.*68\.27%"):
+        make_optimizers(tiny_model(), config(unlock_blocks=0))
+
+
+def test_more_blocks_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match=r"TrainConfig\.unlock_blocks is 3, expected 0 to 2"):
+        make_optimizers(tiny_model(), config(unlock_blocks=3))

@@ -1,39 +1,85 @@
-"""All settings of a training run."""
+"""All settings of a training run, and the sets of them that have names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A flat record; the defaults fine-tune the image tower on region-text pairs as in the paper (section 3.2, 4).
+    """A flat record. The defaults fine-tune the image tower as in the paper (arXiv 2312.03818, sections 3.2 and 4).
 
     Raises:
         ValueError: a setting is out of its range.
     """
 
     steps: int  # optimizer steps in all, those before a resume included
-    batch_size: int = 256  # dataset items a step; an item may hold several samples
+    batch_size: int = 256  # pictures a step, over all processes; one may hold several samples
+    accumulate: int = 1  # parts that a process cuts its share into, to save memory; the loss stays that of the whole
+
     optimizer: Literal["adamw", "muon"] = "adamw"  # Muon: for the blocks' matrices; from scratch, it needs fewer steps
     lr: float = 2e-6  # peak learning rate of everything but the alpha convolution
     alpha_lr: float = 2e-4  # peak learning rate of the alpha convolution
     weight_decay: float = 0.02  # on matrices and convolutions; never on gains, biases, embeddings or temperature
     warmup: int = 200  # steps of linear warm-up, then cosine down to 0
-    train_text: bool = False  # train the text tower and the temperature too
-    distill: float = 0.0  # weight of (1 - cosine) between whole-image features and those of the starting model
     grad_clip: float = 1.0  # largest norm of the gradient
-    seed: int = 0  # order of the data; item i of epoch e is a pure function of (seed, e, i)
-    workers: int = 1  # processes that make the data; 0: this one
-    checkpoint_every: int = 500  # steps between checkpoints, from which a stopped run resumes exactly
+    unlock_blocks: int | None = None  # train only the last so many blocks, what follows them, and alpha; None: all
+    train_text: bool = False  # train the text tower and the temperature too
+
+    same_image: float = 0.5  # weight of telling the regions of one picture from each other
+    distill: float = 0.0  # weight of the drift of whole pictures from the starting model, as 1 - cosine
+    distill_tokens: float = 0.0  # weight, within that, of the relative squared drift of the penultimate patch tokens
+
+    whole: float = 0.1  # share of the samples that are whole pictures with their caption
+    box: float = 0.1  # share of the masks that become their bounding box,
+    ellipse: float = 0.1  # ... an ellipse in it,
+    jitter: float = 0.3  # ... or are grown, shrunk, shifted and softened; the rest stays as it is
+    geometry: Literal["pad", "crop", "squash"] = "pad"  # of picture and mask; "pad" loses nothing, as the authors'
+
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products (autocast); weights stay in float32
+    checkpoint_activations: bool = False  # work out the blocks' activations twice, to save their memory
+    seed: int = 0  # the order of the data and all that is drawn for item i of epoch e follow from (seed, e, i)
+    workers: int = 1  # processes that make the data, for each process that trains; 0: none
+    save_every: int = 500  # steps between checkpoints, from which a stopped run resumes exactly
+    evaluate_every: int = 500  # steps between evaluations, where there is validation data
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"TrainConfig.optimizer is {self.optimizer!r}, expected 'adamw' or 'muon'")
-        for name in ("steps", "batch_size", "checkpoint_every"):
+        for name, allowed in (
+            ("optimizer", ("adamw", "muon")),
+            ("geometry", ("pad", "crop", "squash")),
+            ("precision", ("float32", "bfloat16")),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"TrainConfig.{name} is {value!r}, expected {' or '.join(map(repr, allowed))}")
+        for name in ("steps", "batch_size", "accumulate", "save_every", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("lr", "alpha_lr", "weight_decay", "warmup", "distill", "grad_clip", "workers"):
+        for name in ("lr", "alpha_lr", "weight_decay", "warmup", "grad_clip", "workers", *_WEIGHTS, *_SHARES):
             if getattr(self, name) < 0:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}, expected at least 0")
+        for names in (("whole",), ("box", "ellipse", "jitter")):
+            if (total := sum(getattr(self, name) for name in names)) > 1:
+                raise ValueError(f"TrainConfig.{' + '.join(names)} is {total:g}, expected shares of at most 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"TrainConfig.batch_size is {self.batch_size}, expected a multiple of accumulate, {self.accumulate}"
+            )
+
+
+_WEIGHTS = ("same_image", "distill", "distill_tokens")
+_SHARES = ("whole", "box", "ellipse", "jitter")
+
+# Settings that do not change what is learned: a run may be resumed with others.
+FREE = ("accumulate", "checkpoint_activations", "evaluate_every", "save_every", "workers")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Table "training recipe" of the paper's appendix; 5000 steps of 4096 are 20 epochs of a million pairs.
+    "paper": {"steps": 5000, "batch_size": 4096, "accumulate": 64, "same_image": 0.0, "box": 0.0, "ellipse": 0.0,
+              "jitter": 0.0, "precision": "bfloat16"},
+    # 100,000 pairs bring most of the gain (the paper's table of data sizes): here eight times over.
+    "light": {"steps": 1600, "batch_size": 512, "accumulate": 8, "distill": 1.0, "distill_tokens": 0.1,
+              "precision": "bfloat16"},
+    # To see that data, device and disk work.
+    "smoke": {"steps": 20, "batch_size": 16, "warmup": 2, "save_every": 10, "evaluate_every": 10},
+}  # fmt: skip

@@ -2,138 +2,206 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from ..checkpoints import METADATA
-from ..model import CLIP, VisionTransformer
+from ..model import CLIP, convert_weights
 from ..tokenizer import tokenize
+from ..transforms import Preprocess
 from .config import TrainConfig
 from .data import Batch, Dataset, batches
-from .loss import contrastive_loss, distillation_loss
-from .optim import learning_rate_factor, make_optimizers
+from .objective import Objective
+from .optim import lr_at, make_optimizers
+from .pictures import BadSample
+from .processes import process_group, rank_and_world, total
+from .state import load_state, log, save_bad_batch, save_best, save_state
+from .validation import evaluate
 
 MAX_SCALE = 100.0  # CLIP clips the inverse temperature there (arXiv 2103.00020, section 2.5)
+MAX_BAD = 0.01  # share of the pictures that may be unreadable,
+BAD_FROM = 100  # ... once so many were read
 
 
-def fit(
+def finetune(
     model: CLIP,
     dataset: Dataset,
     config: TrainConfig,
-    checkpoint: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     *,
+    validation: Dataset | None = None,
     tokenize: Callable[[Sequence[str]], Tensor] = tokenize,
     description: str = "training",
+    tensorboard: bool = False,
 ) -> CLIP:
-    """Train `model` in place, with a progress bar, and return it in ``eval()``.
+    """Train `model` in place, with a progress bar, and return it in ``eval()`` and in the precision it came in.
+
+    Under ``torchrun`` every process calls it with the same arguments; the batch and its loss are those of one process.
 
     Args:
-        model: float32, on the device to train on.
-        dataset: map-style; an item is a `Sample`, or the samples of one picture.
+        model: on the device to train on; its weights are trained in float32.
+        dataset: map-style; an item is a `Picture`, a `Sample`, or the samples of one picture.
         config: all settings.
-        checkpoint: file that holds the state of the run. If it exists the run goes on from there, and ends bit for
-            bit where an uninterrupted one would (same machine, same versions).
+        out: folder for ``last.pt``, the state of the run, from which a call with the same arguments goes on, to end
+            bit for bit where an uninterrupted one would (CPU, same number of processes and parts);
+            ``best.safetensors``, for `load`; and ``metrics.jsonl``. None: nothing is written.
+        validation: pictures whose regions are named now and then; without any, the last weights are the best.
         tokenize: texts to token ids (U, L).
         description: words before the progress bar.
+        tensorboard: write the metrics to `out` for TensorBoard too (``pip install tensorboard``).
 
     Raises:
-        ValueError: the data set is empty, or `checkpoint` belongs to a run with other settings.
-        FloatingPointError: the loss is not finite; the last checkpoint stays as it is.
+        ValueError: the data set is empty, `out` holds a run with other settings, or the batch cannot be cut evenly.
+        RuntimeError: more than 1% of the pictures cannot be read.
+        FloatingPointError: the loss is not finite; the last checkpoint stays as it is, and ``bad_batch.json`` says
+            which pictures it was.
+        SystemExit: SIGTERM came; the state was saved.
     """
-    start_visual = _frozen_copy(model.visual) if config.distill else None
-    optimizers = make_optimizers(model, config)
-    peak = [group["lr"] for group in _groups(optimizers)]
-    path = None if checkpoint is None else Path(checkpoint)
-    step = _resume(path, model, optimizers, config) if path and path.exists() else 0
+    device = model.logit_scale.device
+    folder = None if out is None else Path(out)
+    with process_group(device), _in_float32(model), _checkpointing(model, config), _sigterm() as terminated:
+        rank, world = rank_and_world()
+        optimizers = make_optimizers(model, config)
+        peak = [group["lr"] for group in _groups(optimizers)]
+        objective = Objective(model, config, tokenize)  # before a resume: its base is what training began with
+        step, best = load_state(folder, model, optimizers, config) if folder else (0, -math.inf)
+        objective.distribute()
+        preprocess = Preprocess(model.visual.input_resolution)
+        parts = iter(batches(dataset, config, preprocess, step, rank, world))
+        read, unreadable = 0, list[BadSample]()
 
-    model.train()
-    progress = tqdm(batches(dataset, config, step), description, initial=step, total=config.steps, unit="step")
-    for batch in progress:
-        for group, lr in zip(_groups(optimizers), peak, strict=True):
-            group["lr"] = lr * learning_rate_factor(step, config)
-        loss = batch_loss(model, batch, config, tokenize, start_visual)
-        model.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        value = loss.item()  # waits for the device
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step}: lower the learning rate, or check the data")
-        for optimizer in optimizers:
-            optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=math.log(MAX_SCALE))
-        step += 1
-        progress.set_postfix(loss=f"{value:.3f}", samples=len(batch.image), refresh=False)
-        if path and (step % config.checkpoint_every == 0 or step == config.steps):
-            _save(path, model, optimizers, config, step)
+        model.train()
+        progress = tqdm(desc=description, initial=step, total=config.steps, unit="step", disable=rank > 0)
+        while step < config.steps:
+            start = time.perf_counter()
+            batch = list(islice(parts, config.accumulate))
+            read += config.batch_size // world
+            unreadable += [error for part in batch for error in part.bad]
+            _check_readable(read, unreadable)
+            for group, lr in zip(_groups(optimizers), peak, strict=True):
+                group["lr"] = lr * lr_at(step, config)
+            model.zero_grad()
+            terms = objective.backward(batch)
+            if not math.isfinite(terms["loss"]):
+                raise _not_finite(folder, step, terms, batch)
+            _update(model, optimizers, config)
+            samples, stop = total(sum(map(len, batch)), terminated.is_set(), device=device)
+            speed = samples / (time.perf_counter() - start)
+            terms |= {
+                "lr_factor": lr_at(step, config),
+                "samples_per_second": speed,
+                "unreadable": float(len(unreadable)),
+            }
+            step += 1
+
+            finished = step == config.steps
+            saving = finished or bool(stop) or step % config.save_every == 0
+            if validation is not None and (finished or step % config.evaluate_every == 0):
+                terms |= evaluate(model, objective.base, validation, preprocess, tokenize, config)
+            score = terms.get("region_accuracy", -math.inf) if validation else float(step) if saving else -math.inf
+            if folder and rank == 0:
+                log(folder, step, terms, tensorboard)
+                if score > best:
+                    save_best(folder, model, config, {"step": step} | terms)
+            best = max(best, score)
+            if folder and rank == 0 and saving:
+                save_state(folder, model, optimizers, config, step, best)
+            progress.set_postfix_str(_summary(terms), refresh=False)
+            progress.update()
+            if stop and not finished:
+                progress.close()
+                sys.exit(
+                    f"stopped by SIGTERM after step {step}, saved in {folder}: the same command goes on from there"
+                )
+        progress.close()
     return model.eval()
 
 
-def batch_loss(
-    model: CLIP,
-    batch: Batch,
-    config: TrainConfig,
-    tokenize: Callable[[Sequence[str]], Tensor] = tokenize,
-    start_visual: VisionTransformer | None = None,
-) -> Tensor:
-    """() contrastive loss of one batch, plus `config.distill` times the drift of its whole images."""
-    device = model.logit_scale.device
-    tokens = tokenize(batch.texts).to(device)
-    tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]  # the tower is causal: padding after the end is idle
-    image, text_of, whole = batch.image.to(device), batch.text_of.to(device), batch.whole.to(device)
-    with torch.set_grad_enabled(config.train_text):
-        text = F.normalize(model.encode_text(tokens), dim=-1)
-    features = F.normalize(model.encode_image(image, batch.alpha.to(device)), dim=-1)
-    loss = contrastive_loss(features, text, text_of, model.logit_scale.exp())
-    if start_visual is not None and whole.any():
-        with torch.no_grad():
-            target = F.normalize(start_visual(image[whole]), dim=-1)
-        loss = loss + config.distill * distillation_loss(features[whole], target)
-    return loss
-
-
-def _frozen_copy(visual: VisionTransformer) -> VisionTransformer:
-    return copy.deepcopy(visual).eval().requires_grad_(False)
+def _update(model: CLIP, optimizers: list[Optimizer], config: TrainConfig) -> None:
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+    for optimizer in optimizers:
+        optimizer.step()
+    with torch.no_grad():
+        model.logit_scale.clamp_(max=math.log(MAX_SCALE))
 
 
 def _groups(optimizers: list[Optimizer]) -> list[dict[str, Any]]:
     return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
-def _save(path: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig, step: int) -> None:
-    state = {
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "config": asdict(config),
-        "step": step,
-        "alpha_clip": METADATA,  # so that `load` takes the file as it is
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    os.replace(part, path)  # a run that is killed while it writes keeps its last checkpoint
+def _check_readable(read: int, unreadable: Sequence[BadSample]) -> None:
+    """Raise a RuntimeError if too many of the pictures could not be read."""
+    if read >= BAD_FROM and len(unreadable) > MAX_BAD * read:
+        raise RuntimeError(
+            f"{len(unreadable)} of {read} pictures could not be read, more than {MAX_BAD:.0%}, the last because: "
+            f"{'; '.join(map(str, unreadable[-3:]))}. `python -m alpha_clip.training.check DATA` lists them all."
+        )
 
 
-def _resume(path: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig) -> int:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    # How often to save and who makes the data do not change what is learned.
-    free = {"checkpoint_every", "workers"}
-    saved, wanted = state["config"], asdict(config)
-    if other := [k for k in wanted if k not in free and saved.get(k) != wanted[k]]:
-        differences = ", ".join(f"{k}: {saved.get(k)} there, {wanted[k]} here" for k in other)
-        raise ValueError(f"{path} belongs to a run with other settings ({differences}): name another checkpoint")
-    model.load_state_dict(state["model"])
-    for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(optimizer_state)
-    return int(state["step"])
+def _not_finite(folder: Path | None, step: int, terms: dict[str, float], batch: Sequence[Batch]) -> FloatingPointError:
+    where = ""
+    if folder:
+        positions = [int(p) for part in batch for p in part.picture]
+        path = save_bad_batch(folder, step, terms, positions, [text for part in batch for text in part.texts])
+        where = f"; its pictures are in {path}"
+    return FloatingPointError(
+        f"the loss is {terms['loss']} at step {step}{where}: lower the learning rate, or check the data"
+    )
+
+
+def _summary(terms: dict[str, float]) -> str:
+    shown = [f"loss={terms['loss']:.3f}", f"{terms['samples_per_second']:.0f} samples/s"]
+    shown += [f"{name.replace('_', ' ')}={terms[name]:.3f}" for name in ("region_accuracy", "drift") if name in terms]
+    return ", ".join(shown)
+
+
+@contextmanager
+def _in_float32(model: CLIP) -> Iterator[None]:
+    """Master weights in float32; afterwards in the precision they came in."""
+    dtype = model.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        model.float()
+    try:
+        yield
+    finally:
+        if model.dtype != dtype:
+            convert_weights(model, dtype)
+
+
+@contextmanager
+def _checkpointing(model: CLIP, config: TrainConfig) -> Iterator[None]:
+    towers = (model.visual.transformer, model.transformer)
+    for tower in towers:
+        tower.checkpointing = config.checkpoint_activations
+    try:
+        yield
+    finally:
+        for tower in towers:
+            tower.checkpointing = False
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, in place of ending the process in the middle of a step."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

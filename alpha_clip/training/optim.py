@@ -1,8 +1,9 @@
-"""The optimizer's parameter groups and the learning rate over time."""
+"""What is trained, in which groups, and the learning rate over time."""
 
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import nn
@@ -15,9 +16,14 @@ def make_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimi
     """The optimizers of what `config` trains; everything else is frozen.
 
     The alpha convolution starts from zero and gets a learning rate of its own (paper, appendix: 2e-4 beside 2e-6).
+
+    Raises:
+        ValueError: ``config.unlock_blocks`` is more than the image tower has.
+
+    Warns:
+        UserWarning: the alpha convolution alone is trained.
     """
-    model.requires_grad_(config.train_text)
-    model.visual.requires_grad_(True)
+    _unlock(model, config)
     alpha = model.visual.conv1_alpha.weight
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     hidden: list[nn.Parameter] = []
@@ -32,7 +38,7 @@ def make_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimi
             hidden.append(parameter)
         else:
             decayed.append(parameter)
-    groups = [
+    groups = [  # some may be empty
         {"params": [alpha], "lr": config.alpha_lr, "weight_decay": config.weight_decay},
         {"params": decayed, "lr": config.lr, "weight_decay": config.weight_decay},
         {"params": plain, "lr": config.lr, "weight_decay": 0.0},
@@ -48,7 +54,31 @@ def make_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimi
     return optimizers
 
 
-def learning_rate_factor(step: int, config: TrainConfig) -> float:
+def _unlock(model: CLIP, config: TrainConfig) -> None:
+    """Freeze all that `config` does not train."""
+    visual, unlocked = model.visual, config.unlock_blocks
+    blocks = visual.transformer.blocks
+    model.requires_grad_(config.train_text)
+    visual.requires_grad_(unlocked is None)
+    visual.conv1_alpha.requires_grad_(True)
+    if unlocked is None:
+        return
+    if not 0 <= unlocked <= len(blocks):
+        raise ValueError(f"TrainConfig.unlock_blocks is {unlocked}, expected 0 to {len(blocks)}, the blocks there are")
+    if unlocked == 0:
+        warnings.warn(
+            "unlock_blocks=0 trains the alpha convolution alone. In the paper that was worse than no training: 63.61% "
+            "top-1 on ImageNet-S, plain CLIP 66.48%, all blocks 68.27% (ViT-B/16).",
+            stacklevel=2,
+        )
+        return
+    for module in (*blocks[-unlocked:], visual.ln_post):
+        module.requires_grad_(True)
+    if visual.proj is not None:
+        visual.proj.requires_grad_(True)
+
+
+def lr_at(step: int, config: TrainConfig) -> float:
     """Share of the peak learning rate at `step`: linear warm-up, then a cosine down to 0 at the last step."""
     if step < config.warmup:
         return (step + 1) / config.warmup

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from alpha_clip.checkpoints import write
 from alpha_clip.model import CLIP
-from alpha_clip.training import TrainConfig, fit
+from alpha_clip.training import TrainConfig, finetune
 
 SHAPE = {
     "embed_dim": 128,
@@ -43,15 +43,16 @@ def train_base(out: Path, words: Vocabulary, device: str) -> CLIP:
     torch.manual_seed(0)
     model = CLIP(**SHAPE, vocab_size=len(words)).to(device)
     settings = partial(
-        TrainConfig, batch_size=BATCH, optimizer="muon", lr=1.5e-3, alpha_lr=0.0, weight_decay=0.05, train_text=True
-    )
+        TrainConfig, batch_size=BATCH, optimizer="muon", lr=1.5e-3, alpha_lr=0.0, weight_decay=0.05, train_text=True,
+        same_image=0.0,
+    )  # fmt: skip
     steps = STEPS["objects"]
     objects = Captions(steps * BATCH, 1_000_000_000)
-    fit(model, objects, settings(steps, seed=1), out / "objects.pt", tokenize=words.varied, description="1a objects")
+    finetune(model, objects, settings(steps, seed=1), out / "objects", tokenize=words.varied, description="1a objects")
     steps = STEPS["scenes"]
     scenes = scene_captions(steps * BATCH, 2_000_000_000)
-    return fit(
-        model, scenes, settings(steps, seed=2), out / "scenes.pt", tokenize=words.varied, description="1b scenes"
+    return finetune(
+        model, scenes, settings(steps, seed=2), out / "scenes", tokenize=words.varied, description="1b scenes"
     )
 
 
@@ -62,7 +63,7 @@ def train_regions(model: CLIP, out: Path, words: Vocabulary, use: str) -> CLIP:
         steps, batch_size=BATCH // 3, optimizer="muon", lr=1e-3, alpha_lr=3e-3, weight_decay=0.05, distill=3.0, seed=3
     )
     regions = Regions(steps * config.batch_size, 3_000_000_000, use)
-    return fit(model, regions, config, out / f"{use}.pt", tokenize=words.varied, description=f"2 {use}")
+    return finetune(model, regions, config, out / use, tokenize=words.varied, description=f"2 {use}")
 
 
 def save_base(model: CLIP, words: Vocabulary, path: Path) -> None:

@@ -1,0 +1,110 @@
+"""Fine-tune a model on your own regions, on one GPU or, under torchrun, on many.
+
+    python -m alpha_clip.training --model ViT-B/16 --data my_regions/ --out runs/first
+    torchrun --nproc-per-node 8 -m alpha_clip.training --model ViT-B/16 --data "shards/{000..099}.tar" --out runs/first
+
+The same command goes on with a run that was stopped. Then:
+
+    alpha_clip.load("ViT-B/16", alpha_vision_ckpt_pth="runs/first/best.safetensors")
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import typing
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+
+from ..api import load
+from ..errors import WeightsError
+from .config import PRESETS, TrainConfig
+from .data import Dataset
+from .loop import finetune
+from .pictures import open_data
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    given = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if getattr(args, f.name) is not None}
+    try:
+        config = TrainConfig(**(PRESETS[args.preset] | given))
+        dataset: Dataset = open_data(args.data)
+        validation: Dataset | None = None
+        if args.validation:
+            validation = open_data(args.validation)
+        elif count := min(200, len(dataset) // 10) if args.hold_out is None else args.hold_out:
+            dataset, validation = hold_out(dataset, count)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*has alpha weights of zero")  # as training begins
+            model, _ = load(args.model, _device(args.device), alpha_vision_ckpt_pth=args.alpha, dtype=torch.float32)
+    except (ValueError, OSError, WeightsError) as error:
+        parser.error(str(error))
+    finetune(model, dataset, config, args.out, validation=validation, tensorboard=args.tensorboard)
+    if int(os.environ.get("RANK", 0)) == 0:
+        weights = os.path.join(args.out, "best.safetensors")
+        print(f"load it with alpha_clip.load({args.model!r}, alpha_vision_ckpt_pth={weights!r})")  # noqa: T201
+
+
+def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Dataset]:
+    """A data set without `count` of its pictures, the same ones at every call, and those.
+
+    Raises:
+        ValueError: there are not twice as many.
+    """
+    if len(dataset) < 2 * count:
+        raise ValueError(
+            f"{len(dataset)} pictures are too few to hold {count} out for validation: hold out fewer, or pass "
+            "--validation DATA"
+        )
+    order = np.random.default_rng(0).permutation(len(dataset)).tolist()
+    return Subset(dataset, sorted(order[count:])), Subset(dataset, sorted(order[:count]))  # type: ignore
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m alpha_clip.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="what alpha_clip.load takes: a name or a path")
+    parser.add_argument("--data", required=True, help="folder with regions.jsonl, or tar shards")
+    parser.add_argument("--out", required=True, help="folder for the run; one with a run in it is gone on with")
+    parser.add_argument("--alpha", help="alpha weights to begin with, a tag or file; default: none, plain CLIP")
+    parser.add_argument("--validation", help="data to evaluate on")
+    parser.add_argument(
+        "--hold-out", type=int, help="without --validation: pictures of --data for that; default: 200, or a tenth"
+    )
+    parser.add_argument("--device", help="default: CUDA if there is one, else MPS, else the CPU")
+    parser.add_argument("--preset", choices=PRESETS, default="light", help="settings to begin with")
+    parser.add_argument("--tensorboard", action="store_true", help="write metrics for TensorBoard too")
+    settings = parser.add_argument_group("settings, in place of the preset's; see TrainConfig")
+    for name, kind in typing.get_type_hints(TrainConfig).items():
+        option = "--" + name.replace("_", "-")
+        settings.add_argument(option, **_argument(kind))
+    return parser
+
+
+def _argument(kind: Any) -> dict[str, Any]:
+    """How argparse reads a field of this type."""
+    if typing.get_origin(kind) is typing.Literal:
+        return {"choices": typing.get_args(kind)}
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": next(t for t in (int, float) if t in (kind, *typing.get_args(kind)))}
+
+
+def _device(given: str | None) -> str | None:
+    """Each process its own GPU, unless the user says otherwise."""
+    if given is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return given
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""One process or many: the same loss, to be written once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(0, 1) outside of a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the group that `torchrun` describes in the environment, if it does: NCCL on CUDA, Gloo elsewhere."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def gather(x: Tensor) -> tuple[Tensor, int]:
+    """The rows of all processes, (A, ...), and where those of this one begin; gradients flow through.
+
+    Processes may hold different numbers of rows.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return x, 0
+    import torch.distributed.nn.functional as distributed
+
+    sizes = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
+    counts = [int(size) for size in sizes]
+    padded = torch.cat([x, x.new_zeros(max(counts) - len(x), *x.shape[1:])])
+    if x.requires_grad:
+        parts = list(distributed.all_gather(padded))
+    else:
+        parts = [torch.empty_like(padded) for _ in range(world)]
+        dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]), sum(counts[:rank])
+
+
+def total(*values: float, device: torch.device) -> list[float]:
+    """Each value summed over all processes."""
+    if rank_and_world()[1] == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()

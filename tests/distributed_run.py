@@ -1,0 +1,77 @@
+"""What torchrun runs in test_objective: a short training run, whose loss curve and weights are compared.
+
+torchrun --nproc-per-node 2 tests/distributed_run.py OUT [--steps N] [--accumulate N] [--dies]
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from test_training import Halves, tiny_model, words_to_ids
+
+from alpha_clip.training import Sample, TrainConfig, finetune
+
+torch.set_num_threads(1)
+
+
+class Uneven(Halves):
+    """One to three samples an item, so that processes hold different numbers."""
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        first, second = super().__getitem__(index)
+        whole = Sample(first.image, first.text)
+        return [[first, second, whole], [first], [second, first]][index % 3]
+
+
+class Dying(Uneven):
+    """Ends the second process without a word."""
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        if os.environ.get("RANK") == "1":
+            os._exit(9)
+        return super().__getitem__(index)
+
+
+def settings(**changes: int) -> TrainConfig:
+    return TrainConfig(
+        **({"steps": 6, "batch_size": 8, "workers": 0, "warmup": 2, "lr": 1e-3, "alpha_lr": 1e-2, "save_every": 2}
+           | {"distill": 1.0, "distill_tokens": 0.5, "train_text": True, "evaluate_every": 3} | changes)
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--stop-after", type=int)
+    parser.add_argument("--dies", action="store_true")
+    args = parser.parse_args()
+    data = Dying(30) if args.dies else Uneven(30)
+    if args.stop_after:
+        data = Stopping(data, args.stop_after)
+    finetune(
+        tiny_model(), data, settings(accumulate=args.accumulate), args.out, validation=Uneven(12), tokenize=words_to_ids
+    )
+
+
+class Stopping:
+    """SIGTERM in the middle of step `after`, as a cluster sends it to every process."""
+
+    def __init__(self, data: Uneven, after: int) -> None:
+        self.data, self.left = data, after * 8 // int(os.environ["WORLD_SIZE"])
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        import signal
+
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return self.data[index]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The training objective, against its definition; in parts and in processes, against itself whole."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from distributed_run import Uneven, settings
+from test_training import Halves, config, tiny_model, words_to_ids
+from torch import Tensor
+
+from alpha_clip.model import CLIP
+from alpha_clip.training import TrainConfig, finetune
+from alpha_clip.training.data import collate
+from alpha_clip.training.loss import (
+    Labels,
+    contrastive_sum,
+    distillation_sum,
+    same_image_pairs,
+    same_image_sum,
+    token_drift_sum,
+)
+from alpha_clip.training.objective import Objective
+from alpha_clip.training.optim import make_optimizers
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def labels(text: list[int], picture: list[int] | None = None, whole: set[int] = frozenset(), masks=None) -> Labels:
+    n = len(text)
+    return Labels(
+        torch.tensor(text),
+        torch.tensor(range(n) if picture is None else picture),
+        torch.tensor([i in whole for i in range(n)]),
+        torch.eye(n) if masks is None else torch.tensor(masks, dtype=torch.float32),
+    )
+
+
+def contrast(image: Tensor, text: Tensor, of: Labels, scale: float = 10.0) -> Tensor:
+    return contrastive_sum(image, text, of, image, text, of, 0, torch.tensor(scale))
+
+
+# --- contrast ---
+
+
+def test_contrast_of_different_texts_is_clip_s():
+    image, text, own = unit(6, 8), unit(6, 8, seed=1), torch.arange(6)
+    logits = 10 * image @ text.T
+    expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    torch.testing.assert_close(contrast(image, text, labels([0, 1, 2, 3, 4, 5])) / 6, expected)
+
+
+def test_what_is_no_negative_is_left_out_pair_by_pair():
+    text_id, picture, whole = [0, 1, 0, 2, 1, 3, 4], [0, 0, 1, 1, 2, 3, 3], {1, 5}
+    image, table = unit(7, 8), unit(5, 8, seed=1)
+    text = table[text_id]
+    total = 0.0
+    for i in range(7):
+        kept = [
+            j
+            for j in range(7)
+            if j == i or (text_id[j] != text_id[i] and not (picture[i] == picture[j] and (i in whole or j in whole)))
+        ]
+        positive = 10 * image[i] @ text[i]
+        to_texts = torch.stack([10 * image[i] @ text[j] for j in kept]).logsumexp(0)
+        to_images = torch.stack([10 * image[j] @ text[i] for j in kept]).logsumexp(0)
+        total += (to_texts - positive + to_images - positive) / 2
+    torch.testing.assert_close(contrast(image, text, labels(text_id, picture, whole)), total)
+
+
+def test_rows_of_a_part_against_all_sum_to_the_whole():
+    image, text, every = unit(6, 8), unit(6, 8, seed=1), labels([0, 1, 2, 0, 3, 4], [0, 0, 1, 1, 2, 2], {1})
+    parts = []
+    for rows in (slice(0, 2), slice(2, 6)):
+        own = every.map(lambda x, rows=rows: x[rows])
+        parts.append(contrastive_sum(image[rows], text[rows], own, image, text, every, rows.start, torch.tensor(10.0)))
+    torch.testing.assert_close(sum(parts), contrast(image, text, every))
+
+
+# --- the regions of one picture ---
+
+LEFT, RIGHT, BOTH = [1.0, 1, 0, 0, 0, 0], [0.0, 0, 0, 1, 1, 0], [1.0, 1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"picture": [0, 1]}, False),
+        ({"text": [5, 5]}, False),
+        ({"whole": {1}}, False),
+        ({"masks": [LEFT, LEFT]}, False),
+        ({"masks": [LEFT, BOTH]}, False),  # one within the other
+        ({"masks": [LEFT, [0.0, 0.1, 0, 1, 1, 1]]}, True),  # they hardly touch
+        ({"masks": [LEFT, [0.0, 1, 1, 1, 1, 1]]}, False),  # IoU 1/6
+    ],
+)
+def test_two_regions_are_told_apart_where_they_are_beyond_doubt(changes, expected):
+    given = {"text": [0, 1], "picture": [0, 0], "masks": [LEFT, RIGHT]} | changes
+    pairs = same_image_pairs(unit(2, 8), labels(**given))
+    assert pairs.tolist() == [[False, expected], [expected, False]]
+
+
+def test_phrases_that_mean_the_same_are_not_told_apart():
+    text = torch.stack([unit(8), F.normalize(unit(8) + 0.1 * unit(8, seed=1), dim=0)])
+    assert not same_image_pairs(text, labels([0, 1], [0, 0], masks=[LEFT, RIGHT])).any()
+
+
+def test_same_image_sum_is_its_definition():
+    image, text = unit(5, 8), unit(5, 8, seed=1)
+    pairs = torch.zeros(5, 5, dtype=torch.bool)
+    for i, j in ((0, 1), (0, 2), (3, 4)):
+        pairs[i, j] = pairs[j, i] = True
+    expected = 0.0
+    for i in range(5):
+        among = [i, *pairs[i].nonzero()[:, 0].tolist()]
+        over_texts = torch.stack([10 * image[i] @ text[j] for j in among])
+        over_masks = torch.stack([10 * image[j] @ text[i] for j in among])
+        expected += (over_texts.logsumexp(0) - over_texts[0] + over_masks.logsumexp(0) - over_masks[0]) / 2
+    torch.testing.assert_close(same_image_sum(image, text, pairs, torch.tensor(10.0)), expected)
+    nothing = same_image_sum(image.requires_grad_(), text, torch.zeros_like(pairs), torch.tensor(10.0))
+    nothing.backward()
+    assert nothing == 0 and not image.grad.any()
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+def test_the_same_image_loss_falls_only_with_alpha(alpha, tmp_path):
+    """Without alpha both masks of a picture have the same feature, and the second half stays at log 2."""
+    tune = config(steps=80, batch_size=16, alpha_lr=1e-2 if alpha else 0.0, same_image=1.0)
+    finetune(tiny_model(), Halves(), tune, tmp_path, tokenize=words_to_ids)
+    curve = [json.loads(line)["same_image"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    if alpha:
+        assert curve[-1] < 0.2 < 0.6 < curve[0]
+    else:
+        assert min(curve) >= math.log(2) / 2 - 1e-3
+
+
+# --- distillation ---
+
+
+def test_distillation_and_token_drift():
+    a, b = unit(4, 8), unit(4, 8, seed=1)
+    torch.testing.assert_close(distillation_sum(a, b), (1 - F.cosine_similarity(a, b)).sum())
+    assert float(distillation_sum(a, a)) == pytest.approx(0, abs=1e-6)
+    z, z0 = torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    expected = sum((x - y).norm() ** 2 / y.norm() ** 2 for x, y in zip(z, z0, strict=True))
+    torch.testing.assert_close(token_drift_sum(z, z0), expected)
+
+
+# --- parts ---
+
+
+def gradients(tune: TrainConfig, cut: list[int]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Of one step on the first 12 pictures, in parts that end at `cut`."""
+    model = moved_model()
+    make_optimizers(model, tune)
+    objective = Objective(model, tune, words_to_ids)
+    with torch.no_grad():  # or nothing would have drifted
+        model.visual.positional_embedding += 0.1 * torch.randn_like(model.visual.positional_embedding)
+    items = [(i, Uneven()[i]) for i in range(12)]
+    bounds = [0, *cut, 12]
+    terms = objective.backward([collate(items[i:j]) for i, j in itertools.pairwise(bounds)])
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, terms
+
+
+def moved_model() -> CLIP:
+    """Alpha weights that are not zero."""
+    model = tiny_model()
+    torch.nn.init.normal_(model.visual.conv1_alpha.weight, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("cut", [[6], [1, 5, 11]])
+@pytest.mark.parametrize("train_text", [True, False])
+def test_gradients_in_parts_are_those_of_the_whole_batch(cut, train_text):
+    tune = replace(settings(), train_text=train_text, same_image=0.7)
+    whole, terms = gradients(tune, [])
+    parts, terms_in_parts = gradients(tune, cut)
+    assert terms.keys() == {"loss", "contrast", "same_image", "distill"}
+    assert terms == pytest.approx(terms_in_parts, abs=1e-5)
+    assert all(value > 0 for value in terms.values())
+    assert whole.keys() == parts.keys() and ("logit_scale" in whole) == train_text
+    for name, gradient in whole.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_is_the_sum_of_its_terms():
+    _, terms = gradients(replace(settings(), same_image=0.7), [])
+    assert terms["loss"] == pytest.approx(terms["contrast"] + 0.7 * terms["same_image"] + terms["distill"])
+    _, alone = gradients(replace(settings(), same_image=0.0, distill=0.0), [])
+    assert alone == {"loss": pytest.approx(terms["contrast"]), "contrast": pytest.approx(terms["contrast"])}
+
+
+# --- processes ---
+
+
+def torchrun(processes: int, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).with_name("distributed_run.py")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [sys.executable, *launch, str(script), str(out), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The run of one process, outside of torchrun."""
+    out = tmp_path_factory.mktemp("alone")
+    finetune(tiny_model(), Uneven(30), settings(), out, validation=Uneven(12), tokenize=words_to_ids)
+    return out
+
+
+def assert_same_run(out: Path, expected: Path) -> None:
+    curves = [[json.loads(line) for line in (o / "metrics.jsonl").read_text().splitlines()] for o in (out, expected)]
+    for ours, theirs in zip(*curves, strict=True):
+        for line in (ours, theirs):
+            del line["samples_per_second"]
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    ours, theirs = (torch.load(o / "last.pt", weights_only=True)["model"] for o in (out, expected))
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-4, msg=name)  # Adam divides by ~0
+
+
+@pytest.mark.parametrize(
+    ("processes", "accumulate"),
+    [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.slow)],
+)
+def test_many_processes_are_as_one(alone, tmp_path, processes, accumulate):
+    done = torchrun(processes, tmp_path, "--accumulate", str(accumulate))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path, alone)
+
+
+def test_a_dead_process_ends_the_job_with_its_name(tmp_path):
+    done = torchrun(2, tmp_path, "--dies")
+    assert done.returncode != 0
+    assert "exitcode  : 9" in done.stderr and "rank      : 1" in done.stderr
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
+    done = torchrun(2, tmp_path, "--stop-after", "3")
+    assert done.returncode != 0 and "stopped by SIGTERM after step 3" in done.stderr, done.stderr
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 3
+    finetune(tiny_model(), Uneven(30), settings(), tmp_path, validation=Uneven(12), tokenize=words_to_ids)
+    assert_same_run(tmp_path, alone)
