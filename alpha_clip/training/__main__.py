@@ -23,7 +23,6 @@ import torch
 from torch.utils.data import Subset
 
 from ..api import load
-from ..errors import WeightsError
 from .config import PRESETS, TrainConfig
 from .data import Dataset
 from .loop import finetune
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*has alpha weights of zero")  # as training begins
             model, _ = load(args.model, _device(args.device), alpha_vision_ckpt_pth=args.alpha, dtype=torch.float32)
-    except (ValueError, OSError, WeightsError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
     finetune(model, dataset, config, args.out, validation=validation, tensorboard=args.tensorboard)
     if int(os.environ.get("RANK", 0)) == 0:

@@ -1,0 +1,103 @@
+"""`python -m alpha_clip.training`, as it is typed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import alpha_clip
+from alpha_clip.scenes import NOUNS, draw_scene
+from alpha_clip.training.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """60 drawn scenes as a folder with regions.jsonl, masks as files and boxes."""
+    folder = tmp_path_factory.mktemp("my_regions")
+    lines = []
+    for i in range(60):
+        scene = draw_scene(i, 64, objects=(1, 3), nouns=NOUNS[:6])
+        Image.fromarray(scene.image).save(folder / f"{i}.png")
+        for k, region in enumerate(scene.regions):
+            line = {"image": f"{i}.png", "text": f"a {region.noun}", "caption": scene.caption}
+            if k:
+                line["mask"] = list(map(int, region.box))
+            else:
+                Image.fromarray((region.mask * 255).astype(np.uint8)).save(folder / f"{i}_mask.png")
+                line["mask"] = f"{i}_mask.png"
+            lines.append(json.dumps(line))
+    (folder / "regions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+SMOKE = ["--preset", "smoke", "--workers", "0", "--device", "cpu"]
+
+
+def test_it_trains_shows_progress_evaluates_goes_on_and_its_result_loads(data, tmp_path):
+    command = ["-m", "alpha_clip.training", "--model", "tiny", "--data", data, "--out", tmp_path, *SMOKE]
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert "20/20" in done.stderr and "samples/s" in done.stderr and "loss=" in done.stderr
+    assert f"load it with alpha_clip.load('tiny', alpha_vision_ckpt_pth='{tmp_path}/best.safetensors')" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert [line["step"] for line in lines if "region_accuracy" in line] == [10, 20]
+    model, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=tmp_path / "best.safetensors")
+    assert model.visual.conv1_alpha.weight.any()
+    again = run(*command)
+    assert again.returncode == 0, again.stderr
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 20  # there was nothing left to do
+
+
+@pytest.mark.slow
+def test_the_same_command_under_torchrun(data, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "alpha_clip.training"]
+    done = run(*launch, "--model", "tiny", "--data", data, "--out", tmp_path, *SMOKE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("load it with") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 20
+
+
+def test_settings_take_the_place_of_the_presets(data, tmp_path):
+    arguments = ["--model", "tiny", "--data", str(data), "--out", str(tmp_path), *SMOKE]
+    changes = ["--steps", "2", "--lr", "1e-4", "--unlock-blocks", "1", "--precision", "bfloat16", "--distill", "1"]
+    main([*arguments, *changes, "--no-train-text", "--hold-out", "0"])
+    config = torch.load(tmp_path / "last.pt", weights_only=True)["config"]
+    assert (config["steps"], config["lr"], config["unlock_blocks"]) == (2, 1e-4, 1)
+    assert (config["precision"], config["distill"], config["train_text"]) == ("bfloat16", 1.0, False)
+    assert config["batch_size"] == 16  # the preset's
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        (["--hold-out", "40"], "60 pictures are too few to hold 40 out for validation"),
+        (["--batch-size", "0"], "TrainConfig.batch_size is 0, expected at least 1"),
+        (["--model", "ViT-Z/1"], "Model ViT-Z/1 not found"),
+        (["--optimizer", "sgd"], "invalid choice: 'sgd'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(data, tmp_path, capsys, arguments, message):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", "tiny", "--data", str(data), "--out", str(out), *SMOKE, *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
