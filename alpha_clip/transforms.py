@@ -196,9 +196,9 @@ def _as_picture(image: Picture) -> Image.Image:
 def _read_masks(mask: Mask | Sequence[Mask], upright: tuple[int, int], stored: tuple[int, int]) -> tuple[Tensor, bool]:
     """Return masks of any kind as (K, H, W) float32 in [0, 1], and whether it was one mask without K."""
     if isinstance(mask, (list, tuple)):
-        arrays, one = [_values(m, f"mask {i}") for i, m in enumerate(mask)], False
+        arrays, one = [mask_values(m, f"mask {i}") for i, m in enumerate(mask)], False
     else:
-        array = _values(mask, "mask")  # type: ignore[arg-type]
+        array = mask_values(mask, "mask")  # type: ignore[arg-type]
         one = array.ndim != 3
         arrays = [array] if one else list(array)
     if not arrays:
@@ -206,11 +206,11 @@ def _read_masks(mask: Mask | Sequence[Mask], upright: tuple[int, int], stored: t
     names = ["mask"] if one else [f"mask {i}" for i in range(len(arrays))]
     for array, name in zip(arrays, names, strict=True):
         _check_size(array, name, upright, stored)
-    masks = [torch.from_numpy(_unit(array, name)) for array, name in zip(arrays, names, strict=True)]
+    masks = [torch.from_numpy(unit_mask(array, name)) for array, name in zip(arrays, names, strict=True)]
     return torch.stack(masks), one
 
 
-def _values(mask: Mask, name: str) -> NDArray[Any]:
+def mask_values(mask: Mask, name: str) -> NDArray[Any]:
     """Return the mask's numbers, as they were given, in an array."""
     if isinstance(mask, (str, os.PathLike)):
         mask = _open(mask)
@@ -258,7 +258,7 @@ def _check_size(mask: NDArray[Any], name: str, upright: tuple[int, int], stored:
     )
 
 
-def _unit(mask: NDArray[Any], name: str) -> NDArray[np.float32]:
+def unit_mask(mask: NDArray[Any], name: str) -> NDArray[np.float32]:
     """Scale one mask's numbers to float32 in [0, 1]; `Preprocess` says by which rules."""
     kind = mask.dtype.kind
     if kind not in "buif":

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ..transforms import _unit, _values, box_mask
+from ..transforms import box_mask, mask_values, unit_mask
 from . import rle
 
 
@@ -126,7 +126,7 @@ def _region(
         reason = f"{name} has shape {values.shape}, expected {size}, the upright picture's height and width: {remedy}"
         raise BadSample(key, reason, "mask of another size")
     try:
-        mask = _unit(values, name)
+        mask = unit_mask(values, name)
     except (ValueError, TypeError) as error:
         raise BadSample(key, str(error), "unusable mask" if values.any() else "empty mask") from error
     if not (mask > 0.5).any():
@@ -145,6 +145,6 @@ def _mask_values(
     if isinstance(mask, list):
         return box_mask(mask, size)
     if isinstance(mask, str) and path_of is not None:
-        return _values(path_of(mask), "the file")
+        return mask_values(path_of(mask), "the file")
     expected = "a COCO RLE or a box [x0, y0, x1, y1]" + (", or a file" if path_of else "")
     raise TypeError(f"it is {mask!r:.60}, expected {expected}")
