@@ -29,7 +29,7 @@ setup(
         "pillow",
         "numpy",
     ],
-    extras_require={"train": train, "test": test, "dev": [*test, *train, "ruff", "mypy", "pre-commit"]},
+    extras_require={"train": train, "test": test, "dev": [*test, *train, "tensorboard", "ruff", "mypy", "pre-commit"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -552,3 +552,14 @@ def test_the_alpha_convolution_alone_brings_the_papers_warning():
 def test_more_blocks_than_there_are_is_an_error():
     with pytest.raises(ValueError, match=r"TrainConfig\.unlock_blocks is 3, expected 0 to 2"):
         make_optimizers(tiny_model(), config(unlock_blocks=3))
+
+
+def test_tensorboard_gets_the_metrics(tmp_path):
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="pip install tensorboard"
+    )
+    finetune(tiny_model(), Halves(20), config(), tmp_path, tokenize=words_to_ids, tensorboard=True)
+    logged = events.EventAccumulator(str(tmp_path)).Reload()
+    curve = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [e.step for e in logged.Scalars("loss")] == [1, 2, 3, 4]
+    assert [e.value for e in logged.Scalars("loss")] == pytest.approx(curve, rel=1e-6)

@@ -88,6 +88,7 @@ def log(folder: Path, step: int, metrics: Mapping[str, float], tensorboard: bool
         writer = _tensorboard(folder)
         for name, value in metrics.items():
             writer.add_scalar(name, value, step)
+        writer.flush()
 
 
 @lru_cache(1)
