@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,8 +110,8 @@ def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
             f"device is {path!r}, a file: the second argument is the device, as in clip.load. "
             f"Pass alpha weights as load({name!r}, alpha_vision_ckpt_pth={path!r})."
         )
-    if name in weights.BASES or name.startswith(weights.HUB) or os.path.exists(name):
-        return
+    if name in weights.BASES or name.startswith(weights.HUB) or os.path.exists(name) or Path(name).suffix:
+        return  # what looks like a file gets the message of whoever opens it
     if name in _RESNETS:
         raise RuntimeError(f"{name} has a ResNet image tower; alpha-clip's image towers are ViTs: {available_models()}")
     raise RuntimeError(f"Model {name} not found; available models = {available_models()}, or a path")

@@ -54,13 +54,14 @@ class Checkpoint:
         return "token_embedding.weight" not in self.tensors
 
 
-def read(path: Path, *, trust: bool = False, trusted: Collection[str] = ()) -> Checkpoint:
+def read(path: Path, *, trust: bool = False, trusted: Collection[str] = (), confirmed: str | None = None) -> Checkpoint:
     """The weights in `path`.
 
     Args:
         path: a file, or a folder that holds one of `WEIGHT_FILES`.
         trust: run a TorchScript archive's code, whoever made it.
         trusted: SHA-256 of TorchScript archives whose code may run.
+        confirmed: what confirms the file already, so that no configuration beside it is asked.
 
     Raises:
         WeightsError: there is no such file, or it may not be read.
@@ -84,7 +85,7 @@ def read(path: Path, *, trust: bool = False, trusted: Collection[str] = ()) -> C
     if from_transformers:
         format += ", in transformers' names"
     tensors = _canonical(tensors, path)
-    return Checkpoint(path, format, tensors, _confirm(path, tensors, metadata, from_transformers))
+    return Checkpoint(path, format, tensors, confirmed or _confirm(path, tensors, metadata, from_transformers))
 
 
 def write(
@@ -190,8 +191,10 @@ def _read_pickle(path: Path, mapped: bool) -> dict[str, Any]:
             with path.open("rb") as file:
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is cut short, or no pickle at all, makes it raise almost any kind
+        refused = re.search(r"GLOBAL (\S+)", str(error))
         raise IncompatibleCheckpoint(
-            f"{path} cannot be read without running code from it, or is not whole ({type(error).__name__}). Expected "
+            f"{path} cannot be read without running code from it, or is not whole "
+            f"({refused[1] if refused else type(error).__name__}). Expected "
             "tensors alone, as torch.save(model.state_dict(), path) writes them: save it so, or fetch it again."
         ) from error
     if not isinstance(content, dict):
@@ -220,9 +223,8 @@ def _read_torchscript(path: Path, trust: bool, trusted: Collection[str]) -> dict
 
 def _state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The tensors in `content`, out of the wrappers that training scripts put around them."""
-    for wrapper in _WRAPPERS:
-        if isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
+    while (inner := next((content[w] for w in _WRAPPERS if isinstance(content.get(w), dict)), None)) is not None:
+        content = inner
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     if not tensors:
         raise IncompatibleCheckpoint(f"{path} holds no tensors: expected a state dict")
@@ -243,6 +245,10 @@ def _canonical(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     tensors = {k.replace("attn.in_proj.", "attn.in_proj_"): v for k, v in tensors.items()}
     other_text = any(k.startswith("text.") for k in tensors)
     if "visual.class_embedding" in tensors and "visual.conv1.weight" in tensors and not other_text:
+        for name, ndim in _NDIM.items():
+            if name in tensors and (tensors[name].ndim != ndim or not tensors[name].is_floating_point()):
+                found = f"{tensors[name].dtype} of shape {tuple(tensors[name].shape)}"
+                raise IncompatibleCheckpoint(f"{path}: {name} is {found}, expected floats of {ndim} dimensions")
         return tensors
     if any(k.startswith(("visual.layer1.", "layer1.")) for k in tensors):
         found = "a ResNet image tower, and alpha-clip's image towers are ViTs"
@@ -256,6 +262,16 @@ def _canonical(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         f"{path} does not hold a CLIP with a ViT image tower in OpenAI's names: it has {found}"
     )
 
+
+_NDIM = {  # of the tensors that sizes are read from
+    "visual.class_embedding": 1,
+    "visual.conv1.weight": 4,
+    "visual.positional_embedding": 2,
+    "visual.proj": 2,
+    "positional_embedding": 2,
+    "text_projection": 2,
+    "token_embedding.weight": 2,
+}
 
 _TOWERS = {  # transformers' name of a tower's part: ours
     "embeddings.class_embedding": "class_embedding",

@@ -55,7 +55,8 @@ def save(model: CLIP, folder: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        TypeError: `model` is not one of ours. OSError: the folder cannot be written to.
+        TypeError: `model` is not one of ours. OSError: the folder cannot be written to, or holds weights that `load`
+            would read in place of these.
     """
     return _save(model, Path(folder), str(folder))
 
@@ -83,6 +84,8 @@ def push_to_hub(model: CLIP, repo: str, *, private: bool = False, token: str | N
     with tempfile.TemporaryDirectory() as folder:
         _save(model, Path(folder), f"hf-hub:{repo}")
         api.create_repo(repo, private=private, exist_ok=True)
+        if api.file_exists(repo, checkpoints.WEIGHT_FILES[0]):
+            raise FileExistsError(f"{repo} holds {checkpoints.WEIGHT_FILES[0]}, which load would read: choose another")
         ignored = ["README.md"] if api.file_exists(repo, "README.md") else None
         commit = api.upload_folder(
             repo_id=repo, folder_path=folder, commit_message="Upload an alpha-clip model", ignore_patterns=ignored
@@ -93,6 +96,10 @@ def push_to_hub(model: CLIP, repo: str, *, private: bool = False, token: str | N
 def _save(model: CLIP, folder: Path, name: str) -> Path:
     if not isinstance(model, CLIP):
         raise TypeError(f"model is {type(model).__name__}, expected what alpha_clip.load returns (a CLIP)")
+    if (other := folder / checkpoints.WEIGHT_FILES[0]).exists():
+        raise FileExistsError(
+            f"{other} is there, which load would read in place of what is saved: choose another folder"
+        )
     checkpoints.write(model.state_dict(), folder / "model.safetensors")
     card = folder / "README.md"
     if not card.exists():

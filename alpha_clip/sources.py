@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -56,14 +57,18 @@ def locate(wanted: Weights, download_root: Root = None) -> Path:
 
     Raises:
         AlphaWeightsNotFound: no source has it; what each said is in the message. WeightsError: likewise, for a base.
-        HashMismatch: what was fetched is not the file. It was deleted, and the next call fetches it again.
+        HashMismatch: no source has it, and what one gave is not the file. It was deleted; the next call fetches it
+            again.
     """
-    failures = []
+    failures: list[str] = []
+    mismatch: HashMismatch | None = None
     for source, find in _sources(wanted, download_root):
         try:
             path = find()
-        except HashMismatch:
-            raise
+        except HashMismatch as error:
+            mismatch = error
+            failures.append(f"{source}: {error}")
+            _log.warning("%s: %s", source, error)
         except Exception as error:  # the Hub's client lets those of its HTTP library through
             failures.append(f"{source}: {_reason(error)}")
         else:
@@ -72,6 +77,8 @@ def locate(wanted: Weights, download_root: Root = None) -> Path:
                 return path
             failures.append(f"{source}: not there")
         _log.info("%s: not found %s", wanted.file, failures[-1])
+    if mismatch is not None:
+        raise HashMismatch(str(_not_found(wanted, failures))) from mismatch
     raise _not_found(wanted, failures)
 
 
@@ -82,8 +89,16 @@ def repository(repo: str, download_root: Root = None) -> Path:
         WeightsError: it cannot be reached and is not in the cache, or holds none of `WEIGHT_FILES`.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
     repo, _, revision = repo.partition("@")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise WeightsError(f"{repo!r} names no repository on the Hub ({error}): expected user/repo") from error
+    cached = partial(try_to_load_from_cache, repo, cache_dir=download_root, revision=revision or None)
+    before = [cached(name) for name in WEIGHT_FILES]  # fetching moves the revision that a branch stands for
     try:
         files = _listed(Weights("", repo=repo, revision=revision or None))
         chosen = next((name for name in WEIGHT_FILES if name in files), None)
@@ -92,13 +107,14 @@ def repository(repo: str, download_root: Root = None) -> Path:
         fetch = partial(hf_hub_download, repo, revision=revision or None, cache_dir=download_root)
         for name in (name for name in files if name.endswith(".json") and "/" not in name):
             fetch(filename=name)
-        return Path(fetch(filename=chosen))
+        return _checked(Path(fetch(filename=chosen)), Weights(chosen))
+    except HashMismatch:
+        raise
     except Exception as error:  # as in `locate`
-        for name in WEIGHT_FILES:
-            path = try_to_load_from_cache(repo, name, cache_dir=download_root, revision=revision or None)
+        for path in before:
             if isinstance(path, str):
                 _log.warning("%s is taken from the cache: %s", repo, _reason(error))
-                return Path(path)
+                return _checked(Path(path), Weights(Path(path).name))
         raise WeightsError(f"{repo} could not be had from the Hugging Face Hub: {_reason(error)}") from error
 
 
@@ -110,6 +126,8 @@ def _sources(wanted: Weights, root: Root) -> Iterator[tuple[str, Callable[[], Pa
         where = f"in ALPHA_CLIP_REPO={mirror}"
         if (folder := Path(mirror).expanduser()).is_dir():
             yield where, partial(_on_disk, wanted, [p for p in (folder, *sorted(folder.rglob("*"))) if p.is_dir()])
+        elif mirror.startswith((".", "/", "~")) or mirror.count("/") != 1:
+            raise WeightsError(f"{where}: neither a folder nor a repository on the Hub, user/repo; correct or unset it")
         elif wanted.drive:  # the bases' names say too little to be looked for in somebody's repository
             yield where, partial(_on_hub, replace(wanted, repo=mirror, revision=None, repo_type="model"), root)
     if wanted.repo:
@@ -122,10 +140,15 @@ def _on_disk(wanted: Weights, folders: list[Path]) -> Path | None:
     known = [(name, wanted.sha256) for name in wanted.names if wanted.sha256]
     known += [wanted.original] if wanted.original else []
     for path, expected in ((folder / name, expected) for folder in folders for name, expected in known):
-        if path.is_file():
+        try:
+            if not path.is_file():
+                continue
             if hashes.known_sha256(path) == expected:
                 return path
-            _log.warning("%s does not have the SHA-256 %s of %s: left alone", path, expected, wanted.file)
+        except OSError as error:
+            _log.warning("%s cannot be read (%s): passed over", path, error.strerror)
+            continue
+        _log.warning("%s does not have the SHA-256 %s of %s: left alone", path, expected, wanted.file)
     return None
 
 
@@ -134,12 +157,14 @@ def _on_disk(wanted: Weights, folders: list[Path]) -> Path | None:
 
 def _on_hub(wanted: Weights, root: Root) -> Path | None:
     """The file in the Hub's cache, fetched if it is not there."""
-    path = _in_hub_cache(wanted, root)
-    if path is None:
-        if wanted.drive:
-            _log.warning(LICENCE)
-        path = _from_hub(wanted, root)
-    return None if path is None else _checked(path, wanted)
+    if (path := _in_hub_cache(wanted, root)) is not None:
+        return _checked(path, wanted)
+    if (path := _from_hub(wanted, root)) is None:
+        return None
+    path = _checked(path, wanted)
+    if wanted.drive:
+        _log.warning(LICENCE)
+    return path
 
 
 def _in_hub_cache(wanted: Weights, root: Root) -> Path | None:
@@ -189,9 +214,10 @@ def _on_drive(wanted: Weights, folder: Path) -> Path:
 
     if constants.HF_HUB_OFFLINE:
         raise WeightsError("not asked, as HF_HUB_OFFLINE is set")
-    _log.warning(LICENCE)
     folder.mkdir(parents=True, exist_ok=True)
     path, part = folder / wanted.file, folder / f".{wanted.file}.{os.getpid()}.part"
+    if path.exists():  # with another hash, or it would have been found; it may be the user's own
+        raise WeightsError(f"{path} is another file, and would be replaced: move it away")
     show = sys.stderr.isatty() and not constants.HF_HUB_DISABLE_PROGRESS_BARS
     try:
         with _network_timeout(TIMEOUT):
@@ -204,18 +230,23 @@ def _on_drive(wanted: Weights, folder: Path) -> Path:
     finally:
         hashes.forget(part)
         part.unlink(missing_ok=True)
+    _log.warning(LICENCE)
     return path
+
+
+_timeout_lock = threading.Lock()
 
 
 @contextmanager
 def _network_timeout(seconds: float) -> Iterator[None]:
     """For what opens connections without one. It holds for the whole process while it lasts."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    with _timeout_lock:
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(seconds)
+        try:
+            yield
+        finally:
+            socket.setdefaulttimeout(before)
 
 
 # --- what comes of it ---
@@ -260,7 +291,8 @@ def _not_found(wanted: Weights, failures: list[str]) -> WeightsError:
             f"{wanted.file} could not be had. Try again, or pass the path of a copy instead of the name. Tried:{tried}"
         )
     return AlphaWeightsNotFound(
-        f"the alpha weights {wanted.file} (SHA-256 {wanted.sha256}) could not be had. Get the file from {OFFICIAL} and "
-        "put it into download_root, name a repository or folder that has it in ALPHA_CLIP_REPO, or pass its path as "
+        f"the alpha weights {wanted.file} (SHA-256 {wanted.sha256}) could not be had. Get the file from {OFFICIAL} "
+        f"(there linked as https://drive.google.com/file/d/{wanted.drive}/view) and put it into "
+        "download_root, name a repository or folder that has it in ALPHA_CLIP_REPO, or pass its path as "
         f"alpha_vision_ckpt_pth=; pass None for plain CLIP, which ignores masks. Tried:{tried}"
     )

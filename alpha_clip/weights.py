@@ -187,6 +187,7 @@ def state_dict(
     Warns:
         UserWarning: nothing confirms what the shapes of a file leave open.
     """
+    download_root = None if download_root is None else os.path.expanduser(download_root)
     known = name in BASES
     if known and alpha == "auto":
         alpha = next(iter(ALPHA[name]), None)
@@ -222,7 +223,9 @@ def build(name: str, tensors: Mapping[str, Tensor]) -> CLIP:
     needed = {k: v.shape for k, v in model.state_dict().items()}
     if report := _differences(tensors, needed):
         raise IncompatibleCheckpoint(f"{name} does not hold the weights of a CLIP, no more and no less: {report}")
-    small = {k: v for k, v in tensors.items() if v.ndim < 2}  # biases and gains: NaN spreads, and all takes seconds
+    # Not every weight, which would take longer than all the rest; `verify` reads them all.
+    entire = ("visual.proj", "visual.conv1.weight", ALPHA_KEY, "text_projection")
+    small = {k: v if v.ndim < 2 or k in entire else v[:1] for k, v in tensors.items()}
     if wrong := _not_finite(small):
         raise IncompatibleCheckpoint(f"{name} has weights that are not finite ({wrong}): train it again, or fetch it")
     return fill(model, tensors)
@@ -237,6 +240,8 @@ def expand_vocabulary(tensors: Mapping[str, Tensor], vocab_size: int = 49408) ->
     tensors = dict(tensors)
     packed, ids = tensors["token_embedding.weight"], tensors.pop("token_ids")
     rows = torch.zeros(vocab_size, dtype=torch.int64)
+    if len(packed) != len(ids) + 1 or not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        raise IncompatibleCheckpoint(f"token_ids are not those of {len(packed) - 1} of {vocab_size} tokens")
     rows[ids.long()] = torch.arange(1, len(ids) + 1)
     tensors["token_embedding.weight"] = packed[rows]
     return tensors
@@ -246,7 +251,8 @@ def _base_checkpoint(name: str, download_root: str | None, trust: bool) -> Check
     if name == BUNDLED and BASES[name].repo is None:
         return checkpoints.read(ASSETS / BASES[name].file)
     if name in BASES:
-        return checkpoints.read(locate(BASES[name], download_root), trusted=_openais())
+        path = locate(BASES[name], download_root)
+        return checkpoints.read(path, trusted=_openais(), confirmed="the catalogue")
     path = repository(name.removeprefix(HUB), download_root) if name.startswith(HUB) else Path(name)
     return _read_users_file(path, trust)
 
@@ -255,14 +261,19 @@ def _alpha_tower(name: str, alpha: str | os.PathLike[str], download_root: str | 
     tags = ALPHA.get(name, {})
     if isinstance(alpha, str) and alpha in tags:
         entry = tags[alpha]
-        return checkpoints.read(locate(entry, download_root) if entry.sha256 else ASSETS / entry.file)
-    if not os.path.exists(alpha):
+        path = locate(entry, download_root) if entry.sha256 else ASSETS / entry.file
+        return checkpoints.read(path, confirmed="the catalogue")
+    if not os.path.exists(alpha) and not _looks_like_a_path(alpha):
         known = ", ".join(map(repr, tags)) or "none"
         raise WeightsError(f"alpha weights {str(alpha)!r} are neither a file nor a tag for {name} (tags: {known})")
     tower = _read_users_file(Path(alpha), trust)
     if ALPHA_KEY not in tower.tensors:
         raise IncompatibleCheckpoint(f"{alpha} holds no alpha weights (conv1_alpha.weight)")
     return tower
+
+
+def _looks_like_a_path(name: str | os.PathLike[str]) -> bool:
+    return isinstance(name, os.PathLike) or bool(os.path.dirname(name) and Path(name).suffix)
 
 
 def _read_users_file(path: Path, trust: bool) -> Checkpoint:
@@ -312,7 +323,8 @@ def _size(shape: torch.Size | None) -> str:
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str:
-    return ", ".join(k for k in sorted(tensors) if not tensors[k].isfinite().all())
+    wrong = [k for k in sorted(tensors) if not tensors[k].isfinite().all()]
+    return ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
 
 
 # --- python -m alpha_clip.weights ---
@@ -327,8 +339,7 @@ def verify(path: Path) -> str:
     checkpoint = checkpoints.read(path, trusted=_openais())
     digest = hashes.sha256(checkpoint.path)
     tensors = checkpoint.tensors
-    if wrong := _not_finite(tensors):
-        raise IncompatibleCheckpoint(f"{path} has weights that are not finite: {wrong}")
+    _check_finite(checkpoint)
     if not checkpoint.is_image_tower:
         build(str(path), {ALPHA_KEY: torch.zeros_like(tensors["visual.conv1.weight"][:, :1])} | tensors)
     width, _, patch, _ = tensors["visual.conv1.weight"].shape
@@ -349,6 +360,11 @@ def verify(path: Path) -> str:
     return "\n".join(f"{key:20} {value}" for key, value in facts.items())
 
 
+def _check_finite(checkpoint: Checkpoint) -> None:
+    if wrong := _not_finite(checkpoint.tensors):
+        raise IncompatibleCheckpoint(f"{checkpoint.path} has weights that are not finite: {wrong}")
+
+
 def convert(source: Path, target: Path, *, trust: bool = False, confirm: bool = False) -> None:
     """Write the weights in `source` to `target`, in OpenAI's names, as safetensors.
 
@@ -364,6 +380,7 @@ def convert(source: Path, target: Path, *, trust: bool = False, confirm: bool = 
     if target.suffix != ".safetensors":
         raise ValueError(f"target is {target}, expected a name that ends in .safetensors")
     checkpoint = checkpoints.read(source, trust=trust, trusted=_openais())
+    _check_finite(checkpoint)
     sure = confirm or _confirmation(checkpoint) is not None
     checkpoints.write(checkpoint.tensors, target, confirmed=sure)
 

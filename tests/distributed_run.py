@@ -35,7 +35,7 @@ class Dying(Uneven):
 
 def settings(**changes: int) -> TrainConfig:
     return TrainConfig(
-        **({"steps": 6, "batch_size": 8, "workers": 0, "warmup": 2, "lr": 1e-3, "alpha_lr": 1e-2, "save_every": 2}
+        **({"steps": 6, "batch_size": 8, "workers": 0, "warmup": 2, "lr": 3e-4, "alpha_lr": 3e-3, "save_every": 2}
            | {"distill": 1.0, "distill_tokens": 0.5, "train_text": True, "evaluate_every": 3} | changes)
     )  # fmt: skip
 

@@ -446,8 +446,8 @@ def test_what_transformers_left_out_of_its_configuration_is_its_default(tmp_path
     ],
 )
 def test_the_configuration_of_an_image_tower_alone_is_flat(tmp_path, config, said):
-    parts = ("embeddings.class_embedding", "embeddings.patch_embedding.weight")
-    path = saved({k: torch.zeros(768, 3, 1, 1) for k in parts}, tmp_path / "model.bin")
+    parts = {"embeddings.class_embedding": (768,), "embeddings.patch_embedding.weight": (768, 3, 1, 1)}
+    path = saved({k: torch.zeros(shape) for k, shape in parts.items()}, tmp_path / "model.bin")
     assert_confirmed(beside(path, "config.json", config), "config.json beside it", said)
 
 
@@ -575,7 +575,7 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, format):
 
 def test_a_pickled_module_is_refused(tmp_path):
     path = saved(torch.nn.Linear(2, 2), tmp_path / "model.pt")
-    message = r"running code from it.* \(UnpicklingError\)\. Expected .* as torch\.save\(model\.state_dict\(\), path\)"
+    message = r"running code from it.* \(torch.*Linear\)\. Expected .* as torch\.save\(model\.state_dict\(\), path\)"
     with pytest.raises(IncompatibleCheckpoint, match=message):
         read(path)
 

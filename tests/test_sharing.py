@@ -55,6 +55,12 @@ def test_a_card_that_is_there_stays_and_weights_are_replaced(model, tmp_path):
     assert torch.equal(loaded.text_projection, model.text_projection)
 
 
+def test_weights_that_would_be_read_in_place_of_these_are_an_error(model, tmp_path):
+    (tmp_path / "open_clip_model.safetensors").touch()
+    with pytest.raises(FileExistsError, match=r"open_clip_model\.safetensors is there, which load would read"):
+        save(model, tmp_path)
+
+
 def test_only_our_models_are_saved(model, tmp_path):
     for save_or_push in (save, alpha_clip.push_to_hub):
         with pytest.raises(TypeError, match=r"model is VisionTransformer, expected what alpha_clip\.load returns"):

@@ -130,7 +130,8 @@ def test_a_local_mirror_is_searched_in_all_its_folders(shelf, tmp_path, monkeypa
 def not_found(shelf: Shelf, reason: str = "") -> str:
     return (
         rf"(?s){re.escape(shelf.alpha.file)} \(SHA-256 {shelf.alpha.sha256}\) could not be had\. Get the file from "
-        r"https://github\.com/SunzeY/AlphaCLIP and put it into download_root, name a repository .* in ALPHA_CLIP_REPO, "
+        r"https://github\.com/SunzeY/AlphaCLIP \(there linked as https://drive\.google\.com/file/d/[\w-]+/view\) "
+        r"and put it into download_root, name a repository .* in ALPHA_CLIP_REPO, "
         rf"or pass its path as alpha_vision_ckpt_pth=; pass None for plain CLIP, which ignores masks\. Tried:.*{reason}"
     )
 
@@ -305,7 +306,6 @@ def test_every_source_is_a_line_of_log(published, hub, client, tmp_path):
     file = re.escape(published.alpha.file)
     expected = [
         rf"{file}: not found on this disk: not there",
-        LICENCE.replace("(", r"\(").replace(")", r"\)"),
         rf"{file}: not found in our/alpha on the Hugging Face Hub: not there",
         LICENCE.replace("(", r"\(").replace(")", r"\)"),
         rf"{file}: found on the authors' Google Drive as .*{file}",
@@ -347,6 +347,31 @@ def test_wrong_bytes_name_both_hashes_and_are_fetched_again(published, load, hub
     assert leftovers(tmp_path) == set()
     files[published.alpha.file] = published.alpha_file
     assert_equal(load(published), published.expected())
+
+
+def test_wrong_bytes_at_one_source_do_not_keep_the_next_from_being_asked(published, load, hub):
+    hub.files["model", "our/alpha"][published.alpha.file] = b"wrong"
+    hub.drive["drive-id"] = published.alpha_file
+    assert_equal(load(published), published.expected())
+
+
+def test_a_file_of_the_users_own_is_not_replaced(on_drive, load, tmp_path):
+    (tmp_path / on_drive.alpha.file).write_bytes(b"my own")
+    with pytest.raises(AlphaWeightsNotFound, match="is another file, and would be replaced: move it away"):
+        load(on_drive)
+    assert (tmp_path / on_drive.alpha.file).read_bytes() == b"my own"
+
+
+@pytest.mark.parametrize("mirror", ["/no/such/folder", "my", "a/b/c"])
+def test_a_mirror_that_cannot_be_one_is_an_error(published, load, environment, mirror):
+    with process(environment, ALPHA_CLIP_REPO=mirror) as pool, pytest.raises(WeightsError, match="correct or unset it"):
+        load(published, pool)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:a/b/c", "hf-hub:foo bar"])
+def test_a_malformed_repository_is_an_error(name):
+    with pytest.raises(WeightsError, match=r"names no repository on the Hub .*: expected user/repo"):
+        alpha_clip.load(name, "cpu")
 
 
 def test_a_base_of_wrong_bytes_is_a_mismatch_too(published, load, hub):
@@ -608,7 +633,7 @@ def test_a_repository_at_a_revision_with_a_configuration(hub, client, tmp_path):
 
 def test_a_repository_without_weights_or_that_is_gone(hub, client, tmp_path):
     hub.files["model", "some/data"] = {"README.md": b""}
-    with pytest.raises(WeightsError, match=r"some/data could not be had .*: it holds none of model\.safetensors"):
+    with pytest.raises(WeightsError, match=r"some/data could not be had .*: it holds none of open_clip_model"):
         load_repository(client, "hf-hub:some/data", tmp_path)
     with pytest.raises(WeightsError, match=r"no/such could not be had .*: .*private, log in"):
         load_repository(client, "hf-hub:no/such", tmp_path)

@@ -161,9 +161,51 @@ def test_collate_numbers_the_different_texts():
     assert batch.text_id.tolist() == [again.text_id[1], again.text_id[0], again.text_id[1]]
 
 
+def test_a_part_of_which_nothing_can_be_read_is_empty():
+    batch = collate([(0, BadSample("k", "it is broken"))], size=8)
+    assert len(batch) == 0 and batch.image.shape == (0, 3, 8, 8) and len(batch.bad) == 1
+
+
+def test_a_bad_picture_alone_in_its_part_is_passed_over():
+    whole, parts = (
+        finetune(tiny_model(), Broken({7}), config(steps=25, accumulate=n), tokenize=words_to_ids) for n in (1, 8)
+    )
+    for a, b in zip(whole.visual.parameters(), parts.visual.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+
+
 def test_a_batch_of_which_nothing_can_be_read_is_refused():
-    with pytest.raises(ValueError, match=r"nothing of a whole batch could be read: .*it is broken"):
-        collate([(0, BadSample("k", "it is broken"))])
+    with pytest.raises(RuntimeError, match=r"nothing of a whole batch could be read: .*its picture is broken"):
+        finetune(tiny_model(), Broken({*range(200)}), config(), tokenize=words_to_ids)
+
+
+def test_gradients_that_are_not_finite_leave_the_checkpoint_as_it_was(tmp_path):
+    model, steps = tiny_model(), itertools.count()
+    model.visual.proj.register_hook(lambda g: g * float("nan") if next(steps) == 2 else g)
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 2"):
+        finetune(model, Halves(20), config(save_every=1, steps=4), tmp_path, tokenize=words_to_ids)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert state["step"] == 2
+    assert all(p.isfinite().all() for p in state["model"].values())
+
+
+def test_a_fixed_temperature_stays_as_it_is():
+    model = tiny_model()
+    model.logit_scale.data.fill_(5.0)
+    finetune(model, Halves(20), config(), tokenize=words_to_ids)
+    assert float(model.logit_scale) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"grad_clip": 0.0}, "lets no gradient through"),
+        ({"distill_tokens": 1.0}, "a weight within distill, which is 0"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings)
 
 
 def test_empty_data_set_is_refused():

@@ -279,11 +279,16 @@ def test_an_alpha_file_of_another_depth_lists_the_blocks(base, tmp_path, layers,
         weights.state_dict(base, path)
 
 
-@pytest.mark.parametrize("alpha", ["grit40m", "no/such/file.pth", "GRIT20M"])
+@pytest.mark.parametrize("alpha", ["grit40m", "file.pth", "GRIT20M"])
 def test_a_wrong_tag_lists_the_tags(alpha):
     message = rf"alpha weights '{alpha}' are neither a file nor a tag for ViT-L/14@336px \(tags: 'grit20m', 'grit1m'\)"
     with pytest.raises(WeightsError, match=message):
         weights.state_dict("ViT-L/14@336px", alpha)
+
+
+def test_a_path_of_alpha_weights_where_nothing_is(base):
+    with pytest.raises(WeightsError, match=r"there is no file no/such/file\.pth"):
+        weights.state_dict(base, "no/such/file.pth")
 
 
 @pytest.mark.parametrize("name", ["ViT-B/32", "base.pt"])

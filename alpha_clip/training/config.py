@@ -61,6 +61,10 @@ class TrainConfig:
         for names in (("whole",), ("box", "ellipse", "jitter")):
             if (total := sum(getattr(self, name) for name in names)) > 1:
                 raise ValueError(f"TrainConfig.{' + '.join(names)} is {total:g}, expected shares of at most 1")
+        if self.grad_clip == 0:
+            raise ValueError("TrainConfig.grad_clip is 0, which lets no gradient through: expected more")
+        if self.distill_tokens and not self.distill:
+            raise ValueError("TrainConfig.distill_tokens is a weight within distill, which is 0: give both")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"TrainConfig.batch_size is {self.batch_size}, expected a multiple of accumulate, {self.accumulate}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Protocol
+from functools import lru_cache, partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -98,12 +99,14 @@ def normalised(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def collate(items: Sequence[tuple[int, Sequence[Sample] | BadSample]]) -> Batch:
-    """(position, samples) of each picture to one batch, in their order."""
+def collate(items: Sequence[tuple[int, Sequence[Sample] | BadSample]], size: int = 1) -> Batch:
+    """(position, samples) of each picture to one batch, in their order; `size`: the pictures', should none be left."""
     samples = [(position, s) for position, item in items if not isinstance(item, BadSample) for s in item]
     bad = [item for _, item in items if isinstance(item, BadSample)]
     if not samples:
-        raise ValueError(f"nothing of a whole batch could be read: {'; '.join(map(str, bad[:3]))}")
+        none = torch.zeros(0, dtype=torch.int64)
+        image = torch.zeros(0, 3, size, size)
+        return Batch(image, image[:, :1], none.bool(), [], none, none, none, bad)
     image = torch.stack([s.image for _, s in samples])
     foreground = torch.full_like(image[0, :1], FOREGROUND)
     alpha = torch.stack([foreground if s.alpha is None else s.alpha for _, s in samples])
@@ -136,7 +139,7 @@ class Positions:
                     item, self.preprocess, self.config, np.random.default_rng([self.config.seed, epoch, index])
                 )
         except BadSample as error:
-            return position, error
+            return position, BadSample(error.key, error.reason, error.problem)  # without the frames it came from
         return position, [item] if isinstance(item, Sample) else item
 
 
@@ -172,8 +175,7 @@ def batches(
     step: int = 0,
     rank: int = 0,
     world: int = 1,
-    to_batch: Callable[[Any], Any] = collate,
-) -> DataLoader[Any]:
+) -> DataLoader[Batch]:
     """The parts of steps `step` to ``config.steps``, ``config.accumulate`` a step.
 
     Raises:
@@ -185,5 +187,11 @@ def batches(
         Positions(dataset, config, preprocess),  # type: ignore[arg-type]
         batch_sampler=list(positions(config, step, rank, world)),
         num_workers=config.workers,
-        collate_fn=to_batch,
+        collate_fn=partial(collate, size=preprocess.n),
+        worker_init_fn=leave_sigterm,
     )
+
+
+def leave_sigterm(worker: int) -> None:
+    """In a worker process: only the process that trains decides when to end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

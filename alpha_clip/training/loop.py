@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from .processes import process_group, rank_and_world, total
 from .state import load_state, log, save_bad_batch, save_best, save_state
 from .validation import evaluate
 
+_tokenize = partial(tokenize, truncate=True)
 MAX_SCALE = 100.0  # CLIP clips the inverse temperature there (arXiv 2103.00020, section 2.5)
 MAX_BAD = 0.01  # share of the pictures that may be unreadable,
 BAD_FROM = 100  # ... once so many were read
@@ -43,7 +45,7 @@ def finetune(
     out: str | os.PathLike[str] | None = None,
     *,
     validation: Dataset | None = None,
-    tokenize: Callable[[Sequence[str]], Tensor] = tokenize,
+    tokenize: Callable[[Sequence[str]], Tensor] = _tokenize,
     description: str = "training",
     tensorboard: bool = False,
 ) -> CLIP:
@@ -59,7 +61,7 @@ def finetune(
             bit for bit where an uninterrupted one would (CPU, same number of processes and parts);
             ``best.safetensors``, for `load`; and ``metrics.jsonl``. None: nothing is written.
         validation: pictures whose regions are named now and then; without any, the last weights are the best.
-        tokenize: texts to token ids (U, L).
+        tokenize: texts to token ids (U, L); by default CLIP's, which cuts long texts.
         description: words before the progress bar.
         tensorboard: write the metrics to `out` for TensorBoard too (``pip install tensorboard``).
 
@@ -82,6 +84,7 @@ def finetune(
         preprocess = Preprocess(model.visual.input_resolution)
         parts = iter(batches(dataset, config, preprocess, step, rank, world))
         read, unreadable = 0, list[BadSample]()
+        named = False  # whether validation has regions to name; else the last weights are the best
 
         model.train()
         progress = tqdm(desc=description, initial=step, total=config.steps, unit="step", disable=rank > 0)
@@ -97,7 +100,8 @@ def finetune(
             terms = objective.backward(batch)
             if not math.isfinite(terms["loss"]):
                 raise _not_finite(folder, step, terms, batch)
-            _update(model, optimizers, config)
+            if not _update(model, optimizers, config):
+                raise _not_finite(folder, step, terms | {"loss": math.nan}, batch)
             samples, stop = total(sum(map(len, batch)), terminated.is_set(), device=device)
             speed = samples / (time.perf_counter() - start)
             terms |= {
@@ -111,7 +115,8 @@ def finetune(
             saving = finished or bool(stop) or step % config.save_every == 0
             if validation is not None and (finished or step % config.evaluate_every == 0):
                 terms |= evaluate(model, objective.base, validation, preprocess, tokenize, config)
-            score = terms.get("region_accuracy", -math.inf) if validation else float(step) if saving else -math.inf
+            named = validation is not None and (named or "region_accuracy" in terms)
+            score = terms.get("region_accuracy", float(step) if saving and not named else -math.inf)
             if folder and rank == 0:
                 log(folder, step, terms, tensorboard)
                 if score > best:
@@ -123,19 +128,22 @@ def finetune(
             progress.update()
             if stop and not finished:
                 progress.close()
-                sys.exit(
-                    f"stopped by SIGTERM after step {step}, saved in {folder}: the same command goes on from there"
-                )
+                saved = f"saved in {folder}: the same command goes on" if folder else "nothing was to be saved"
+                sys.exit(f"stopped by SIGTERM after step {step}, {saved}")
         progress.close()
     return model.eval()
 
 
-def _update(model: CLIP, optimizers: list[Optimizer], config: TrainConfig) -> None:
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+def _update(model: CLIP, optimizers: list[Optimizer], config: TrainConfig) -> bool:
+    """One step, unless a gradient is not finite."""
+    if not torch.isfinite(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)):
+        return False
     for optimizer in optimizers:
         optimizer.step()
-    with torch.no_grad():
-        model.logit_scale.clamp_(max=math.log(MAX_SCALE))
+    if model.logit_scale.requires_grad:
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(MAX_SCALE))
+    return True
 
 
 def _groups(optimizers: list[Optimizer]) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ class Objective:
         """From here on, `backward` averages the gradients of all processes."""
         if self.world > 1:
             ids = [self.device] if self.device.type == "cuda" else None
-            self.trained = DistributedDataParallel(self.towers, device_ids=ids)
+            self.trained = DistributedDataParallel(self.towers, device_ids=ids, broadcast_buffers=False)
 
     def backward(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Add the gradients of one step. Returns the terms of its loss, and "loss", the same in every process."""
@@ -91,6 +91,9 @@ class Objective:
         samples, whole = total(
             sum(len(p.image) for p in parts), sum(int(p.labels.whole.sum()) for p in parts), device=self.device
         )
+        if not samples:
+            bad = [str(error) for batch in batches for error in batch.bad]
+            raise RuntimeError(f"nothing of a whole batch could be read: {'; '.join(bad[:3])}")
         if len(parts) == 1:
             image, text, scale, patches = self.trained(parts[0])
             terms, loss = self._contrast(parts, image, text, scale, samples)
@@ -162,8 +165,10 @@ class Objective:
         return self.config.distill * drift * self.world / whole
 
     def _inputs(self, batch: Batch) -> Inputs:
-        tokens = self.tokenize(batch.texts).to(self.device)
-        tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]  # the tower is causal: padding after the end is idle
+        tokens = torch.zeros(0, 1, dtype=torch.int64, device=self.device)
+        if batch.texts:
+            tokens = self.tokenize(batch.texts).to(self.device)
+            tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]  # the tower is causal: padding is idle
         alpha = batch.alpha.to(self.device)
         mask = F.adaptive_avg_pool2d((alpha > 0).float(), min(MASK_GRID, alpha.shape[-1])).flatten(1)
         text_id, picture, whole = (x.to(self.device) for x in (batch.text_id, batch.picture, batch.whole))

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from .. import checkpoints
 from ..model import CLIP
 from .config import FREE, TrainConfig
+from .processes import rank_and_world
 
 LAST, BEST, METRICS, BAD_BATCH = "last.pt", "best.safetensors", "metrics.jsonl", "bad_batch.json"
 
@@ -52,6 +53,7 @@ def load_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: T
     """
     path = folder / LAST
     if not path.exists():
+        _forget_after(folder / METRICS, 0)
         return 0, -math.inf
     state = torch.load(path, map_location="cpu", weights_only=True)
     saved, wanted = state["config"], asdict(config)
@@ -110,7 +112,7 @@ def save_bad_batch(folder: Path, step: int, terms: Mapping[str, float], position
 
 def _forget_after(path: Path, step: int) -> None:
     """Drop what a run logged after the checkpoint that it goes on from."""
-    if path.exists():
+    if rank_and_world()[0] == 0 and path.exists():
         lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
         part = path.with_name(f".{path.name}.part")
         part.write_text("".join(f"{line}\n" for line in lines))

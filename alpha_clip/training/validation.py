@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ..model import CLIP, VisionTransformer
 from ..transforms import Preprocess
 from .config import TrainConfig
-from .data import Batch, Dataset, Positions, collate
+from .data import Batch, Dataset, Positions, collate, leave_sigterm
 from .processes import rank_and_world, total
 
 PICTURES = 16  # at a time
@@ -33,7 +33,8 @@ def evaluate(
     """Scores on a data set, its masks as they are; processes share the work, and all get the result.
 
     Returns:
-        "region_accuracy": share of the regions whose own phrase, of all different ones in the data set, is nearest.
+        "region_accuracy": share of the regions whose own phrase, of all different ones in the data set, is nearest;
+            not there if it has no regions.
         "drift": mean of 1 - cosine between the features of whole pictures now and those of `base`.
     """
     model.eval()
@@ -46,10 +47,13 @@ def evaluate(
         sampler=range(rank, len(dataset), world),
         num_workers=config.workers,
         collate_fn=collate,
+        worker_init_fn=leave_sigterm,
     )
     features, own = [], []
     drift, pictures = 0.0, 0
     for batch in loader:
+        if len(batch) == 0:
+            continue
         image, regions = batch.image.to(device), ~batch.whole
         first = torch.tensor([i for i, p in enumerate(batch.picture) if i == 0 or batch.picture[i - 1] != p])
         now, then = (F.normalize(tower(image[first]).float(), dim=-1) for tower in (model.visual, base))
@@ -66,7 +70,8 @@ def evaluate(
         right = sum(texts[n] == text for n, text in zip(named, own, strict=True))
     rights, regions_, drifts, all_pictures = total(right, len(own), drift, pictures, device=device)
     model.train()
-    return {"region_accuracy": rights / max(regions_, 1), "drift": drifts / max(all_pictures, 1)}
+    scores = {"drift": drifts / max(all_pictures, 1)}
+    return scores | ({"region_accuracy": rights / regions_} if regions_ else {})
 
 
 def _all_texts(own: list[str]) -> list[str]:
