@@ -15,7 +15,6 @@ import resource
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -450,17 +449,6 @@ def test_no_server_and_nothing_cached(published, load, hub):
     with pytest.raises(AlphaWeightsNotFound, match=not_found(published)):
         load(published)
     hub.start()
-    assert_equal(load(published), published.expected())
-
-
-@pytest.mark.slow  # the Hub's client tries several times
-def test_a_server_that_hangs(published, load, hub):
-    hub.hanging |= {*Shelf.names, "drive-id"}
-    start = time.monotonic()
-    with pytest.raises(AlphaWeightsNotFound, match=not_found(published, "timed out")):
-        load(published)
-    assert time.monotonic() - start < 120
-    hub.hanging.clear()
     assert_equal(load(published), published.expected())
 
 
