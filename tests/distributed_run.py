@@ -5,23 +5,26 @@ torchrun --nproc-per-node 2 tests/distributed_run.py OUT [--steps N] [--accumula
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from test_training import Halves, tiny_model, words_to_ids
 
-from alpha_clip.training import Sample, TrainConfig, finetune
+from alpha_clip.training import Sample, SecondText, TrainConfig, finetune
 
 torch.set_num_threads(1)
 
 
 class Uneven(Halves):
-    """One to three samples an item, so that processes hold different numbers."""
+    """One to three samples an item, so that processes hold different numbers; of all kinds that there are."""
 
     def __getitem__(self, index: int) -> list[Sample]:
         first, second = super().__getitem__(index)
         whole = Sample(first.image, first.text)
-        return [[first, second, whole], [first], [second, first]][index % 3]
+        graded = replace(first, second=SecondText(second.text, 0.3, whole=True))
+        rivalled = replace(second, rivals=(first.text, second.text))
+        return [[first, second, whole], [graded], [second, rivalled, first]][index % 3]
 
 
 class Dying(Uneven):

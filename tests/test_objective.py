@@ -20,11 +20,12 @@ from torch import Tensor
 
 from alpha_clip.model import CLIP
 from alpha_clip.training import TrainConfig, finetune
-from alpha_clip.training.data import collate
+from alpha_clip.training.data import Item, collate
 from alpha_clip.training.loss import (
     Labels,
     contrastive_sum,
     distillation_sum,
+    rivals_sum,
     same_image_pairs,
     same_image_sum,
     token_drift_sum,
@@ -37,13 +38,20 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def labels(text: list[int], picture: list[int] | None = None, whole: set[int] = frozenset(), masks=None) -> Labels:
+def labels(
+    text: list[int],
+    picture: list[int] | None = None,
+    whole: set[int] = frozenset(),
+    other: list[int] | None = None,
+    weight: list[float] | None = None,
+) -> Labels:
     n = len(text)
     return Labels(
         torch.tensor(text),
+        torch.tensor(other or text),
         torch.tensor(range(n) if picture is None else picture),
         torch.tensor([i in whole for i in range(n)]),
-        torch.eye(n) if masks is None else torch.tensor(masks, dtype=torch.float32),
+        torch.tensor(weight or [1.0] * n),
     )
 
 
@@ -79,6 +87,33 @@ def test_what_is_no_negative_is_left_out_pair_by_pair():
     torch.testing.assert_close(contrast(image, text, labels(text_id, picture, whole)), total)
 
 
+def test_two_texts_of_a_sample_share_its_loss_and_leave_each_other_out():
+    """Rows: sample 0 is graded, half "a", half its picture's caption; sample 1 is "a" too; 2 and 3 are other things."""
+    image, table = unit(4, 8), unit(4, 8, seed=1)
+    of = labels([0, 1, 0, 2, 3], [0, 0, 1, 1, 0], {1}, other=[1, 0, 0, 2, 3], weight=[0.6, 0.4, 1, 1, 1])
+    v, t = image[[0, 0, 1, 2, 3]], table[[0, 1, 0, 2, 3]]
+    # For each row, the rows whose text is a negative of its image, and whose image is one of its text.
+    texts = {0: [3, 4], 1: [3], 2: [1, 3, 4], 3: [0, 1, 2, 4], 4: [0, 2, 3]}
+    images = {0: [3, 4], 1: [2, 3], 2: [3, 4], 3: [0, 1, 2, 4], 4: [0, 2, 3]}
+    total = 0.0
+    for p in range(5):
+        for against, of_it, negatives in ((t, v[p], texts[p]), (v, t[p], images[p])):
+            own = 10 * of_it @ against[p]
+            others = [10 * of_it @ against[q] + of.weight[q].log() for q in negatives]
+            total += of.weight[p] * (torch.stack([own, *others]).logsumexp(0) - own) / 2
+    torch.testing.assert_close(contrast(v, t, of), total)
+
+
+@pytest.mark.parametrize("b", [0.0, 1.0])
+def test_a_graded_sample_ends_as_its_region_and_as_the_whole_picture(b):
+    """At the ends of the range a sample of two texts has the loss of one that has that text alone."""
+    v, t = unit(3, 8), unit(4, 8, seed=1)
+    two = labels([0, 1, 2, 3], [0, 0, 1, 1], {1}, other=[1, 0, 2, 3], weight=[1 - b, b, 1, 1])
+    one = labels([int(b), 2, 3], [0, 1, 1], {0} if b else set())
+    expected = contrast(v, t[[int(b), 2, 3]], one)
+    torch.testing.assert_close(contrast(v[[0, 0, 1, 2]], t, two), expected)
+
+
 def test_rows_of_a_part_against_all_sum_to_the_whole():
     image, text, every = unit(6, 8), unit(6, 8, seed=1), labels([0, 1, 2, 0, 3, 4], [0, 0, 1, 1, 2, 2], {1})
     parts = []
@@ -100,6 +135,7 @@ LEFT, RIGHT, BOTH = [1.0, 1, 0, 0, 0, 0], [0.0, 0, 0, 1, 1, 0], [1.0, 1, 1, 1, 1
         ({"picture": [0, 1]}, False),
         ({"text": [5, 5]}, False),
         ({"whole": {1}}, False),
+        ({"weight": [1.0, 0.5]}, False),  # it shows something else too
         ({"masks": [LEFT, LEFT]}, False),
         ({"masks": [LEFT, BOTH]}, False),  # one within the other
         ({"masks": [LEFT, [0.0, 0.1, 0, 1, 1, 1]]}, True),  # they hardly touch
@@ -108,13 +144,14 @@ LEFT, RIGHT, BOTH = [1.0, 1, 0, 0, 0, 0], [0.0, 0, 0, 1, 1, 0], [1.0, 1, 1, 1, 1
 )
 def test_two_regions_are_told_apart_where_they_are_beyond_doubt(changes, expected):
     given = {"text": [0, 1], "picture": [0, 0], "masks": [LEFT, RIGHT]} | changes
-    pairs = same_image_pairs(unit(2, 8), labels(**given))
+    masks = torch.tensor(given.pop("masks"))
+    pairs = same_image_pairs(unit(2, 8), labels(**given), masks)
     assert pairs.tolist() == [[False, expected], [expected, False]]
 
 
 def test_phrases_that_mean_the_same_are_not_told_apart():
     text = torch.stack([unit(8), F.normalize(unit(8) + 0.1 * unit(8, seed=1), dim=0)])
-    assert not same_image_pairs(text, labels([0, 1], [0, 0], masks=[LEFT, RIGHT])).any()
+    assert not same_image_pairs(text, labels([0, 1], [0, 0]), torch.tensor([LEFT, RIGHT])).any()
 
 
 def test_same_image_sum_is_its_definition():
@@ -132,6 +169,17 @@ def test_same_image_sum_is_its_definition():
     nothing = same_image_sum(image.requires_grad_(), text, torch.zeros_like(pairs), torch.tensor(10.0))
     nothing.backward()
     assert nothing == 0 and not image.grad.any()
+
+
+def test_rivals_sum_is_its_definition():
+    image, texts, own = unit(3, 8), unit(5, 8, seed=1), torch.tensor([0, 3, 2])
+    rivals = torch.tensor([[1, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]], dtype=torch.bool)
+    expected = 0.0
+    for i in (0, 2):
+        logits = 10 * texts[rivals[i]] @ image[i]
+        expected += logits.logsumexp(0) - 10 * texts[own[i]] @ image[i]
+    torch.testing.assert_close(rivals_sum(image, texts, own, rivals, torch.tensor(10.0)), expected)
+    assert rivals_sum(image, texts, own, torch.zeros_like(rivals), torch.tensor(10.0)) == 0
 
 
 @pytest.mark.parametrize("alpha", [True, False])
@@ -168,7 +216,7 @@ def gradients(tune: TrainConfig, cut: list[int]) -> tuple[dict[str, Tensor], dic
     objective = Objective(model, tune, words_to_ids)
     with torch.no_grad():  # or nothing would have drifted
         model.visual.positional_embedding += 0.1 * torch.randn_like(model.visual.positional_embedding)
-    items = [(i, Uneven()[i]) for i in range(12)]
+    items = [Item(i, Uneven()[i]) for i in range(12)]
     bounds = [0, *cut, 12]
     terms = objective.backward([collate(items[i:j]) for i, j in itertools.pairwise(bounds)])
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, terms
@@ -187,7 +235,7 @@ def test_gradients_in_parts_are_those_of_the_whole_batch(cut, train_text):
     tune = replace(settings(), train_text=train_text, same_image=0.7)
     whole, terms = gradients(tune, [])
     parts, terms_in_parts = gradients(tune, cut)
-    assert terms.keys() == {"loss", "contrast", "same_image", "distill"}
+    assert terms.keys() == {"loss", "contrast", "same_image", "rivals", "distill"}
     assert terms == pytest.approx(terms_in_parts, abs=1e-5)
     assert all(value > 0 for value in terms.values())
     assert whole.keys() == parts.keys() and ("logit_scale" in whole) == train_text
@@ -198,7 +246,9 @@ def test_gradients_in_parts_are_those_of_the_whole_batch(cut, train_text):
 
 def test_the_loss_is_the_sum_of_its_terms():
     _, terms = gradients(replace(settings(), same_image=0.7), [])
-    assert terms["loss"] == pytest.approx(terms["contrast"] + 0.7 * terms["same_image"] + terms["distill"])
+    assert terms["loss"] == pytest.approx(
+        terms["contrast"] + 0.7 * (terms["same_image"] + terms["rivals"]) + terms["distill"]
+    )
     _, alone = gradients(replace(settings(), same_image=0.0, distill=0.0, distill_tokens=0.0), [])
     assert alone == {"loss": pytest.approx(terms["contrast"]), "contrast": pytest.approx(terms["contrast"])}
 

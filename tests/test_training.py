@@ -17,10 +17,11 @@ from safetensors import safe_open
 import alpha_clip
 from alpha_clip.model import ALPHA_MEAN, ALPHA_STD, CLIP, FOREGROUND, convert_weights
 from alpha_clip.scenes import draw_scene
-from alpha_clip.training import PRESETS, Picture, Region, Sample, TrainConfig, finetune, masks
-from alpha_clip.training.data import Positions, batches, collate, positions, views
+from alpha_clip.training import PRESETS, Picture, Region, Sample, SecondText, TrainConfig, finetune, masks
+from alpha_clip.training.data import Item, Positions, batches, collate, positions
 from alpha_clip.training.optim import lr_at, make_optimizers
 from alpha_clip.training.pictures import BadSample
+from alpha_clip.training.views import views
 from alpha_clip.transforms import Preprocess
 
 SIZE = 16
@@ -133,7 +134,7 @@ class Numbers:
 
 def read(settings: TrainConfig, start: int, stop: int) -> list[int]:
     items = Positions(Numbers(), settings, Preprocess(8))
-    return [int(items[p][1][0].text) for p in range(start, stop)]
+    return [int(items[p].samples[0].text) for p in range(start, stop)]
 
 
 def test_every_item_comes_once_an_epoch_and_each_is_shuffled_anew():
@@ -148,22 +149,43 @@ def test_collate_numbers_the_different_texts():
     image = torch.zeros(3, 4, 4)
     alpha = torch.full((1, 4, 4), -FOREGROUND)
     error = BadSample("k", "it is broken")
-    items = [(7, [Sample(image, "A  cat", alpha)]), (9, error), (8, [Sample(image, "dog"), Sample(image, "a cat ")])]
+    cat = Sample(image, "A  cat", alpha)
+    items = [Item(7, [cat]), Item(9, (), error), Item(8, [Sample(image, "dog"), Sample(image, "a cat ")])]
     batch = collate(items)
     assert batch.texts == ["a cat", "dog"]
-    assert batch.text_of.tolist() == [0, 1, 0]
-    assert batch.picture.tolist() == [7, 8, 8]
-    assert batch.whole.tolist() == [False, True, True]
+    assert batch.text.tolist() == [0, 1, 0]
+    assert batch.sample.tolist() == batch.first_row.tolist() == [0, 1, 2]
+    assert batch.index.tolist() == batch.labels.picture.tolist() == [7, 8, 8]
+    assert batch.whole.tolist() == batch.labels.whole.tolist() == [False, True, True]
+    assert batch.labels.weight.tolist() == [1, 1, 1]
     assert batch.alpha[0].eq(-FOREGROUND).all()
     assert batch.alpha[1].eq(FOREGROUND).all()
-    assert batch.bad == [error]
-    again = collate([(1, [Sample(image, "dog")]), (2, [Sample(image, "A CAT")])])
-    assert batch.text_id.tolist() == [again.text_id[1], again.text_id[0], again.text_id[1]]
+    assert batch.mask[:2].tolist() == [[0] * 16, [1] * 16]
+    assert batch.bad == [error] and not batch.rivals.any()
+    again = collate([Item(1, [Sample(image, "dog")]), Item(2, [Sample(image, "A CAT")])]).labels.text_id
+    assert batch.labels.text_id.tolist() == batch.labels.other_id.tolist() == [again[1], again[0], again[1]]
+
+
+def test_collate_gives_a_second_text_a_row_and_rivals_their_texts():
+    image, alpha = torch.zeros(3, 4, 4), torch.zeros(1, 4, 4)
+    graded = Sample(image, "cat", alpha, SecondText("all of it", 0.25, whole=True))
+    same = Sample(image, "dog", alpha, SecondText(" DOG", 0.25))
+    union = Sample(image, "cat and dog", alpha, rivals=("cat", "dog", "cat and dog"))
+    batch = collate([Item(4, [graded, same]), Item(5, [union])])
+    assert batch.texts == ["cat", "all of it", "dog", "cat and dog"]
+    assert batch.sample.tolist() == [0, 0, 1, 2] and batch.first_row.tolist() == [0, 2, 3]
+    assert batch.text.tolist() == [0, 1, 2, 3]
+    labels, ids = batch.labels, batch.labels.text_id.tolist()
+    assert labels.other_id.tolist() == [ids[1], ids[0], ids[2], ids[3]]
+    assert labels.weight.tolist() == [0.75, 0.25, 1, 1]
+    assert labels.whole.tolist() == [False, True, False, False] and labels.picture.tolist() == [4, 4, 4, 5]
+    assert batch.rivals.tolist() == [[False] * 4, [False] * 4, [True, False, True, True]]
 
 
 def test_a_part_of_which_nothing_can_be_read_is_empty():
-    batch = collate([(0, BadSample("k", "it is broken"))], size=8)
+    batch = collate([Item(0, (), BadSample("k", "it is broken"))], size=8)
     assert len(batch) == 0 and batch.image.shape == (0, 3, 8, 8) and len(batch.bad) == 1
+    assert len(batch.labels.weight) == 0 and batch.rivals.shape == (0, 0)
 
 
 def test_a_bad_picture_alone_in_its_part_is_passed_over():
@@ -366,12 +388,12 @@ CUDA = pytest.param(
 
 def accuracy(model: CLIP) -> float:
     """On halves never trained on; without the mask, one half at best."""
-    items = [(i, Halves()[i]) for i in range(1000, 1100)]
+    items = [Item(i, Halves()[i]) for i in range(1000, 1100)]
     batch = collate(items)
     with torch.no_grad():
         text = F.normalize(model.encode_text(words_to_ids(batch.texts)), dim=-1)
         named = (F.normalize(model.encode_image(batch.image, batch.alpha), dim=-1) @ text.T).argmax(dim=1)
-    return float((named == batch.text_of).float().mean())
+    return float((named == batch.text).float().mean())
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -488,7 +510,8 @@ def test_loss_that_is_not_finite_stops_the_run_keeps_the_checkpoint_and_names_th
     message = r"the loss is nan at step 0; its pictures are in .*bad_batch\.json: lower the learning rate"
     with pytest.raises(FloatingPointError, match=message):
         finetune(model, Halves(20), config(steps=2), tmp_path / "bad", tokenize=words_to_ids)
-    assert sorted(set(json.loads((tmp_path / "bad" / "bad_batch.json").read_text())["positions"])) == [*range(8)]
+    first = np.random.default_rng([0, 0]).permutation(20)[:8]  # of epoch 0 with seed 0
+    assert json.loads((tmp_path / "bad" / "bad_batch.json").read_text())["items"] == sorted(first.tolist())
     assert not (tmp_path / "bad" / "last.pt").exists()
 
 

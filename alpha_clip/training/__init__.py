@@ -4,8 +4,8 @@ python -m alpha_clip.training --model ViT-B/16 --data my_regions/ --out runs/fir
 """
 
 from .config import PRESETS, TrainConfig
-from .data import Sample
 from .loop import finetune
 from .pictures import Picture, Region, open_data
+from .views import Sample, SecondText
 
-__all__ = ["PRESETS", "Picture", "Region", "Sample", "TrainConfig", "finetune", "open_data"]
+__all__ = ["PRESETS", "Picture", "Region", "Sample", "SecondText", "TrainConfig", "finetune", "open_data"]

@@ -27,7 +27,7 @@ class TrainConfig:
     unlock_blocks: int | None = None  # train only the last so many blocks, what follows them, and alpha; None: all
     train_text: bool = False  # train the text tower and the temperature too
 
-    same_image: float = 0.5  # weight of telling the regions of one picture from each other
+    same_image: float = 0.5  # weight of telling the regions of one picture, and sets of them, from each other
     distill: float = 0.0  # weight of the drift of whole pictures from the starting model, as 1 - cosine
     distill_tokens: float = 0.0  # weight, within that, of the relative squared drift of the penultimate patch tokens
 
@@ -35,6 +35,9 @@ class TrainConfig:
     box: float = 0.1  # share of the masks that become their bounding box,
     ellipse: float = 0.1  # ... an ellipse in it,
     jitter: float = 0.3  # ... or are grown, shrunk, shifted and softened; the rest stays as it is
+    graded: float = 0.0  # share of the region samples whose surroundings are seen in part, and named by the caption,
+    weighted: float = 0.0  # ... that are two regions, one of which counts less,
+    union: float = 0.0  # ... that are two or three regions, "a cat and a dog"; the rest shows one
     geometry: Literal["pad", "crop", "squash"] = "pad"  # of picture and mask; "pad" loses nothing, as the authors'
 
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products (autocast); weights stay in float32
@@ -58,7 +61,7 @@ class TrainConfig:
         for name in ("lr", "alpha_lr", "weight_decay", "warmup", "grad_clip", "workers", *_WEIGHTS, *_SHARES):
             if getattr(self, name) < 0:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}, expected at least 0")
-        for names in (("whole",), ("box", "ellipse", "jitter")):
+        for names in (("whole",), ("box", "ellipse", "jitter"), ("graded", "weighted", "union")):
             if (total := sum(getattr(self, name) for name in names)) > 1:
                 raise ValueError(f"TrainConfig.{' + '.join(names)} is {total:g}, expected shares of at most 1")
         if self.grad_clip == 0:
@@ -72,7 +75,7 @@ class TrainConfig:
 
 
 _WEIGHTS = ("same_image", "distill", "distill_tokens")
-_SHARES = ("whole", "box", "ellipse", "jitter")
+_SHARES = ("whole", "box", "ellipse", "jitter", "graded", "weighted", "union")
 
 # Settings that do not change what is learned: a run may be resumed with others.
 FREE = ("accumulate", "checkpoint_activations", "evaluate_every", "save_every", "workers")

@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..model import FOREGROUND
 from ..transforms import Preprocess
-from . import masks
 from .config import TrainConfig
+from .loss import Labels
 from .pictures import BadSample, Picture
+from .views import Sample, views
 
-REGIONS_PER_PICTURE = 8  # drawn anew each epoch from pictures that have more
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture, where to look in it, and what is there."""
-
-    image: Tensor  # (3, n, n), normalised as by `preprocess`
-    text: str
-    alpha: Tensor | None = None  # (1, n, n), (mask - 0.5) / 0.26; None: the whole image
+MASK_GRID = 32  # masks are compared at this size
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples; `texts` are the U different ones among theirs, and `text_of` (B,) says which is whose."""
+    """B samples. They have P texts in all, a row of `labels` each, and those are of U different `texts`."""
 
     image: Tensor  # (B, 3, n, n)
     alpha: Tensor  # (B, 1, n, n)
+    mask: Tensor  # (B, g) in [0, 1]: the masks, made small and flat
     whole: Tensor  # (B,) bool: this sample is a whole image
+    index: Tensor  # (B,) int64, which item of the data set it is of
     texts: list[str]
-    text_of: Tensor  # (B,) int64, below U
-    text_id: Tensor  # (B,) int64, equal where texts are, in any batch and process
-    picture: Tensor  # (B,) int64, equal where samples are of one picture
+    sample: Tensor  # (P,) int64, below B, ascending
+    text: Tensor  # (P,) int64, below U
+    labels: Labels
+    rivals: Tensor  # (B, U) bool
     bad: list[BadSample]  # what could not be read, and is not in it
 
     def __len__(self) -> int:
         return len(self.image)
+
+    @property
+    def first_row(self) -> Tensor:
+        """(B,) the row of each sample's first text."""
+        return torch.searchsorted(self.sample, torch.arange(len(self)))
 
 
 class Dataset(Protocol):
@@ -56,42 +59,13 @@ class Dataset(Protocol):
     def __getitem__(self, index: int, /) -> Picture | Sample | Sequence[Sample]: ...
 
 
-def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np.random.Generator) -> list[Sample]:
-    """The samples that one epoch makes of a picture: its regions under changed masks, some of them the whole picture.
+@dataclass(frozen=True)
+class Item:
+    """What an item of the data set came to."""
 
-    Raises:
-        BadSample: the picture has neither a region nor a caption, or a mask that no geometry can use.
-    """
-    chosen = rng.permutation(len(picture.regions))[:REGIONS_PER_PICTURE]
-    regions = [picture.regions[i] for i in chosen]
-    # At most one of a picture is the whole of it, so that it never stands twice in a batch.
-    whole = picture.caption is not None and (not regions or rng.random() < config.whole * len(regions))
-    if whole and regions:
-        regions.pop()
-    if not whole and not regions:
-        raise BadSample(picture.key, "it has neither a region nor a caption")
-    try:
-        samples = []
-        if regions:
-            changed = np.stack([_changed(region.mask, config, rng) for region in regions])
-            rgb, alpha = preprocess(picture.image, changed, geometry=config.geometry)
-            samples = [Sample(rgb, region.phrase, a) for region, a in zip(regions, alpha, strict=True)]
-        if whole:
-            full = np.ones((1, picture.image.height, picture.image.width), np.float32)
-            rgb, _ = preprocess(picture.image, full, geometry=config.geometry)
-            samples.append(Sample(rgb, str(picture.caption)))
-    except (ValueError, OSError) as error:
-        raise BadSample(picture.key, str(error)) from error
-    return samples
-
-
-def _changed(mask: np.ndarray, config: TrainConfig, rng: np.random.Generator) -> np.ndarray:
-    kind = rng.random()
-    for share, change in ((config.box, masks.box), (config.ellipse, masks.ellipse)):
-        if kind < share:
-            return change(mask)
-        kind -= share
-    return masks.jitter(mask, rng) if kind < config.jitter else mask
+    index: int
+    samples: Sequence[Sample]
+    bad: BadSample | None = None
 
 
 def normalised(text: str) -> str:
@@ -99,23 +73,47 @@ def normalised(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def collate(items: Sequence[tuple[int, Sequence[Sample] | BadSample]], size: int = 1) -> Batch:
-    """(position, samples) of each picture to one batch, in their order; `size`: the pictures', should none be left."""
-    samples = [(position, s) for position, item in items if not isinstance(item, BadSample) for s in item]
-    bad = [item for _, item in items if isinstance(item, BadSample)]
-    if not samples:
-        none = torch.zeros(0, dtype=torch.int64)
-        image = torch.zeros(0, 3, size, size)
-        return Batch(image, image[:, :1], none.bool(), [], none, none, none, bad)
-    image = torch.stack([s.image for _, s in samples])
-    foreground = torch.full_like(image[0, :1], FOREGROUND)
-    alpha = torch.stack([foreground if s.alpha is None else s.alpha for _, s in samples])
-    whole = torch.tensor([s.alpha is None for _, s in samples])
+def collate(items: Sequence[Item], size: int = 1) -> Batch:
+    """Items to one batch, in their order; `size` is that of the pictures, should none be left."""
+    samples = [sample for item in items for sample in item.samples]
+    index = torch.tensor([item.index for item in items for _ in item.samples], dtype=torch.int64)
+    whole = torch.tensor([s.alpha is None for s in samples], dtype=torch.bool)
+    image = torch.stack([s.image for s in samples]) if samples else torch.zeros(0, 3, size, size)
+    foreground = image.new_full((1, *image.shape[2:]), FOREGROUND)
+    alpha = torch.stack([foreground if s.alpha is None else s.alpha for s in samples]) if samples else image[:, :1]
+
     number: dict[str, int] = {}
-    text_of = [number.setdefault(normalised(s.text), len(number)) for _, s in samples]
-    ids = torch.tensor([_hash(text) for text in number])
-    picture = torch.tensor([position for position, _ in samples])
-    return Batch(image, alpha, whole, list(number), torch.tensor(text_of), ids[text_of], picture, bad)
+    rows: list[tuple[int, int, int, bool, float]] = []  # sample, text, the sample's other text, whole, weight
+    for b, s in enumerate(samples):
+        one = other = number.setdefault(normalised(s.text), len(number))
+        if s.second is not None:
+            other = number.setdefault(normalised(s.second.text), len(number))
+        if s.second is None or other == one:
+            rows.append((b, one, one, s.alpha is None, 1.0))
+        else:
+            rows.append((b, one, other, s.alpha is None, 1 - s.second.weight))
+            rows.append((b, other, one, s.second.whole, s.second.weight))
+    rivals = [[number.setdefault(normalised(t), len(number)) for t in s.rivals] for s in samples]
+    of, text, others, of_whole, weight = zip(*rows, strict=True) if rows else [()] * 5
+    sample, text_of = torch.tensor(of, dtype=torch.int64), torch.tensor(text, dtype=torch.int64)
+    ids = torch.tensor([_hash(text) for text in number], dtype=torch.int64)
+    labels = Labels(
+        text_id=ids[text_of],
+        other_id=ids[torch.tensor(others, dtype=torch.int64)],
+        picture=index[sample],
+        whole=torch.tensor(of_whole, dtype=torch.bool),
+        weight=torch.tensor(weight, dtype=torch.float32),
+    )
+    is_rival = torch.zeros(len(samples), len(number), dtype=torch.bool)
+    for b, numbers in enumerate(rivals):
+        is_rival[b, numbers] = True
+    bad = [item.bad for item in items if item.bad is not None]
+    return Batch(image, alpha, _small(alpha), whole, index, list(number), sample, text_of, labels, is_rival, bad)
+
+
+def _small(alpha: Tensor) -> Tensor:
+    """(B, 1, n, n) alpha to (B, g) masks."""
+    return F.adaptive_avg_pool2d((alpha > 0).float(), min(MASK_GRID, alpha.shape[-1])).flatten(1)
 
 
 def _hash(text: str) -> int:
@@ -124,23 +122,42 @@ def _hash(text: str) -> int:
 
 
 class Positions:
-    """A data set by position in the run: epoch after epoch, each in an order drawn from (seed, epoch)."""
+    """A data set by position in the run: epoch after epoch, each in an order drawn from (seed, epoch).
+
+    What the data set itself draws, of torch, NumPy or Python, follows from (seed, epoch, index) too.
+    """
 
     def __init__(self, dataset: Dataset, config: TrainConfig, preprocess: Preprocess) -> None:
         self.dataset, self.config, self.preprocess = dataset, config, preprocess
 
-    def __getitem__(self, position: int) -> tuple[int, Sequence[Sample] | BadSample]:
+    def __getitem__(self, position: int) -> Item:
         epoch, offset = divmod(position, len(self.dataset))
         index = int(_permutation(self.config.seed, epoch, len(self.dataset))[offset])
+        source = [self.config.seed, epoch, index]
         try:
-            item = self.dataset[index]
+            with _seeded(source):
+                item = self.dataset[index]
             if isinstance(item, Picture):
-                item = views(
-                    item, self.preprocess, self.config, np.random.default_rng([self.config.seed, epoch, index])
-                )
+                item = views(item, self.preprocess, self.config, np.random.default_rng(source))
         except BadSample as error:
-            return position, BadSample(error.key, error.reason, error.problem)  # without the frames it came from
-        return position, [item] if isinstance(item, Sample) else item
+            return Item(index, (), BadSample(error.key, error.reason, error.problem))  # without the frames it came from
+        return Item(index, [item] if isinstance(item, Sample) else item)
+
+
+@contextmanager
+def _seeded(source: list[int]) -> Iterator[None]:
+    """The global random states that follow from `source`; afterwards those from before."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 what users' data sets draw from
+    seed = int(np.random.SeedSequence(source).generate_state(1)[0])
+    try:
+        with torch.random.fork_rng(devices=()):
+            torch.random.default_generator.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 @lru_cache(2)

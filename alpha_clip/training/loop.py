@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -28,8 +29,8 @@ from .data import Batch, Dataset, batches
 from .objective import Objective
 from .optim import lr_at, make_optimizers
 from .pictures import BadSample
-from .processes import process_group, rank_and_world, total
-from .state import load_state, log, save_bad_batch, save_best, save_state
+from .processes import gather_objects, process_group, rank_and_world, total
+from .state import BAD_BATCH, Log, Progress, load_state, save_bad_batch, save_best, save_state
 from .validation import evaluate
 
 _tokenize = partial(tokenize, truncate=True)
@@ -79,58 +80,60 @@ def finetune(
         optimizers = make_optimizers(model, config)
         peak = [group["lr"] for group in _groups(optimizers)]
         objective = Objective(model, config, tokenize)  # before a resume: its base is what training began with
-        step, best = load_state(folder, model, optimizers, config) if folder else (0, -math.inf)
+        at = load_state(folder, model, optimizers, config) if folder else Progress()
         objective.distribute()
         preprocess = Preprocess(model.visual.input_resolution)
-        parts = iter(batches(dataset, config, preprocess, step, rank, world))
-        read, unreadable = 0, list[BadSample]()
-        named = False  # whether validation has regions to name; else the last weights are the best
+        parts = iter(batches(dataset, config, preprocess, at.step, rank, world))
+        log = Log(folder, at.step, tensorboard) if folder and rank == 0 else None
+        last_bad: deque[BadSample] = deque(maxlen=3)
+        evaluated: dict[str, float] = {}  # the scores of the last evaluation
 
         model.train()
-        progress = tqdm(desc=description, initial=step, total=config.steps, unit="step", disable=rank > 0)
-        while step < config.steps:
+        bar = tqdm(desc=description, initial=at.step, total=config.steps, unit="step", disable=rank > 0)
+        while at.step < config.steps:
             start = time.perf_counter()
             batch = list(islice(parts, config.accumulate))
-            read += config.batch_size // world
-            unreadable += [error for part in batch for error in part.bad]
-            _check_readable(read, unreadable)
             for group, lr in zip(_groups(optimizers), peak, strict=True):
-                group["lr"] = lr * lr_at(step, config)
+                group["lr"] = lr * lr_at(at.step, config)
             model.zero_grad()
             terms = objective.backward(batch)
             if not math.isfinite(terms["loss"]):
-                raise _not_finite(folder, step, terms, batch)
+                raise _not_finite(folder, at.step, terms, batch)
             if not _update(model, optimizers, config):
-                raise _not_finite(folder, step, terms | {"loss": math.nan}, batch)
-            samples, stop = total(sum(map(len, batch)), terminated.is_set(), device=device)
-            speed = samples / (time.perf_counter() - start)
+                raise _not_finite(folder, at.step, terms | {"loss": math.nan}, batch)
+            bad = [error for part in batch for error in part.bad]
+            last_bad.extend(bad)
+            samples, unreadable, stop = total(sum(map(len, batch)), len(bad), terminated.is_set(), device=device)
+            terms |= {"lr_factor": lr_at(at.step, config)}
+            at.step += 1
+            at.unreadable += int(unreadable)
+            _check_readable(at.step * config.batch_size, at.unreadable, last_bad)
             terms |= {
-                "lr_factor": lr_at(step, config),
-                "samples_per_second": speed,
-                "unreadable": float(len(unreadable)),
+                "samples_per_second": samples / (time.perf_counter() - start),
+                "unreadable": float(at.unreadable),
             }
-            step += 1
 
-            finished = step == config.steps
-            saving = finished or bool(stop) or step % config.save_every == 0
-            if validation is not None and (finished or step % config.evaluate_every == 0):
-                terms |= evaluate(model, objective.base, validation, preprocess, tokenize, config)
-            named = validation is not None and (named or "region_accuracy" in terms)
-            score = terms.get("region_accuracy", float(step) if saving and not named else -math.inf)
-            if folder and rank == 0:
-                log(folder, step, terms, tensorboard)
-                if score > best:
-                    save_best(folder, model, config, {"step": step} | terms)
-            best = max(best, score)
-            if folder and rank == 0 and saving:
-                save_state(folder, model, optimizers, config, step, best)
-            progress.set_postfix_str(_summary(terms), refresh=False)
-            progress.update()
+            finished = at.step == config.steps
+            saving = finished or bool(stop) or at.step % config.save_every == 0
+            if validation is not None and (finished or at.step % config.evaluate_every == 0):
+                evaluated = evaluate(model, objective.base, validation, preprocess, tokenize, config)
+                terms |= evaluated
+            latest = at.step / config.steps - 1 if saving else -math.inf  # at most 0: the last is best of the unscored
+            score = terms.get("region_accuracy", latest)
+            better, at.best = score > at.best, max(score, at.best)
+            if folder and log:
+                log.write(at.step, terms)
+                if better:
+                    save_best(folder, model, config, {"step": at.step} | terms)
+                if saving:
+                    save_state(folder, model, optimizers, config, at)
+            bar.set_postfix_str(_summary(terms | evaluated), refresh=False)
+            bar.update()
             if stop and not finished:
-                progress.close()
+                bar.close()
                 saved = f"saved in {folder}: the same command goes on" if folder else "nothing was to be saved"
-                sys.exit(f"stopped by SIGTERM after step {step}, {saved}")
-        progress.close()
+                sys.exit(f"stopped by SIGTERM after step {at.step}, {saved}")
+        bar.close()
     return model.eval()
 
 
@@ -150,21 +153,26 @@ def _groups(optimizers: list[Optimizer]) -> list[dict[str, Any]]:
     return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
-def _check_readable(read: int, unreadable: Sequence[BadSample]) -> None:
+def _check_readable(read: int, unreadable: int, last: Collection[BadSample]) -> None:
     """Raise a RuntimeError if too many of the pictures could not be read."""
-    if read >= BAD_FROM and len(unreadable) > MAX_BAD * read:
+    if read >= BAD_FROM and unreadable > MAX_BAD * read:
+        because = f", the last because: {'; '.join(map(str, last))}" if last else ""
         raise RuntimeError(
-            f"{len(unreadable)} of {read} pictures could not be read, more than {MAX_BAD:.0%}, the last because: "
-            f"{'; '.join(map(str, unreadable[-3:]))}. `python -m alpha_clip.training.check DATA` lists them all."
+            f"{unreadable} of {read} pictures could not be read, more than {MAX_BAD:.0%}{because}. "
+            "`python -m alpha_clip.training.check DATA` lists them all."
         )
 
 
 def _not_finite(folder: Path | None, step: int, terms: dict[str, float], batch: Sequence[Batch]) -> FloatingPointError:
+    """Every process comes here, since all have the same loss."""
+    items = sorted({*gather_objects([int(i) for part in batch for i in part.index])})
+    texts = sorted({*gather_objects([text for part in batch for text in part.texts])})
     where = ""
     if folder:
-        positions = [int(p) for part in batch for p in part.picture]
-        path = save_bad_batch(folder, step, terms, positions, [text for part in batch for text in part.texts])
+        path = folder / BAD_BATCH
         where = f"; its pictures are in {path}"
+        if rank_and_world()[0] == 0:
+            save_bad_batch(folder, step, terms, items, texts)
     return FloatingPointError(
         f"the loss is {terms['loss']} at step {step}{where}: lower the learning rate, or check the data"
     )

@@ -1,4 +1,4 @@
-"""The training objectives, on features of unit length: sums over this process's samples, to be divided by a count."""
+"""The training objectives, on features of unit length: sums over what this process holds, to be divided by a count."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ SAME_IMAGE_COSINE = 0.9  # ... and so do two phrases whose features are closer
 
 @dataclass(frozen=True)
 class Labels:
-    """What the objectives know of B samples beside their features."""
+    """What the objectives know of P rows beside their features; a row is one text of one sample, mostly its only."""
 
-    text_id: Tensor  # (B,) int64, equal where the texts are
-    picture: Tensor  # (B,) int64, equal where the samples are of one picture
-    whole: Tensor  # (B,) bool
-    mask: Tensor  # (B, g) in [0, 1]: the masks, made small and flat
+    text_id: Tensor  # (P,) int64, equal where the texts are
+    other_id: Tensor  # (P,) int64, that of the sample's other text, or of this one if it has no other
+    picture: Tensor  # (P,) int64, equal where the samples are of one picture
+    whole: Tensor  # (P,) bool: the text is of the whole picture
+    weight: Tensor  # (P,) float32, the row's share of its sample's loss
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Labels:
-        return Labels(change(self.text_id), change(self.picture), change(self.whole), change(self.mask))
+        return Labels(*(change(getattr(self, f.name)) for f in fields(Labels)))
 
     @staticmethod
     def join(parts: Sequence[Labels]) -> Labels:
@@ -41,47 +42,55 @@ def contrastive_sum(
     first: int,
     scale: Tensor,
 ) -> Tensor:
-    """InfoNCE in both directions (arXiv 2103.00020, figure 3), each sample against those of all processes.
+    """InfoNCE in both directions (arXiv 2103.00020, figure 3), each row against those of all processes.
 
-    Not each other's negatives: samples with equal texts, and samples of one picture of which one is the whole of it,
-    since its caption may name the region.
+    Not negatives of a row: its text, and its sample's other text, wherever they stand; and rows of the same picture
+    where one of the two is the whole of it, since that caption may name the region. A negative counts by its weight,
+    so that a text of next to no weight is next to nothing to the others too.
 
     Args:
-        image: (B, D) image features, of unit length.
-        text: (B, D) features of their texts, of unit length.
-        labels: of these B samples.
+        image: (P, D) image features, of unit length.
+        text: (P, D) features of their texts, of unit length.
+        labels: of these P rows.
         all_image: (A, D) those of all processes; `image` stands there from `first` on.
         all_text: (A, D) likewise.
-        every: labels of all A samples.
-        first: where this process's samples begin.
+        every: labels of all A rows.
+        first: where this process's rows begin.
         scale: () factor on the cosines, the inverse temperature.
 
     Returns:
-        () sum over the B samples of the mean of their two cross-entropies.
+        () sum over the P rows of weight times the mean of the two cross-entropies.
     """
     own = torch.arange(first, first + len(image), device=image.device)
-    same_text = labels.text_id[:, None] == every.text_id
+    rows = torch.arange(len(image), device=image.device)
     same_picture = labels.picture[:, None] == every.picture
-    excluded = same_text | (same_picture & (labels.whole[:, None] | every.whole))
-    excluded[torch.arange(len(own)), own] = False
-    to_texts = (scale * image @ all_text.T).masked_fill(excluded, -torch.inf)  # (B, A)
-    to_images = (scale * text @ all_image.T).masked_fill(excluded, -torch.inf)
-    return (F.cross_entropy(to_texts, own, reduction="sum") + F.cross_entropy(to_images, own, reduction="sum")) / 2
+    excluded = same_picture & (labels.whole[:, None] | every.whole)  # (P, A)
+    texts_hold = (every.text_id == labels.text_id[:, None]) | (every.text_id == labels.other_id[:, None])
+    images_hold = (labels.text_id[:, None] == every.text_id) | (labels.text_id[:, None] == every.other_id)
+    counts = every.weight.log().expand(len(image), -1).clone()
+    total = image.new_zeros(())
+    for logits, holds in ((scale * image @ all_text.T, texts_hold), (scale * text @ all_image.T, images_hold)):
+        bias = counts.masked_fill(excluded | holds, -torch.inf)
+        bias[rows, own] = 0
+        total = total + (labels.weight * F.cross_entropy(logits + bias, own, reduction="none")).sum()
+    return total / 2
 
 
-def same_image_pairs(text: Tensor, labels: Labels) -> Tensor:
-    """(B, B) bool: two samples that are different regions of one picture beyond doubt.
+def same_image_pairs(text: Tensor, labels: Labels, mask: Tensor) -> Tensor:
+    """(P, P) bool: two rows that are different regions of one picture beyond doubt.
 
-    Their masks hardly overlap, neither contains the other, and their phrases differ in words and in meaning.
+    Their masks, (P, g) in [0, 1], hardly overlap, neither contains the other, their phrases differ in words and in
+    meaning, and they are all that their samples show.
     """
-    area = labels.mask.sum(dim=1)
-    both = labels.mask @ labels.mask.T  # (B, B)
+    area = mask.sum(dim=1)
+    both = mask @ mask.T  # (P, P)
     iou = both / (area[:, None] + area - both).clamp_min(1e-6)
     inside = both / torch.minimum(area[:, None], area).clamp_min(1e-6)
+    alone = ~labels.whole & (labels.weight == 1)
     return (
         (labels.picture[:, None] == labels.picture)
-        & ~labels.whole[:, None]
-        & ~labels.whole
+        & alone[:, None]
+        & alone
         & (labels.text_id[:, None] != labels.text_id)
         & (iou <= SAME_IMAGE_IOU)
         & (inside < SAME_IMAGE_INSIDE)
@@ -95,13 +104,13 @@ def same_image_sum(image: Tensor, text: Tensor, pairs: Tensor, scale: Tensor) ->
     The second half cannot be solved without alpha: the pixels are the same.
 
     Args:
-        image: (B, D) image features, of unit length.
-        text: (B, D) text features, of unit length.
-        pairs: (B, B) bool, what `same_image_pairs` returns.
+        image: (P, D) image features, of unit length.
+        text: (P, D) text features, of unit length.
+        pairs: (P, P) bool, what `same_image_pairs` returns.
         scale: () inverse temperature.
 
     Returns:
-        () sum of the mean of the two over the samples with at least one pair.
+        () sum of the mean of the two over the rows with at least one pair.
     """
     rows = pairs.any(dim=1)
     if not rows.any():
@@ -113,6 +122,26 @@ def same_image_sum(image: Tensor, text: Tensor, pairs: Tensor, scale: Tensor) ->
         kept = direction.masked_fill(~among, -torch.inf)[rows]
         total = total + F.cross_entropy(kept, rows.nonzero()[:, 0], reduction="sum")
     return total / 2
+
+
+def rivals_sum(image: Tensor, texts: Tensor, own: Tensor, rivals: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy of each sample over the names of all sets of its picture's regions.
+
+    Args:
+        image: (B, D) image features, of unit length.
+        texts: (U, D) text features, of unit length.
+        own: (B,) int64, which text is the sample's.
+        rivals: (B, U) bool, which texts it is told from, its own among them; or none.
+        scale: () inverse temperature.
+
+    Returns:
+        () sum over the samples that have rivals.
+    """
+    rows = rivals.any(dim=1)
+    if not rows.any():
+        return image.sum() * 0
+    logits = (scale * image[rows] @ texts.T).masked_fill(~rivals[rows], -torch.inf)
+    return F.cross_entropy(logits, own[rows], reduction="sum")
 
 
 def distillation_sum(features: Tensor, target: Tensor) -> Tensor:

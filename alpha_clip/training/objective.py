@@ -15,21 +15,32 @@ from torch.nn.parallel import DistributedDataParallel
 from ..model import CLIP, VisionTransformer
 from .config import TrainConfig
 from .data import Batch
-from .loss import Labels, contrastive_sum, distillation_sum, same_image_pairs, same_image_sum, token_drift_sum
-from .processes import gather, rank_and_world, total
-
-MASK_GRID = 32  # masks are compared at this size
+from .loss import (
+    Labels,
+    contrastive_sum,
+    distillation_sum,
+    rivals_sum,
+    same_image_pairs,
+    same_image_sum,
+    token_drift_sum,
+)
+from .processes import gather, rank_and_world, row_counts, total
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A part of a batch on the device."""
+    """A part of a batch; all but the pixels is on the device already, and those go there where they are used."""
 
     image: Tensor
     alpha: Tensor
+    whole: Tensor  # (B,) bool, where the pixels are
     tokens: Tensor  # (U, L) ids of the different texts
-    text_of: Tensor
+    sample: Tensor  # (P,) which of the B
+    text: Tensor  # (P,) which of the U
     labels: Labels
+    mask: Tensor  # (P, g)
+    own: Tensor  # (B,) which of the U is the sample's first text
+    rivals: Tensor  # (B, U) bool
 
 
 class Towers(nn.Module):
@@ -43,14 +54,14 @@ class Towers(nn.Module):
         self.autocast = config.precision == "bfloat16"
 
     def forward(self, part: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """(B, D) image features, (B, D) text features, () scale, and patch tokens (W, N, width) of whole pictures."""
-        device_type = part.image.device.type
+        """(B, D) image features, (U, D) text features, () scale, and patch tokens (W, N, width) of whole pictures."""
+        device_type = self.model.logit_scale.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=self.autocast):
-            image, patches = self.see(self.model.visual, part.image, part.alpha, part.labels.whole)
+            image, patches = self.see(self.model.visual, part.image, part.alpha, part.whole)
             with torch.set_grad_enabled(self.train_text and torch.is_grad_enabled()):
                 text = self.model.encode_text(part.tokens)
-        text = F.normalize(text.float(), dim=-1)[part.text_of]
-        return F.normalize(image.float(), dim=-1), text, self.model.logit_scale.exp(), patches
+        image, text = (F.normalize(x.float(), dim=-1) for x in (image, text))
+        return image, text, self.model.logit_scale.exp(), patches
 
     def see(
         self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None, whole: Tensor
@@ -61,6 +72,15 @@ class Towers(nn.Module):
         tokens = visual.tokens(image, alpha, layer=-2)  # (B, 1 + N, width)
         last = visual.transformer.run([visual.transformer.blocks[-1].first], tokens.permute(1, 0, 2))[0]
         return visual.project(last), tokens[whole, 1:].float()
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What the sums of a step are divided by, over all processes."""
+
+    samples: float
+    whole: float
+    rivalled: float
 
 
 class Objective:
@@ -77,7 +97,7 @@ class Objective:
         self.towers = Towers(model, config)
         self.base = copy.deepcopy(model.visual).eval().requires_grad_(False)  # what distillation and drift refer to
         self.trained: nn.Module = self.towers
-        self.world = rank_and_world()[1]
+        self.rank, self.world = rank_and_world()
 
     def distribute(self) -> None:
         """From here on, `backward` averages the gradients of all processes."""
@@ -88,89 +108,112 @@ class Objective:
     def backward(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Add the gradients of one step. Returns the terms of its loss, and "loss", the same in every process."""
         parts = [self._inputs(batch) for batch in batches]
-        samples, whole = total(
-            sum(len(p.image) for p in parts), sum(int(p.labels.whole.sum()) for p in parts), device=self.device
+        counts = _Counts(
+            *total(
+                sum(len(part.image) for part in parts),
+                sum(int(part.whole.sum()) for part in parts),
+                sum(int(batch.rivals.any(dim=1).sum()) for batch in batches),
+                device=self.device,
+            )
         )
-        if not samples:
+        if not counts.samples:
             bad = [str(error) for batch in batches for error in batch.bad]
             raise RuntimeError(f"nothing of a whole batch could be read: {'; '.join(bad[:3])}")
         if len(parts) == 1:
             image, text, scale, patches = self.trained(parts[0])
-            terms, loss = self._contrast(parts, image, text, scale, samples)
-            drift = self._drift(parts[0], image, patches, whole)
+            terms, loss = self._compare(parts, [image], [text], scale, counts)
+            drift = self._drift(parts[0], image, patches, counts)
             (loss + drift).backward()
         else:
             with torch.no_grad():
-                cached = [self.towers(part)[:3] for part in parts]
-            image, text = (torch.cat([c[i] for c in cached]).requires_grad_() for i in (0, 1))
-            scale = cached[0][2].clone().requires_grad_()
-            terms, loss = self._contrast(parts, image, text, scale, samples)
+                seen = [self.towers(part)[:3] for part in parts]
+            images, texts = ([s[i].requires_grad_() for s in seen] for i in (0, 1))
+            scale = seen[0][2].clone().requires_grad_()
+            terms, loss = self._compare(parts, images, texts, scale, counts)
             loss.backward()
-            drift = self._replay(parts, image, text, scale, whole)
+            drift = self._replay(parts, images, texts, scale, counts)
         terms |= {"distill": float(drift.detach())} if self.config.distill else {}
         names = list(terms)
         values = total(*terms.values(), device=self.device)
         terms = {name: value / self.world for name, value in zip(names, values, strict=True)}
-        weights = {"same_image": self.config.same_image}
+        weights = {"same_image": self.config.same_image, "rivals": self.config.same_image}
         return {"loss": sum(v * weights.get(k, 1.0) for k, v in terms.items())} | terms
 
-    def _replay(self, parts: Sequence[Inputs], image: Tensor, text: Tensor, scale: Tensor, whole: float) -> Tensor:
+    def _replay(
+        self, parts: Sequence[Inputs], images: list[Tensor], texts: list[Tensor], scale: Tensor, counts: _Counts
+    ) -> Tensor:
         """Run each part again, and carry the gradients of its features into the weights."""
-        assert image.grad is not None
-        drifts, begin = [], 0
-        for i, part in enumerate(parts):
-            rows = slice(begin, begin + len(part.image))
-            begin = rows.stop
-            last = i == len(parts) - 1
+        drifts = []
+        for part, image, text in zip(parts, images, texts, strict=True):
+            last = part is parts[-1]
             waits = not last and isinstance(self.trained, DistributedDataParallel)
             with self.trained.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 own_image, own_text, own_scale, patches = self.trained(part)
-                drift = self._drift(part, own_image, patches, whole)
-                carrier = (own_image * image.grad[rows]).sum() + drift
+                drift = self._drift(part, own_image, patches, counts)
+                assert image.grad is not None
+                carrier = (own_image * image.grad).sum() + drift
                 if self.config.train_text:
                     assert text.grad is not None and scale.grad is not None
-                    carrier = carrier + (own_text * text.grad[rows]).sum() + own_scale * scale.grad * last
+                    carrier = carrier + (own_text * text.grad).sum() + own_scale * scale.grad * last
                 carrier.backward()
             drifts.append(drift.detach())
         return torch.stack(drifts).sum()
 
-    def _contrast(
-        self, parts: Sequence[Inputs], image: Tensor, text: Tensor, scale: Tensor, samples: float
+    def _compare(
+        self, parts: Sequence[Inputs], images: list[Tensor], texts: list[Tensor], scale: Tensor, counts: _Counts
     ) -> tuple[dict[str, float], Tensor]:
         """The terms that compare samples with each other; `world` makes the processes' mean the whole's loss."""
+        image = torch.cat([x[part.sample] for x, part in zip(images, parts, strict=True)])  # (P, D)
+        text = torch.cat([x[part.text] for x, part in zip(texts, parts, strict=True)])
         labels = Labels.join([part.labels for part in parts])
-        (all_image, first), (all_text, _) = gather(image), gather(text)
-        every = labels.map(lambda x: gather(x)[0])
-        loss = contrastive_sum(image, text, labels, all_image, all_text, every, first, scale) * self.world / samples
+        rows = row_counts(len(labels.weight), self.device)
+        all_image, all_text, every = gather(image, rows), gather(text, rows), labels.map(lambda x: gather(x, rows))
+        first = sum(rows[: self.rank])
+        contrast = contrastive_sum(image, text, labels, all_image, all_text, every, first, scale)
+        loss = contrast * self.world / counts.samples
         terms = {"contrast": float(loss.detach())}
         if self.config.same_image:
-            pairs = same_image_pairs(text.detach(), labels)
+            pairs = same_image_pairs(text.detach(), labels, torch.cat([part.mask for part in parts]))
             (count,) = total(int(pairs.any(dim=1).sum()), device=self.device)
             among = same_image_sum(image, text, pairs, scale) * self.world / max(count, 1)
             terms["same_image"] = float(among.detach())
             loss = loss + self.config.same_image * among
+        if self.config.same_image and counts.rivalled:
+            sums = [
+                rivals_sum(x, y, part.own, part.rivals, scale) for x, y, part in zip(images, texts, parts, strict=True)
+            ]
+            apart = torch.stack(sums).sum() * self.world / counts.rivalled
+            terms["rivals"] = float(apart.detach())
+            loss = loss + self.config.same_image * apart
         return terms, loss
 
-    def _drift(self, part: Inputs, image: Tensor, patches: Tensor | None, whole: float) -> Tensor:
+    def _drift(self, part: Inputs, image: Tensor, patches: Tensor | None, counts: _Counts) -> Tensor:
         """`distill` times how far the whole pictures of a part are from where the base puts them."""
-        rows = part.labels.whole
-        if not self.config.distill or not rows.any():
+        if not self.config.distill or not part.whole.any():
             return image.sum() * 0
+        pixels = part.image[part.whole]
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.towers.autocast):
-            every = torch.ones(int(rows.sum()), dtype=torch.bool, device=self.device)
-            target, target_patches = self.towers.see(self.base, part.image[rows], None, every)
-        drift = distillation_sum(image[rows], F.normalize(target.float(), dim=-1))
+            every = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
+            target, target_patches = self.towers.see(self.base, pixels, None, every)
+        drift = distillation_sum(image[part.whole], F.normalize(target.float(), dim=-1))
         if patches is not None and target_patches is not None:
             drift = drift + self.config.distill_tokens * token_drift_sum(patches, target_patches)
-        return self.config.distill * drift * self.world / whole
+        return self.config.distill * drift * self.world / counts.whole
 
     def _inputs(self, batch: Batch) -> Inputs:
-        tokens = torch.zeros(0, 1, dtype=torch.int64, device=self.device)
+        tokens = torch.zeros(0, 1, dtype=torch.int64)
         if batch.texts:
-            tokens = self.tokenize(batch.texts).to(self.device)
+            tokens = self.tokenize(batch.texts)
             tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]  # the tower is causal: padding is idle
-        alpha = batch.alpha.to(self.device)
-        mask = F.adaptive_avg_pool2d((alpha > 0).float(), min(MASK_GRID, alpha.shape[-1])).flatten(1)
-        text_id, picture, whole = (x.to(self.device) for x in (batch.text_id, batch.picture, batch.whole))
-        labels = Labels(text_id, picture, whole, mask)
-        return Inputs(batch.image.to(self.device), alpha, tokens, batch.text_of.to(self.device), labels)
+        return Inputs(
+            batch.image,
+            batch.alpha,
+            batch.whole,
+            tokens.to(self.device),
+            batch.sample.to(self.device),
+            batch.text.to(self.device),
+            batch.labels.map(lambda x: x.to(self.device)),
+            batch.mask[batch.sample].to(self.device),
+            batch.text[batch.first_row].to(self.device),
+            batch.rivals.to(self.device),
+        )

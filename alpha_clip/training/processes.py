@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,26 +32,39 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def gather(x: Tensor) -> tuple[Tensor, int]:
-    """The rows of all processes, (A, ...), and where those of this one begin; gradients flow through.
-
-    Processes may hold different numbers of rows.
-    """
-    rank, world = rank_and_world()
+def row_counts(rows: int, device: torch.device) -> list[int]:
+    """How many rows each process holds, in the order of their ranks."""
+    _, world = rank_and_world()
     if world == 1:
-        return x, 0
+        return [rows]
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([rows], device=device))
+    return [int(size) for size in sizes]
+
+
+def gather(x: Tensor, counts: list[int]) -> Tensor:
+    """The rows of all processes, (A, ...), of which each holds its number in `counts`; gradients flow through."""
+    if len(counts) == 1:
+        return x
     import torch.distributed.nn.functional as distributed
 
-    sizes = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world)]
-    dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
-    counts = [int(size) for size in sizes]
     padded = torch.cat([x, x.new_zeros(max(counts) - len(x), *x.shape[1:])])
     if x.requires_grad:
         parts = list(distributed.all_gather(padded))
     else:
-        parts = [torch.empty_like(padded) for _ in range(world)]
+        parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]), sum(counts[:rank])
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+def gather_objects(mine: list[Any]) -> list[Any]:
+    """The items of all processes, in the order of their ranks."""
+    _, world = rank_and_world()
+    if world == 1:
+        return mine
+    lists: list[list[Any]] = [[] for _ in range(world)]
+    dist.all_gather_object(lists, mine)
+    return [item for items in lists for item in items]
 
 
 def total(*values: float, device: torch.device) -> list[float]:

@@ -6,8 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
-from functools import lru_cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,26 @@ from torch.optim import Optimizer
 from .. import checkpoints
 from ..model import CLIP
 from .config import FREE, TrainConfig
-from .processes import rank_and_world
 
 LAST, BEST, METRICS, BAD_BATCH = "last.pt", "best.safetensors", "metrics.jsonl", "bad_batch.json"
 
 
-def save_state(
-    folder: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig, step: int, best: float
-) -> None:
+@dataclass
+class Progress:
+    """How far a run is, and what it has met."""
+
+    step: int = 0  # optimizer steps taken
+    best: float = -math.inf  # score of the best weights
+    unreadable: int = 0  # pictures that could not be read, over all processes
+
+
+def save_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig, progress: Progress) -> None:
     """Everything that the rest of the run depends on; a run that is killed in here keeps its last checkpoint."""
     state = {
         "model": trained(model, config),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "config": asdict(config),
-        "step": step,
-        "best": best,
+        **asdict(progress),
         "random": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
         "alpha_clip": checkpoints.METADATA,  # so that `load` takes the file as it is
     }
@@ -45,16 +49,15 @@ def save_state(
     os.replace(part, folder / LAST)
 
 
-def load_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig) -> tuple[int, float]:
-    """Step and best score of the run in `folder`, its weights and optimizer states put in place; (0, -inf): none there.
+def load_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig) -> Progress:
+    """How far the run in `folder` is, its weights and optimizer states put in place; the beginning, if none is there.
 
     Raises:
         ValueError: it is a run with other settings.
     """
     path = folder / LAST
     if not path.exists():
-        _forget_after(folder / METRICS, 0)
-        return 0, -math.inf
+        return Progress()
     state = torch.load(path, map_location="cpu", weights_only=True)
     saved, wanted = state["config"], asdict(config)
     if other := [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]:
@@ -66,8 +69,7 @@ def load_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: T
     torch.set_rng_state(state["random"]["torch"])
     if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    _forget_after(folder / METRICS, int(state["step"]))
-    return int(state["step"]), float(state["best"])
+    return Progress(state["step"], state["best"], state["unreadable"])
 
 
 def save_best(folder: Path, model: CLIP, config: TrainConfig, metrics: Mapping[str, float]) -> None:
@@ -81,42 +83,41 @@ def trained(model: CLIP, config: TrainConfig) -> dict[str, Tensor]:
     return {k: v for k, v in model.state_dict().items() if config.train_text or k.startswith("visual.")}
 
 
-def log(folder: Path, step: int, metrics: Mapping[str, float], tensorboard: bool = False) -> None:
-    """One more line of ``metrics.jsonl``, and of TensorBoard's file."""
+class Log:
+    """``metrics.jsonl``, and TensorBoard's file if it is wanted; what is there of steps after `step` is forgotten."""
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / METRICS
+        if self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
+            _write(self.path, "".join(f"{line}\n" for line in lines))
+        self._writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._writer is not None:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+
+
+def save_bad_batch(folder: Path, step: int, terms: Mapping[str, float], items: list[int], texts: list[str]) -> None:
+    """Which items of the data set a loss that is not finite came from, and all their texts."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / METRICS).open("a") as file:
-        file.write(json.dumps({"step": step, **metrics}) + "\n")
-    if tensorboard:
-        writer = _tensorboard(folder)
-        for name, value in metrics.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()
+    content = {"step": step, "terms": {k: repr(v) for k, v in terms.items()}, "items": items, "texts": texts}
+    _write(folder / BAD_BATCH, json.dumps(content, indent=1))
 
 
-@lru_cache(1)
-def _tensorboard(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))
-
-
-def save_bad_batch(folder: Path, step: int, terms: Mapping[str, float], positions: list[int], texts: list[str]) -> Path:
-    """Which pictures a loss that is not finite came from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"step": step, "terms": {k: repr(v) for k, v in terms.items()}, "positions": positions, "texts": texts}
-    part, path = folder / f".{BAD_BATCH}.part", folder / BAD_BATCH
-    part.write_text(json.dumps(content, indent=1))
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
     os.replace(part, path)
-    return path
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop what a run logged after the checkpoint that it goes on from."""
-    if rank_and_world()[0] == 0 and path.exists():
-        lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(f"{line}\n" for line in lines))
-        os.replace(part, path)
 
 
 def _step(line: str) -> float:

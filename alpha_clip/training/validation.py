@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -15,7 +14,7 @@ from ..model import CLIP, VisionTransformer
 from ..transforms import Preprocess
 from .config import TrainConfig
 from .data import Batch, Dataset, Positions, collate, leave_sigterm
-from .processes import rank_and_world, total
+from .processes import gather_objects, rank_and_world, total
 
 PICTURES = 16  # at a time
 TEXTS = 256
@@ -40,7 +39,7 @@ def evaluate(
     model.eval()
     device = model.logit_scale.device
     rank, world = rank_and_world()
-    plain = replace(config, whole=0.0, box=0.0, ellipse=0.0, jitter=0.0)
+    plain = replace(config, whole=0.0, box=0.0, ellipse=0.0, jitter=0.0, graded=0.0, weighted=0.0, union=0.0)
     loader: DataLoader[Batch] = DataLoader(
         Positions(dataset, plain, preprocess),  # type: ignore[arg-type]
         PICTURES,
@@ -55,14 +54,14 @@ def evaluate(
         if len(batch) == 0:
             continue
         image, regions = batch.image.to(device), ~batch.whole
-        first = torch.tensor([i for i, p in enumerate(batch.picture) if i == 0 or batch.picture[i - 1] != p])
+        first = torch.tensor([i for i, p in enumerate(batch.index) if i == 0 or batch.index[i - 1] != p])
         now, then = (F.normalize(tower(image[first]).float(), dim=-1) for tower in (model.visual, base))
         drift += float((1 - (now * then).sum(dim=-1)).sum())
         pictures += len(first)
         alpha = batch.alpha.to(device)
         features.append(F.normalize(model.visual(image[regions], alpha[regions]).float(), dim=-1))
-        own += [batch.texts[i] for i in batch.text_of[regions].tolist()]
-    texts = _all_texts(own)
+        own += [batch.texts[i] for i in batch.text[batch.first_row[regions]].tolist()]
+    texts = sorted(set(gather_objects(own)))
     right = 0
     if own:
         encoded = [model.encode_text(tokenize(texts[i : i + TEXTS])).float() for i in range(0, len(texts), TEXTS)]
@@ -72,13 +71,3 @@ def evaluate(
     model.train()
     scores = {"drift": drifts / max(all_pictures, 1)}
     return scores | ({"region_accuracy": rights / regions_} if regions_ else {})
-
-
-def _all_texts(own: list[str]) -> list[str]:
-    """The different texts of all processes, sorted."""
-    _, world = rank_and_world()
-    if world == 1:
-        return sorted(set(own))
-    lists: list[list[str]] = [[] for _ in range(world)]
-    dist.all_gather_object(lists, own)
-    return sorted({text for texts in lists for text in texts})

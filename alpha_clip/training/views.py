@@ -1,0 +1,164 @@
+"""What training shows of a picture: its regions under changed masks, several at once, the picture as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model import ALPHA_MEAN, ALPHA_STD
+from ..transforms import Preprocess
+from . import masks
+from .config import TrainConfig
+from .records import BadSample, Picture, Region
+
+REGIONS_PER_PICTURE = 8  # drawn anew each epoch from pictures that have more
+MOST_AT_ONCE = 3  # regions under one mask
+
+
+@dataclass(frozen=True)
+class SecondText:
+    """Another text that holds for a sample, where alpha says so in part."""
+
+    text: str
+    weight: float  # in [0, 1], its share of the sample's loss; the first text has the rest
+    whole: bool = False  # it is of the whole picture
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture, where to look in it, and what is there."""
+
+    image: Tensor  # (3, n, n), normalised as by `preprocess`
+    text: str
+    alpha: Tensor | None = None  # (1, n, n), (mask - 0.5) / 0.26; None: the whole image
+    second: SecondText | None = None
+    rivals: tuple[str, ...] = ()  # texts of the same picture's other regions and sets of them, to be told from its own
+
+
+def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np.random.Generator) -> list[Sample]:
+    """The samples that one epoch makes of a picture; the shares of their kinds are those of `config`.
+
+    Raises:
+        BadSample: the picture has neither a region nor a caption, or a mask that no geometry can use.
+    """
+    chosen = rng.permutation(len(picture.regions))[:REGIONS_PER_PICTURE]
+    regions = [picture.regions[i] for i in chosen]
+    count, whole = len(regions), False
+    if picture.caption is not None:
+        count, whole = _shared_out(config.whole, len(regions), rng)
+    if count == 0 and not whole:
+        raise BadSample(picture.key, "it has neither a region nor a caption")
+    try:
+        samples = []
+        if count:
+            changed = np.stack([_changed(region.mask, config, rng) for region in regions])
+            rgb, alpha = preprocess(picture.image, changed, geometry=config.geometry)
+            seen = _Seen(rgb, alpha, regions, picture.caption)
+            samples = [seen.sample(i, config, rng) for i in range(count)]
+            if any(sample.rivals for sample in samples):  # then they are every region's too
+                samples = [s if s.second else replace(s, rivals=seen.sets) for s in samples]
+        if whole:
+            full = np.ones((1, picture.image.height, picture.image.width), np.float32)
+            rgb, _ = preprocess(picture.image, full, geometry=config.geometry)
+            samples.append(Sample(rgb, str(picture.caption)))
+    except (ValueError, OSError) as error:
+        raise BadSample(picture.key, str(error)) from error
+    return samples
+
+
+def _shared_out(share: float, regions: int, rng: np.random.Generator) -> tuple[int, bool]:
+    """How many regions to show, and whether the whole picture: of all samples, `share` are whole pictures on average.
+
+    A picture is never whole in two samples, which would have the same text; for a large share it shows fewer regions.
+    """
+    if regions == 0:
+        return 0, True
+    if share * regions <= 1:
+        whole = bool(rng.random() < share * regions)
+        return regions - whole, whole
+    return int(1 / share - 1 + rng.random()), True
+
+
+def _changed(mask: np.ndarray, config: TrainConfig, rng: np.random.Generator) -> np.ndarray:
+    kind = rng.random()
+    for share, change in ((config.box, masks.box), (config.ellipse, masks.ellipse)):
+        if kind < share:
+            return change(mask)
+        kind -= share
+    return masks.jitter(mask, rng) if kind < config.jitter else mask
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A picture whose regions have gone through `preprocess`."""
+
+    rgb: Tensor  # (3, n, n)
+    alpha: Tensor  # (K, 1, n, n)
+    regions: Sequence[Region]  # K
+    caption: str | None
+
+    def sample(self, i: int, config: TrainConfig, rng: np.random.Generator) -> Sample:
+        """Region i, alone or with others. A kind of sample that this picture cannot give is region i alone."""
+        kind = rng.random()
+        others = [j for j in range(len(self.regions)) if self.regions[j].phrase != self.regions[i].phrase]
+        if kind < config.graded and self.caption is not None:
+            return self._graded(i, self.caption, rng.random())
+        kind -= config.graded
+        if 0 <= kind < config.weighted and others:
+            return self._weighted(i, int(rng.choice(others)), 1 - rng.random())
+        kind -= config.weighted
+        if 0 <= kind < config.union and others:
+            most = min(MOST_AT_ONCE - 1, len({self.regions[j].phrase for j in others}))
+            return self._union(i, rng.permutation(others).tolist(), int(rng.integers(1, most + 1)))
+        return Sample(self.rgb, self.regions[i].phrase, self.alpha[i])
+
+    def _graded(self, i: int, caption: str, b: float) -> Sample:
+        """Alpha is 1 on the region and b in [0, 1] elsewhere, the padding included: b = 1 is the whole picture."""
+        alpha = self.alpha[i].clamp_min((b - ALPHA_MEAN) / ALPHA_STD)
+        return Sample(self.rgb, self.regions[i].phrase, alpha, SecondText(caption, b, whole=True))
+
+    def _weighted(self, i: int, j: int, w: float) -> Sample:
+        """Two regions of weights 1 and w in (0, 1]: alpha is the weight, the loss is shared out in proportion."""
+        mask = torch.maximum(_mask(self.alpha[i]), w * _mask(self.alpha[j]))
+        second = SecondText(self.regions[j].phrase, w / (1 + w))
+        return Sample(self.rgb, self.regions[i].phrase, (mask - ALPHA_MEAN) / ALPHA_STD, second)
+
+    def _union(self, i: int, others: list[int], more: int) -> Sample:
+        """Region i and `more` of the others, all phrases different, under one mask."""
+        members = {self.regions[i].phrase: i}
+        for j in others:
+            if len(members) <= more:
+                members.setdefault(self.regions[j].phrase, j)
+        name = joined([phrase for phrase in self.phrases if phrase in members])
+        return Sample(self.rgb, name, self.alpha[list(members.values())].amax(dim=0), rivals=self.sets)
+
+    @property
+    def phrases(self) -> list[str]:
+        """The different ones, in their order."""
+        return list(dict.fromkeys(region.phrase for region in self.regions))
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The names of all sets of regions that may be under one mask."""
+        sizes = range(1, MOST_AT_ONCE + 1)
+        return tuple(joined(some) for size in sizes for some in combinations(self.phrases, size))
+
+
+def joined(phrases: Sequence[str]) -> str:
+    """One name for several things.
+
+    >>> joined(["a cat", "a dog", "a car"])
+    'a cat, a dog and a car'
+    """
+    *before, last = phrases
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def _mask(alpha: Tensor) -> Tensor:
+    """The mask that was normalised to `alpha`."""
+    return alpha * ALPHA_STD + ALPHA_MEAN
