@@ -447,13 +447,16 @@ def _places(k: int, nouns: list[str], boxes: list[tuple[int, int, int, int]], he
     if y0 > 0.5 * height:
         places.append("at the bottom")
     for noun, box in zip(nouns, boxes, strict=True):
-        if relation := _relation(boxes[k], box):
-            places.append(f"{relation} the {noun}")
+        if lies := relation(boxes[k], box):
+            places.append(f"{lies} the {noun}")
     return places
 
 
-def _relation(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> str | None:
-    """How one box lies to another one, where that is plain: apart on one axis, side by side on the other."""
+def relation(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> str | None:
+    """ "left of", "right of", "above" or "below": how one box (x0, y0, x1, y1) lies to another one.
+
+    None where that is not plain, as it is if they are apart on one axis and side by side on the other.
+    """
     across = min(one[2], other[2]) - max(one[0], other[0])  # pixels shared; negative: the gap
     down = min(one[3], other[3]) - max(one[1], other[1])
     if across > 0 >= down:
@@ -474,8 +477,8 @@ def _caption(regions: tuple[Region, ...], background: str, attributes: float, rn
             words = _adjectives(region.color, region.size)
             name = f"{words[int(len(words) * rng.random())]} {name}"
         names.append(_article(name) if articles else name)
-    if len(order) > 1 and rng.random() < 0.5 * attributes and (relation := _relation(order[0].box, order[1].box)):
-        names[:2] = [f"{names[0]} {relation} {names[1]}"]
+    if len(order) > 1 and rng.random() < 0.5 * attributes and (lies := relation(order[0].box, order[1].box)):
+        names[:2] = [f"{names[0]} {lies} {names[1]}"]
     ground = f" {_BACKGROUNDS[background].phrase}" if rng.random() < 0.6 * attributes else ""
     last = " and " if rng.random() < 0.7 else ", "
     return (", ".join(names[:-1]) + last if names[:-1] else "") + names[-1] + ground

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import random
 import signal
 import warnings
 from dataclasses import replace
@@ -21,6 +22,7 @@ from alpha_clip.training import PRESETS, Picture, Region, Sample, SecondText, Tr
 from alpha_clip.training.data import Item, Positions, batches, collate, positions
 from alpha_clip.training.optim import lr_at, make_optimizers
 from alpha_clip.training.pictures import BadSample
+from alpha_clip.training.state import Log
 from alpha_clip.training.views import views
 from alpha_clip.transforms import Preprocess
 
@@ -145,6 +147,41 @@ def test_every_item_comes_once_an_epoch_and_each_is_shuffled_anew():
     assert read(config(seed=4), 0, 10) != epochs[0]
 
 
+class Drawing(Halves):
+    """Draws from every global random state."""
+
+    def __getitem__(self, index):
+        noise = torch.rand(1).item() + np.random.rand() + random.random()  # noqa: NPY002
+        return Sample(torch.full((3, SIZE, SIZE), noise), WORDS[index % 3])
+
+
+def test_what_a_data_set_draws_follows_from_seed_epoch_and_item():
+    items = [Positions(Drawing(10), config(seed=s), Preprocess(SIZE)) for s in (0, 0, 1)]
+    torch.manual_seed(5)
+    before = torch.rand(1), torch.manual_seed(5)
+    (a, b, c), (again,) = ([x[3].samples[0].image[0, 0, 0] for x in items] for items in (items, items[:1]))
+    assert a == b == again != c
+    assert items[0][13].samples[0].image[0, 0, 0] != a  # the next epoch
+    assert torch.rand(1) == before[0]  # nobody else's draws are touched
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_whose_data_set_draws_resumes_to_the_bit(workers, tmp_path):
+    settings = config(steps=4, save_every=2, workers=workers)
+    straight = finetune(tiny_model(), Drawing(20), settings, tokenize=words_to_ids)
+    calls = itertools.count()
+
+    def terminated_in_step_2(texts):
+        if next(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return words_to_ids(texts)
+
+    with pytest.raises(SystemExit, match="stopped by SIGTERM after step 2"):
+        finetune(tiny_model(), Drawing(20), settings, tmp_path, tokenize=terminated_in_step_2)
+    resumed = finetune(tiny_model(), Drawing(20), settings, tmp_path, tokenize=words_to_ids)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
 def test_collate_numbers_the_different_texts():
     image = torch.zeros(3, 4, 4)
     alpha = torch.full((1, 4, 4), -FOREGROUND)
@@ -244,8 +281,8 @@ def picture(objects: int = 3, caption: str | None = "a picture") -> Picture:
     return Picture("5", Image.fromarray(scene.image), caption, regions)
 
 
-def seen(settings: TrainConfig, picture: Picture, count: int = 200) -> list[Sample]:
-    preprocess = Preprocess(32)
+def seen(settings: TrainConfig, picture: Picture, count: int = 200, size: int = 32) -> list[Sample]:
+    preprocess = Preprocess(size)
     return [s for i in range(count) for s in views(picture, preprocess, settings, np.random.default_rng(i))]
 
 
@@ -262,6 +299,83 @@ def test_views_have_the_shares_that_the_settings_say():
     assert len(changed) / 540 == pytest.approx(0.2, abs=0.05)
     jittered = seen(replace(plain, jitter=1.0), picture(), 20)
     assert sum(torch.equal(s.alpha, clean[s.text]) for s in jittered) < 10
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.8, 1.0])
+def test_whole_pictures_have_any_share(share):
+    samples = seen(config(whole=share, box=0.0, ellipse=0.0, jitter=0.0), picture(), 400)
+    assert np.mean([s.alpha is None for s in samples]) == pytest.approx(share, abs=0.05)
+    assert len({s.text for s in samples}) == (3 if share == 0 else 1 if share == 1 else 4)
+
+
+NOTHING_ELSE = {"whole": 0.0, "box": 0.0, "ellipse": 0.0, "jitter": 0.0}
+
+
+def wide(caption: str | None = "all of it") -> Picture:
+    """Three squares side by side in a picture that is padded to a square."""
+    masks = np.zeros((3, 32, 64), np.float32)
+    for k in range(3):
+        masks[k, 8:24, 20 * k : 20 * k + 16] = 1
+    regions = tuple(Region(phrase, m) for phrase, m in zip(("a cat", "a dog", "a car"), masks, strict=True))
+    return Picture("wide", Image.new("RGB", (64, 32)), caption, regions)
+
+
+def masks_of(samples: list[Sample]) -> dict[str, torch.Tensor]:
+    return {s.text: s.alpha * ALPHA_STD + ALPHA_MEAN for s in samples}
+
+
+PLAIN_MASKS = masks_of(views(wide(), Preprocess(64), config(**NOTHING_ELSE), np.random.default_rng(0)))
+
+
+def test_graded_masks_show_the_surroundings_in_part_and_name_them_as_much():
+    shares = []
+    for sample in seen(config(graded=1.0, **NOTHING_ELSE), wide(), 60, size=64):
+        b = sample.second.weight
+        assert (sample.second.text, sample.second.whole) == ("all of it", True)
+        mask = sample.alpha * ALPHA_STD + ALPHA_MEAN
+        assert mask[0, 0, 0] == pytest.approx(b, abs=1e-6)  # padding too, so that b = 1 is the whole picture
+        torch.testing.assert_close(mask, PLAIN_MASKS[sample.text].clamp_min(b))
+        shares.append(b)
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.1) and min(shares) < 0.1 and max(shares) > 0.9
+
+
+def test_weighted_masks_are_two_regions_that_count_by_their_weight():
+    for sample in seen(config(graded=0.0, weighted=1.0, **NOTHING_ELSE), wide(), 20, size=64):
+        mask, w = sample.alpha * ALPHA_STD + ALPHA_MEAN, sample.second.weight / (1 - sample.second.weight)
+        first, second = (PLAIN_MASKS[t] for t in (sample.text, sample.second.text))
+        assert 0 < w <= 1 and not sample.second.whole
+        torch.testing.assert_close(mask, torch.maximum(first, w * second))
+
+
+def test_unions_show_two_or_three_regions_named_together_among_all_such_names():
+    every = {"a cat", "a dog", "a car"}
+    counts = []
+    for i in range(60):
+        samples = views(wide(), Preprocess(64), config(union=0.5, **NOTHING_ELSE), np.random.default_rng(i))
+        names = [s.text.replace(" and ", ", ").split(", ") for s in samples]
+        assert len(samples) == 3 and all(set(of) <= every and len(set(of)) == len(of) for of in names)
+        for sample, of in zip(samples, names, strict=True):
+            expected = torch.stack([PLAIN_MASKS[name] for name in of]).amax(dim=0)
+            torch.testing.assert_close(sample.alpha * ALPHA_STD + ALPHA_MEAN, expected)
+            if max(map(len, names)) > 1:  # there is a union: all are told apart
+                assert len(sample.rivals) == len(set(sample.rivals)) == 3 + 3 + 1 and sample.text in sample.rivals
+            else:
+                assert not sample.rivals
+        counts += map(len, names)
+    assert np.mean(np.array(counts) > 1) == pytest.approx(0.5, abs=0.1) and {1, 2, 3} == set(counts)
+
+
+def test_a_kind_that_a_picture_cannot_give_is_a_region_alone():
+    alone, without_caption = replace_regions(wide(), wide().regions[:1]), wide(caption=None)
+    twice = replace_regions(wide(), (wide().regions[0],) * 2)
+    for given, settings in (
+        (without_caption, {"graded": 1.0}),
+        (alone, {"weighted": 1.0}),
+        (alone, {"union": 1.0}),
+        (twice, {"union": 0.5, "weighted": 0.5}),  # two things of one name
+    ):
+        samples = seen(config(**settings, **NOTHING_ELSE), given, 5)
+        assert all(s.second is None and not s.rivals and s.text in PLAIN_MASKS for s in samples)
 
 
 def test_views_without_a_caption_are_regions_and_without_regions_the_caption():
@@ -534,6 +648,15 @@ def test_a_few_bad_pictures_are_skipped_and_counted(tmp_path):
     assert lines[-1]["unreadable"] == 1
 
 
+def test_unreadable_pictures_are_counted_over_the_whole_run(tmp_path):
+    bad = {int(i) for i in np.random.default_rng([0, 0]).permutation(200)[[10, 60, 100]]}  # in steps 2, 8 and 13
+    for unreadable in (0, 2):  # the second time from step 10 on
+        if unreadable:
+            assert torch.load(tmp_path / "last.pt", weights_only=True)["unreadable"] == unreadable
+        with pytest.raises(RuntimeError, match="3 of 104 pictures could not be read, more than 1%, the last because"):
+            finetune(tiny_model(), Broken(bad), config(steps=25, save_every=5), tmp_path, tokenize=words_to_ids)
+
+
 def test_more_than_one_in_a_hundred_bad_pictures_stops_the_run():
     message = r"of 1\d\d pictures could not be read, more than 1%, .*its picture is broken.*alpha_clip\.training\.check"
     with pytest.raises(RuntimeError, match=message):
@@ -578,6 +701,27 @@ def test_best_is_what_load_takes_and_validation_is_logged(tmp_path):
     last, _ = alpha_clip.load(str(tmp_path / "last.pt"), "cpu")
     assert torch.equal(last.visual.proj, model.visual.proj)
     assert best.visual.proj.shape == model.visual.proj.shape
+
+
+def test_a_scored_checkpoint_is_better_than_an_unscored_one(tmp_path):
+    settings = config(steps=6, save_every=2, evaluate_every=3)
+    calls = itertools.count()
+
+    def terminated_in_step_5(texts):
+        if next(calls) == 5:  # one of them was the evaluation's
+            signal.raise_signal(signal.SIGTERM)
+        return words_to_ids(texts)
+
+    def best() -> float:
+        with safe_open(tmp_path / "best.safetensors", "pt") as file:
+            return json.loads(file.metadata()["metrics"])
+
+    with pytest.raises(SystemExit, match="after step 5"):
+        finetune(tiny_model(), Halves(20), settings, tmp_path, validation=Halves(40), tokenize=terminated_in_step_5)
+    assert best()["step"] == 3  # steps 2 and 5 were saved and never scored
+    finetune(tiny_model(), Halves(20), settings, tmp_path, validation=Halves(40), tokenize=words_to_ids)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert best()["region_accuracy"] == max(line.get("region_accuracy", 0) for line in lines)
 
 
 def test_best_without_the_text_tower_is_an_image_tower(tmp_path):
@@ -628,3 +772,19 @@ def test_tensorboard_gets_the_metrics(tmp_path):
     curve = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [e.step for e in logged.Scalars("loss")] == [1, 2, 3, 4]
     assert [e.value for e in logged.Scalars("loss")] == pytest.approx(curve, rel=1e-6)
+
+
+def test_tensorboard_forgets_the_steps_that_are_taken_again(tmp_path):
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="pip install tensorboard"
+    )
+    log = Log(tmp_path, 0, tensorboard=True)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": float(step)})
+    Log(tmp_path, 1, tensorboard=True).write(2, {"loss": 20.0})
+    logged = events.EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(e.step, e.value) for e in logged] == [(1, 1.0), (2, 20.0)]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == [
+        '{"step": 1, "loss": 1.0}',
+        '{"step": 2, "loss": 20.0}',
+    ]

@@ -6,7 +6,7 @@
 2. Alpha-CLIP: zero alpha weights in, text tower frozen, region phrases with a tenth of whole pictures.
 
 A stopped run resumes when the same command is given again. `--control phrases` and `--control crops` repeat stage 2
-from the same base without masks, and on crops instead of masks, for comparison.
+from the same base without masks, and on crops instead of masks, for comparison. `--base FILE` leaves stage 1 out.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 from data import SIZE, Captions, Regions, Vocabulary, scene_captions, vocabulary
+from safetensors.torch import load_file
 from torch import Tensor
 
 from alpha_clip.checkpoints import write
-from alpha_clip.model import CLIP
+from alpha_clip.model import CLIP, build_model
 from alpha_clip.training import TrainConfig, finetune
 
 SHAPE = {
@@ -66,6 +67,13 @@ def train_regions(model: CLIP, out: Path, words: Vocabulary, use: str) -> CLIP:
     return finetune(model, regions, config, out / use, tokenize=words.varied, description=f"2 {use}")
 
 
+def read_base(path: Path) -> CLIP:
+    """What `save_base` wrote."""
+    state = {k: v.float() for k, v in load_file(path).items() if k != "token_ids"}
+    state["visual.conv1_alpha.weight"] = torch.zeros_like(state["visual.conv1.weight"][:, :1])
+    return build_model(state)
+
+
 def save_base(model: CLIP, words: Vocabulary, path: Path) -> None:
     """Both towers of plain CLIP, and the ids of the tokens that its embedding has rows for."""
     state = {k: v for k, v in model.state_dict().items() if k != "visual.conv1_alpha.weight"}
@@ -81,12 +89,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder for checkpoints and the results")
     parser.add_argument("--control", choices=["phrases", "crops"], help="train this control instead of the model")
+    parser.add_argument("--base", type=Path, help="a base.safetensors of before, in place of stage 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
     words = vocabulary()
-    model = train_base(args.out, words, args.device)
+    model = read_base(args.base).to(args.device) if args.base else train_base(args.out, words, args.device)
     save_base(model, words, args.out / "base.safetensors")
     use = args.control or "alpha"
     train_regions(model, args.out, words, use)

@@ -1,0 +1,207 @@
+"""The paper's ablations in small: from the base of `tiny`, as many steps each, one thing changed, several seeds.
+
+    python examples/tiny/ablations.py --out runs/ablations
+
+Prints mean and standard deviation over the seeds. Results lie in --out; the same command goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from data import SIZE, alpha_tensor, crop, image_tensor, with_article
+from evaluate import FIRST_SEED, GREY, NUMBER, Regions, features, noun_features
+from PIL import Image
+from questions import ask
+from tqdm import tqdm
+
+import alpha_clip
+from alpha_clip.model import CLIP, FOREGROUND
+from alpha_clip.scenes import HELD_OUT, draw_scene
+from alpha_clip.training import Picture, Region, Sample, TrainConfig, finetune, masks
+
+PAIRS = 2.5  # region phrases that a scene has on average
+Use = Literal["alpha", "phrases", "crops", "whole is 0", "nothing"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is changed."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    use: Use = "alpha"
+    pairs: int = 100_000
+
+
+PLAIN: dict[str, Any] = {"same_image": 0.0, "box": 0.0, "ellipse": 0.0, "jitter": 0.0}  # beside TrainConfig's defaults
+ROWS: dict[str, Row] = {
+    "the base, untrained": Row(use="nothing"),
+    "reference": Row(),
+    "whole pictures: 0": Row({"whole": 0.0}),
+    "whole pictures: 0.5": Row({"whole": 0.5}),
+    "whole pictures: 1": Row({"whole": 1.0}),
+    "whole pictures coded as alpha = 0": Row(use="whole is 0"),
+    "blocks trained: 0 of 4": Row({"unlock_blocks": 0}),
+    "blocks trained: 1 of 4": Row({"unlock_blocks": 1}),
+    "blocks trained: 2 of 4": Row({"unlock_blocks": 2}),
+    "blocks trained: 3 of 4": Row({"unlock_blocks": 3}),
+    "1,000 pairs": Row(pairs=1_000),
+    "10,000 pairs": Row(pairs=10_000),
+    "region phrases without alpha": Row(use="phrases"),
+    "crops": Row(use="crops"),
+    "+ same-image negatives": Row({"same_image": 0.5}),
+    "+ distillation": Row({"distill": 3.0, "distill_tokens": 0.1}),
+    "+ jittered, boxed, elliptic masks": Row({"jitter": 0.3, "box": 0.15, "ellipse": 0.15}),
+    "+ unions": Row({"union": 0.15, "same_image": 0.5}),
+    "+ graded masks": Row({"graded": 0.15}),
+    "+ weighted masks": Row({"weighted": 0.15}),
+}
+OPEN = ("reference", "+ unions", "+ graded masks", "+ weighted masks")  # whom the open questions are put to
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Scenes whose region phrases are the training pairs; `use` makes the controls."""
+
+    length: int
+    seed: int
+    use: Use = "alpha"
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Picture | list[Sample]:
+        scene = draw_scene(self.seed + index, SIZE, objects=(1, 5), scale=(0.28, 0.6), overlap=0.3, attributes=0.2)
+        regions = [region for region in scene.regions if region.noun not in HELD_OUT]
+        if self.use == "alpha":
+            pairs = tuple(Region(with_article(r.phrase), r.mask) for r in regions)
+            return Picture(str(index), Image.fromarray(scene.image), scene.caption, pairs)
+        samples = []
+        for region in regions:
+            picture = crop(scene.image, region.mask) if self.use == "crops" else scene.image
+            alpha = alpha_tensor(region.mask) if self.use == "whole is 0" else None
+            samples.append(Sample(image_tensor(picture), with_article(region.phrase), alpha))
+        if not samples or np.random.default_rng([self.seed, index]).random() < 0.1 * len(samples):
+            # Of another picture, so that its caption is no negative that holds.
+            other = draw_scene(self.seed + self.length + index, SIZE, objects=(1, 5), scale=(0.28, 0.6), attributes=0.2)
+            nothing = torch.full((1, SIZE, SIZE), -FOREGROUND)
+            samples = samples[1:]
+            samples.append(Sample(image_tensor(other.image), other.caption, nothing if alpha is not None else None))
+        return samples
+
+
+def train(row: Row, seed: int, steps: int) -> CLIP:
+    model, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=None)
+    if row.use == "nothing":
+        return model
+    config = TrainConfig(
+        steps, batch_size=20, optimizer="muon", lr=1e-3, alpha_lr=3e-3, weight_decay=0.05, warmup=steps // 10,
+        seed=seed, workers=0, **(PLAIN | row.settings),
+    )  # fmt: skip
+    scenes = Scenes(round(row.pairs / PAIRS), 5_000_000_000 + 10**8 * seed, row.use)
+    return finetune(model, scenes, config)
+
+
+def measure(model: CLIP, count: int) -> dict[str, float]:
+    """Figures on `count` unseen scenes; shares, but for the cosine."""
+    base, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=None)
+    scenes = [draw_scene(FIRST_SEED + i, SIZE, objects=(2, 4)) for i in range(count)]
+    shown, wholes, noun = Regions(), Regions(), []
+    for scene in scenes:
+        wholes.add("alpha = 1", scene.image)
+        wholes.add("alpha = 0", scene.image, np.zeros((SIZE, SIZE), np.float32))
+        for region in scene.regions:
+            noun.append(NUMBER[region.noun])
+            shown.add("mask", scene.image, region.mask)
+            shown.add("box", scene.image, masks.box(region.mask))
+            shown.add("crop, no mask", crop(scene.image, region.mask))
+            shown.add("no mask", scene.image)
+            shown.add("mask on grey", np.full_like(scene.image, GREY), region.mask)
+    texts = noun_features(base).T
+    named = {view: (features(model, v) @ texts).argmax(dim=1).numpy() for view, v in shown.views.items()}
+    held_out = np.isin(noun, [NUMBER[n] for n in HELD_OUT])
+    figures = {view: float((found == noun).mean()) for view, found in named.items()}
+    figures["held-out, mask"] = float((named["mask"] == noun)[held_out].mean())
+    for view, seen in wholes.views.items():
+        best = (features(model, seen) @ texts).argsort(dim=1, descending=True).tolist()
+        there = [{NUMBER[r.noun] for r in scene.regions} for scene in scenes]
+        recall = [len(t & set(order[: len(t)])) / len(t) for t, order in zip(there, best, strict=True)]
+        figures[f"recall, {view}"] = float(np.mean(recall))
+    whole = wholes.views["alpha = 1"]
+    figures["cosine to base"] = float((features(model, whole) * features(base, whole)).sum(dim=1).mean())
+    return figures
+
+
+def run(name: str, seed: int, steps: int, scenes: int, out: Path) -> None:
+    """One row with one seed, from the base to its figures on disk."""
+    torch.set_num_threads(1)
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # of all progress bars, one is enough
+        for message in (".*alpha weights of zero", ".*every mask is ignored", "unlock_blocks=0", ".*has never read"):
+            warnings.filterwarnings("ignore", message)
+        model = train(ROWS[name], seed, steps)
+        figures: dict[str, Any] = {"figures": measure(model, scenes)}
+        if name in OPEN:
+            figures["questions"] = ask(model, scenes)
+    path = _path(out, name, seed)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"steps": steps, "scenes": scenes} | figures, indent=1))
+    os.replace(part, path)
+
+
+def _path(out: Path, name: str, seed: int) -> Path:
+    return out / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}-{seed}.json"
+
+
+def report(out: Path, seeds: int) -> str:
+    """Two tables in Markdown: the ablations, and the open questions."""
+    results = {name: [json.loads(_path(out, name, s).read_text()) for s in range(seeds)] for name in ROWS}
+    columns = list(results["reference"][0]["figures"])
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, found in results.items():
+        cells = [_spread([r["figures"][c] for r in found], percent=c != "cosine to base") for c in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", f"| | {' | '.join(f'{name} | single masks' for name in OPEN)} |", "|---" * (2 * len(OPEN) + 1) + "|"]
+    for question in results["reference"][0]["questions"]:
+        answers = [[r["questions"][question][k] for r in results[name]] for name in OPEN for k in (0, 1)]
+        cells = [_spread(found, percent="distance" not in question) for found in answers]
+        lines.append(f"| {question} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float], percent: bool) -> str:
+    mean, deviation = np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{100 * mean:.1f} ± {100 * deviation:.1f}" if percent else f"{mean:.3f} ± {deviation:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder for the results")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run, 20 pictures each")
+    parser.add_argument("--scenes", type=int, default=200, help="unseen scenes that each run is measured on")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a core each")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    missing = [(name, seed) for seed in range(args.seeds) for name in ROWS if not _path(args.out, name, seed).exists()]
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        runs = [pool.submit(run, name, seed, args.steps, args.scenes, args.out) for name, seed in missing]
+        for done in tqdm(as_completed(runs), "runs", total=len(runs)):
+            done.result()
+    print(report(args.out, args.seeds))
+
+
+if __name__ == "__main__":
+    main()
