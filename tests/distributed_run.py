@@ -1,12 +1,16 @@
 """What torchrun runs in test_objective: a short training run, whose loss curve and weights are compared.
 
-torchrun --nproc-per-node 2 tests/distributed_run.py OUT [--steps N] [--accumulate N] [--dies]
+torchrun --nproc-per-node 2 tests/distributed_run.py OUT [--accumulate N] [--stop-after STEP] [--dies]
+python tests/distributed_run.py OUT --killed step|save
 """
 
 import argparse
+import itertools
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from test_training import Halves, tiny_model, words_to_ids
@@ -49,13 +53,30 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--stop-after", type=int)
     parser.add_argument("--dies", action="store_true")
+    parser.add_argument("--killed", choices=["step", "save"])
     args = parser.parse_args()
+    if args.killed == "step":
+        kill_at(torch.nn.utils, "clip_grad_norm_", 4)
+    elif args.killed == "save":
+        kill_at(os, "fsync", 2)
     data = Dying(30) if args.dies else Uneven(30)
     if args.stop_after:
         data = Stopping(data, args.stop_after)
     finetune(
         tiny_model(), data, settings(accumulate=args.accumulate), args.out, validation=Uneven(12), tokenize=words_to_ids
     )
+
+
+def kill_at(module: ModuleType, name: str, call: int) -> None:
+    """kill -9 in the given call of a function."""
+    original, calls = getattr(module, name), itertools.count(1)
+
+    def killed(*args):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args)
+
+    setattr(module, name, killed)
 
 
 class Stopping:
@@ -68,8 +89,6 @@ class Stopping:
         return len(self.data)
 
     def __getitem__(self, index: int) -> list[Sample]:
-        import signal
-
         self.left -= 1
         if self.left == 0:
             signal.raise_signal(signal.SIGTERM)

@@ -166,3 +166,57 @@ def test_recipe_runs_resumes_and_is_evaluated(recipe, tmp_path, monkeypatch, cap
     out = capsys.readouterr().out
     for row in ("mask", "swap: silhouette named", "held-out nouns, mask", "cosine of alpha = 1", "control: trained on"):
         assert re.search(rf"^\| {row}.* \| ", out, re.M), row
+
+
+@pytest.fixture
+def ablations(recipe):
+    return importlib.import_module("ablations")
+
+
+def test_ablations_print_both_tables_and_go_on_with_what_is_missing(ablations, tmp_path, monkeypatch, capsys):
+    rows = ("the base, untrained", "crops", "whole pictures coded as alpha = 0", *ablations.OPEN)
+    monkeypatch.setattr(ablations, "ROWS", {name: row for name, row in ablations.ROWS.items() if name in rows})
+    arguments = ["ablations.py", "--out", str(tmp_path), "--seeds", "2", "--steps", "2", "--scenes", "4", "--jobs", "2"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    ablations.main()
+    first = capsys.readouterr().out
+    for row in (*rows, "graded: distance", "relation of two"):
+        assert re.search(rf"^\| {re.escape(row)}.* \| \d+\.\d+ ± \d+\.\d+ \| ", first, re.M), row
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(written) == 2 * len(rows)
+    lost = tmp_path / "crops-1.json"
+    lost.unlink()
+    ablations.main()
+    assert capsys.readouterr().out == first
+    assert {path for path, time in written.items() if path.stat().st_mtime_ns != time} == {lost}
+
+
+@pytest.mark.parametrize("use", ["alpha", "phrases", "crops", "whole is 0"])
+def test_scenes_of_the_ablations_are_what_their_row_says(ablations, use):
+    data = ablations.Scenes(200, 0, use)
+    if use == "alpha":
+        phrases = {region.phrase for i in range(200) for region in data[i].regions}
+    else:
+        items = [data[i] for i in range(200)]
+        samples = [sample for item in items for sample in item]
+        captions = [s for s in samples if " and " in s.text or ", " in s.text]
+        assert 0.03 < len(captions) / len(samples) < 0.2
+        assert all((s.alpha is None) == (use != "whole is 0") for s in samples)
+        phrases = {s.text for s in samples} - {s.text for s in captions}
+        if use == "whole is 0":
+            assert all((s.alpha < 0).all() for s in captions)
+            assert any((s.alpha > 0).any() for s in samples)
+    assert not {f"a {noun}" for noun in HELD_OUT} & phrases
+
+
+def test_questions_are_answered_by_features_of_single_masks_as_by_hand(recipe):
+    questions = importlib.import_module("questions")
+    model, _ = alpha_clip.load("tiny", "cpu")
+    answers = questions.ask(model, 12)
+    assert len(answers) == 6
+    for question, (found, baseline) in answers.items():
+        assert 0 <= found <= 1 and 0 <= baseline <= 1, question
+    one = answers["1 of the objects, named among all sets of up to 3"]
+    assert one[0] == one[1] > 0.8  # a set of one is its single mask
+    graded = answers["graded: distance of the caption's share from b"]
+    assert graded[0] != graded[1]

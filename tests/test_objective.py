@@ -6,20 +6,22 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from distributed_run import Uneven, settings
-from test_training import Halves, config, tiny_model, words_to_ids
+from test_training import SIZE, Halves, config, tiny_model, words_to_ids
 from torch import Tensor
 
-from alpha_clip.model import CLIP
-from alpha_clip.training import TrainConfig, finetune
+from alpha_clip.model import ALPHA_MEAN, ALPHA_STD, CLIP
+from alpha_clip.training import Sample, SecondText, TrainConfig, finetune
 from alpha_clip.training.data import Item, collate
 from alpha_clip.training.loss import (
     Labels,
@@ -310,3 +312,73 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 3
     finetune(tiny_model(), Uneven(30), settings(), tmp_path, validation=Uneven(12), tokenize=words_to_ids)
     assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.parametrize("moment", ["step", "save"])
+def test_a_run_that_was_killed_ends_bit_equal(alone, tmp_path, moment):
+    command = [sys.executable, str(Path(__file__).with_name("distributed_run.py")), str(tmp_path), "--killed", moment]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2  # the second save is of step 4
+    finetune(tiny_model(), Uneven(30), settings(), tmp_path, validation=Uneven(12), tokenize=words_to_ids)
+    ours, theirs = (torch.load(out / "last.pt", weights_only=True)["model"] for out in (tmp_path, alone))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# --- masks of several values ---
+
+TEXTS = ["red", "green", "day", "night"]
+
+
+def text_ids(texts) -> Tensor:
+    return torch.tensor([[5, TEXTS.index(text) + 1, 7] for text in texts])
+
+
+class Graded:
+    """A red and a green half, by day or by night; each is a sample, with more or less of what is around it."""
+
+    def __init__(self, b: float | None = None) -> None:
+        self.b = b
+
+    def __len__(self) -> int:
+        return 512
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        rng = np.random.default_rng(index)
+        first, night = rng.integers(2, size=2).tolist()
+        image, left = torch.zeros(3, SIZE, SIZE), torch.zeros(1, SIZE, SIZE)
+        image[2] = 1 - night
+        image[first, :, : SIZE // 2] = image[1 - first, :, SIZE // 2 :] = left[..., : SIZE // 2] = 1
+        samples = []
+        for colour, mask in ((first, left), (1 - first, 1 - left)):
+            b = rng.random() if self.b is None else self.b
+            caption = SecondText(TEXTS[2 + night], b, whole=True)
+            samples.append(Sample(image, TEXTS[colour], (mask.clamp_min(b) - ALPHA_MEAN) / ALPHA_STD, caption))
+        return samples
+
+
+@pytest.mark.parametrize("trained_on", [None, 0.0])
+@torch.no_grad()
+def test_training_on_graded_masks_makes_both_texts_hold_in_between(trained_on):
+    """Each among the texts that do not hold; after training on plain masks, the captions stay a matter of chance."""
+    model = tiny_model()
+    tune = config(steps=80, batch_size=16, lr=1e-3, alpha_lr=1e-2, train_text=True, same_image=0.0)
+    with torch.enable_grad():
+        finetune(model, Graded(trained_on), tune, tokenize=text_ids)
+    text = F.normalize(model.encode_text(text_ids(TEXTS)), dim=-1)
+
+    def right(b: float, whole: bool) -> float:
+        samples = [sample for i in range(1000, 1040) for sample in Graded(b)[i]]
+        image, alpha = torch.stack([s.image for s in samples]), torch.stack([s.alpha for s in samples])
+        cosines = F.normalize(model.encode_image(image, alpha), dim=-1) @ text.T
+        own = torch.tensor([[TEXTS.index(s.text), TEXTS.index(s.second.text)] for s in samples])
+        cosines.scatter_(1, own[:, 0 if whole else 1, None], -1)  # what holds too is no mistake
+        return float((cosines.argmax(dim=1) == own[:, int(whole)]).float().mean())
+
+    assert right(0.0, whole=False) > 0.95
+    captions = [right(b, whole=True) for b in (0.5, 1.0)]
+    if trained_on is None:
+        assert min(*captions, right(0.5, whole=False)) > 0.95
+    else:
+        assert max(captions) < 0.8

@@ -99,7 +99,9 @@ class Scenes:
             other = draw_scene(self.seed + self.length + index, SIZE, objects=(1, 5), scale=(0.28, 0.6), attributes=0.2)
             nothing = torch.full((1, SIZE, SIZE), -FOREGROUND)
             samples = samples[1:]
-            samples.append(Sample(image_tensor(other.image), other.caption, nothing if alpha is not None else None))
+            samples.append(
+                Sample(image_tensor(other.image), other.caption, nothing if self.use == "whole is 0" else None)
+            )
         return samples
 
 

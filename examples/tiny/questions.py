@@ -34,8 +34,9 @@ def ask(model: CLIP, count: int) -> dict[str, Answer]:
     """
     scenes = [draw_scene(FIRST_SEED + i, SIZE, objects=(2, 4), attributes=0.0) for i in range(count)]
     answers: dict[str, list[Answer]] = {}
+    texts: dict[str, Tensor] = {}
     for scene in scenes:
-        for question, found in _Asked(model, scene).answers():
+        for question, found in _Asked(model, scene, texts).answers():
             answers.setdefault(question, []).append(found)
     means = {question: np.mean(found, axis=0).tolist() for question, found in answers.items()}
     return {question: (model_s, baseline_s) for question, (model_s, baseline_s) in means.items()}
@@ -45,8 +46,9 @@ class _Asked:
     """A model in front of one scene."""
 
     @torch.no_grad()
-    def __init__(self, model: CLIP, scene: Scene) -> None:
+    def __init__(self, model: CLIP, scene: Scene, texts: dict[str, Tensor]) -> None:
         self.model, self.scene, self.image = model, scene, image_tensor(scene.image)
+        self.texts = texts  # features of those already met
         self.masks = [region.mask for region in scene.regions]
         self.single = self.see(self.masks)  # (K, D)
         self.whole = self.see([np.ones_like(self.masks[0])])[0]
@@ -59,7 +61,10 @@ class _Asked:
     @torch.no_grad()
     def shares(self, image: Tensor, texts: Sequence[str]) -> Tensor:
         """(K, T): how the model shares each image feature out among the texts, as it does for zero-shot answers."""
-        text = F.normalize(self.model.encode_text(alpha_clip.tokenize(list(texts))), dim=-1)
+        if new := [text for text in texts if text not in self.texts]:
+            encoded = F.normalize(self.model.encode_text(alpha_clip.tokenize(new)), dim=-1)
+            self.texts |= zip(new, encoded, strict=True)
+        text = torch.stack([self.texts[text] for text in texts])
         return (self.model.logit_scale.exp() * image @ text.T).softmax(dim=-1)
 
     def answers(self) -> list[tuple[str, Answer]]:
