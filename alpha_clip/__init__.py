@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import IncompatibleCheckpoint as IncompatibleCheckpoint
     from .errors import WeightsError as WeightsError
     from .model import build_model as build_model
+    from .regions import embed_regions as embed_regions
     from .sharing import push_to_hub as push_to_hub
     from .sharing import save as save
     from .tokenizer import tokenize as tokenize
@@ -33,6 +34,7 @@ _HOME = {
     "IncompatibleCheckpoint": "errors",
     "WeightsError": "errors",
     "build_model": "model",
+    "embed_regions": "regions",
     "push_to_hub": "sharing",
     "save": "sharing",
     "tokenize": "tokenizer",
@@ -46,10 +48,12 @@ _MODULES = {  # alpha_clip.model works, as in clip
     "errors",
     "hashes",
     "model",
+    "regions",
     "scenes",
     "sharing",
     "sources",
     "tokenizer",
+    "towers",
     "transforms",
     "weights",
 }

@@ -34,6 +34,8 @@ _ROUNDING = 1e-5  # what a blur or a resize in float32 may overshoot 0 and 1 by
 class Preprocess(Compose):
     """CLIP's image transform to ``n`` x ``n`` pixels, which also takes a mask, or K masks, of the picture.
 
+    ``mean`` and ``std`` are the pixels', for models of other families.
+
     A picture is a PIL image, a (H, W, 3), (H, W, 4) or (H, W) uint8 array, or a path. Without a mask the result is bit
     for bit that of CLIP's five steps, which are in ``transforms``; like CLIP, it then ignores an EXIF orientation. With
     a mask the picture is turned upright first, and the mask is taken to be of the upright picture.
@@ -60,14 +62,14 @@ class Preprocess(Compose):
     (torch.Size([3, 224, 224]), torch.Size([1, 224, 224]))
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD) -> None:
         super().__init__(
             [
                 Resize(n, interpolation=InterpolationMode.BICUBIC),
                 CenterCrop(n),
                 _to_rgb,
                 ToTensor(),
-                Normalize(IMAGE_MEAN, IMAGE_STD),
+                Normalize(mean, std),
             ]
         )
         self.n = n
@@ -96,11 +98,9 @@ class Preprocess(Compose):
         """
         if geometry not in get_args(Geometry):
             raise ValueError(f"geometry is {geometry!r}, expected one of {', '.join(get_args(Geometry))}")
-        picture = _as_picture(image)
         if mask is None:
-            return self._rgb(picture, geometry)
-        upright = ImageOps.exif_transpose(picture)
-        masks, one = _read_masks(mask, upright.size, picture.size)
+            return self._rgb(_as_picture(image), geometry)
+        upright, masks, one = _read(image, mask)
         alpha = self._alpha(masks, geometry, one)  # (K, n, n)
         return self._rgb(upright, geometry), alpha if one else alpha[:, None]
 
@@ -132,6 +132,37 @@ class Preprocess(Compose):
             left, top = (side - width) // 2, (side - height) // 2
             return F.pad(picture, [left, top, side - width - left, side - height - top])
         return picture
+
+
+def read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Tensor]:
+    """The picture upright, in RGB, and its masks, (K, H, W) float32 in [0, 1], K being 1 for one mask.
+
+    Both are given as `Preprocess` takes them, and what does not fit raises the same errors.
+    """
+    upright, masks, _ = _read(image, mask)
+    return _to_rgb(upright), masks
+
+
+def _read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Tensor, bool]:
+    """The picture upright, its masks, and whether it was one mask without K."""
+    picture = _as_picture(image)
+    upright = ImageOps.exif_transpose(picture)
+    return upright, *_read_masks(mask, upright.size, picture.size)
+
+
+def mask_box(mask: NDArray[Any]) -> tuple[int, int, int, int]:
+    """The box (x0, y0, x1, y1) around what is above 0.5 in a mask (H, W), in pixels, x1 and y1 exclusive.
+
+    >>> mask_box(box_mask((1, 0, 3, 1), (2, 4)))
+    (1, 0, 3, 1)
+
+    Raises:
+        ValueError: nothing is above 0.5.
+    """
+    ys, xs = np.nonzero(mask > 0.5)
+    if len(ys) == 0:
+        raise ValueError(f"a mask of {mask.shape} with no pixel above 0.5: expected a region to look at")
+    return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
 
 
 def box_mask(box: Sequence[float], size: tuple[int, int]) -> NDArray[np.float32]:

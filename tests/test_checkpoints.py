@@ -20,11 +20,11 @@ from typing import Any
 import checkpoints
 import pytest
 import torch
+from conftest import in_transformers_names
 from privileges import drop_privileges
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from shelf import assert_equal
-from test_plain_clip import in_transformers_names
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -157,6 +157,7 @@ def test_dir_lists_the_public_names():
         "available_models",
         "box_mask",
         "build_model",
+        "embed_regions",
         "load",
         "push_to_hub",
         "save",
@@ -190,6 +191,8 @@ MAY_IMPORT = {
     "clipart": set(),
     "scenes": {"clipart"},
     "transforms": {"model"},
+    "towers": {"model", "transforms"},
+    "regions": {"model", "towers", "transforms"},
     "errors": set(),
     "hashes": set(),
     "checkpoints": {"errors", "hashes", "model"},
@@ -197,7 +200,7 @@ MAY_IMPORT = {
     "weights": {"checkpoints", "errors", "hashes", "model", "sources"},
     "sharing": {"checkpoints", "model"},
     "api": {"model", "tokenizer", "transforms", "weights"},
-    "__init__": {"api", "errors", "model", "sharing", "tokenizer", "transforms", "weights"},
+    "__init__": {"api", "errors", "model", "regions", "sharing", "tokenizer", "transforms", "weights"},
 }
 
 

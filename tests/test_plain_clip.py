@@ -8,53 +8,6 @@ from alpha_clip.model import build_model
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
-TRANSFORMERS_NAMES = {  # replaced in this order
-    "visual.transformer.resblocks": "vision_model.encoder.layers",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.conv1": "vision_model.embeddings.patch_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.ln_pre": "vision_model.pre_layrnorm",
-    "visual.ln_post": "vision_model.post_layernorm",
-    "visual.proj": "visual_projection.weight",
-    "transformer.resblocks": "text_model.encoder.layers",
-    "token_embedding": "text_model.embeddings.token_embedding",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final": "text_model.final_layer_norm",
-    "text_projection": "text_projection.weight",
-    "attn.in_proj_": "self_attn.{}_proj.",
-    "attn.out_proj": "self_attn.out_proj",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-
-
-def in_transformers_names(state_dict):
-    renamed = {}
-    for name, value in state_dict.items():
-        for ours, theirs in TRANSFORMERS_NAMES.items():
-            name = name.replace(ours, theirs)
-        if "{}" in name:
-            renamed |= {name.format(kind): part for kind, part in zip("qkv", value.chunk(3), strict=True)}
-        else:
-            renamed[name] = value.T if "projection" in name else value
-    return renamed
-
-
-@pytest.fixture
-def transformers_model(open_clip_model):
-    from transformers import CLIPConfig, CLIPModel
-
-    both = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2, "hidden_act": "quick_gelu"}
-    vision = both | {"num_hidden_layers": 3, "image_size": 32, "patch_size": 8}
-    text = both | {"num_hidden_layers": 2, "max_position_embeddings": 16, "vocab_size": 512}
-    text |= {"bos_token_id": 510, "eos_token_id": 511}
-    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=64, attn_implementation="eager")
-    theirs = CLIPModel(config)
-    theirs.load_state_dict(in_transformers_names(open_clip_model.state_dict()))
-    return theirs.eval()
-
 
 @torch.no_grad()
 def test_image_features_equal_open_clip(plain, open_clip_model, images):

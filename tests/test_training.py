@@ -24,7 +24,7 @@ from alpha_clip.training.optim import lr_at, make_optimizers
 from alpha_clip.training.pictures import BadSample
 from alpha_clip.training.state import Log
 from alpha_clip.training.views import views
-from alpha_clip.transforms import Preprocess
+from alpha_clip.transforms import Preprocess, mask_box
 
 SIZE = 16
 WORDS = ["red", "green", "blue"]
@@ -413,7 +413,7 @@ def test_box_fills_the_bounds():
     expected = np.zeros((64, 64), np.float32)
     expected[y0:y1, x0:x1] = 1
     assert np.array_equal(masks.box(OBJECT.mask), expected)
-    assert masks.bounds(OBJECT.mask) == OBJECT.box
+    assert mask_box(OBJECT.mask) == OBJECT.box
 
 
 def test_ellipse_touches_the_bounds_and_has_an_ellipse_s_area():
@@ -441,7 +441,7 @@ def test_lay_over_puts_the_silhouette_into_the_bounds():
     ring[8:16, 12:24] = 0
     laid = masks.lay_over(ring, OBJECT.mask)
     x0, y0, x1, y1 = OBJECT.box
-    assert masks.bounds(laid) == OBJECT.box
+    assert mask_box(laid) == OBJECT.box
     assert laid[(y0 + y1) // 2, (x0 + x1) // 2] == 0
 
 

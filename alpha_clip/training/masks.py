@@ -8,18 +8,12 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-
-def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """(x0, y0, x1, y1) of what is above 0.5, x1 and y1 exclusive."""
-    ys, xs = np.nonzero(mask > 0.5)
-    if len(ys) == 0:
-        raise ValueError(f"a mask of {mask.shape} with no pixel above 0.5: expected a region to look at")
-    return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+from ..transforms import mask_box
 
 
 def box(mask: np.ndarray) -> np.ndarray:
     """The bounding box, filled."""
-    x0, y0, x1, y1 = bounds(mask)
+    x0, y0, x1, y1 = mask_box(mask)
     out = np.zeros_like(mask, dtype=np.float32)
     out[y0:y1, x0:x1] = 1
     return out
@@ -27,7 +21,7 @@ def box(mask: np.ndarray) -> np.ndarray:
 
 def ellipse(mask: np.ndarray) -> np.ndarray:
     """The ellipse that touches the four sides of the bounding box, filled, its edge about a pixel wide."""
-    x0, y0, x1, y1 = bounds(mask)
+    x0, y0, x1, y1 = mask_box(mask)
     rx, ry = (x1 - x0) / 2, (y1 - y0) / 2
     y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
     r = np.hypot((x + 0.5 - x0 - rx) / rx, (y + 0.5 - y0 - ry) / ry)
@@ -49,8 +43,8 @@ def jitter(mask: np.ndarray, rng: np.random.Generator, strength: float = 0.04) -
 
 def lay_over(silhouette: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The shape of `silhouette`, stretched to the bounding box of `mask`: where `mask` is, with another's outline."""
-    sx0, sy0, sx1, sy1 = bounds(silhouette)
-    x0, y0, x1, y1 = bounds(mask)
+    sx0, sy0, sx1, sy1 = mask_box(silhouette)
+    x0, y0, x1, y1 = mask_box(mask)
     shape = Image.fromarray(np.ascontiguousarray(silhouette[sy0:sy1, sx0:sx1]).astype(np.float32))
     out = np.zeros_like(mask, dtype=np.float32)
     resized = np.asarray(shape.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR))

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..transforms import mask_box
 from . import rle, shards
-from .masks import bounds
 from .records import BadSample, Picture, Region, make_picture, parsed
 
 __all__ = ["BadSample", "Picture", "Region", "RegionFolder", "RegionShards", "open_data", "write_shards"]
@@ -254,7 +254,7 @@ def _sample(picture: Picture, keys: set[str]) -> dict[str, str | bytes]:
                 f"{picture.key}, {region.phrase!r}: the mask has shape {shape}, expected {size}: resize it"
             )
         try:
-            box = list(bounds(region.mask))
+            box = list(mask_box(region.mask))
         except ValueError as error:
             raise ValueError(f"{picture.key}, {region.phrase!r}: {error}") from error
         mask = rle.encode(region.mask > 0.5)

@@ -15,7 +15,7 @@ from alpha_clip.model import ALPHA_MEAN, ALPHA_STD
 from alpha_clip.scenes import HELD_OUT, NOUNS, Region, Scene, draw_scene
 from alpha_clip.tokenizer import tokenize
 from alpha_clip.training import Sample, masks
-from alpha_clip.transforms import IMAGE_MEAN, IMAGE_STD
+from alpha_clip.transforms import IMAGE_MEAN, IMAGE_STD, mask_box
 
 SIZE = 48  # pixels, of the pictures and of the model
 CONTEXT_LENGTH = 40  # tokens of the longest caption; the model itself keeps CLIP's 77
@@ -189,7 +189,7 @@ def crop(image: np.ndarray, mask: np.ndarray, context: float = 1.2, fill: int | 
 
     With `fill`, everything outside the mask gets that grey value first: a cut-out.
     """
-    x0, y0, x1, y1 = masks.bounds(mask)
+    x0, y0, x1, y1 = mask_box(mask)
     if fill is not None:
         image = (image * mask[..., None] + fill * (1 - mask[..., None])).round().astype(np.uint8)
     half = context * max(x1 - x0, y1 - y0) / 2

@@ -25,6 +25,7 @@ import alpha_clip
 from alpha_clip.model import CLIP, FOREGROUND
 from alpha_clip.scenes import HELD_OUT, NOUNS, STYLES, Scene, draw_scene
 from alpha_clip.training import masks
+from alpha_clip.transforms import mask_box
 
 FIRST_SEED = 9_000_000_000  # training draws below 4e9
 GREY = 128
@@ -77,7 +78,7 @@ def scene_regions(scenes: Sequence[Scene]) -> Regions:
 
 def aside(scene: Scene, mask: np.ndarray) -> tuple[np.ndarray, float]:
     """The mask moved to where it covers least of any object, and the share of it that still does."""
-    x0, y0, x1, y1 = masks.bounds(mask)
+    x0, y0, x1, y1 = mask_box(mask)
     shape = torch.from_numpy(mask[y0:y1, x0:x1])
     covered = torch.from_numpy(scene.masks.sum(axis=0))
     overlap = F.conv2d(covered[None, None], shape[None, None])[0, 0]  # at every place the shape fits

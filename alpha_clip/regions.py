@@ -1,0 +1,241 @@
+"""Features of regions by any method, for comparison: a mask is one way among several, and not always the best.
+
+>>> import numpy as np
+>>> from alpha_clip import embed_regions, load
+>>> model, _ = load("tiny", device="cpu")
+>>> left = np.zeros((60, 80), bool)
+>>> left[:, :40] = True
+>>> embed_regions(model, np.zeros((60, 80, 3), np.uint8), [left, ~left], "crop").shape
+torch.Size([2, 128])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+from torch import Tensor, nn
+
+from .model import ALPHA_MEAN, ALPHA_STD
+from .towers import Tower, tower_of
+from .transforms import IMAGE_MEAN, Geometry, Mask, Picture, mask_box, read
+
+Method = Callable[..., Tensor]  # (tower, RGB picture, (K, H, W) masks in [0, 1], chunk, options) -> (K, D)
+
+GREY = tuple(round(255 * mean) for mean in IMAGE_MEAN)  # next to nothing to a model, once normalised
+
+
+def embed_regions(
+    model: nn.Module,
+    image: Picture,
+    masks: Mask | Sequence[Mask],
+    method: str | Method = "alpha",
+    *,
+    chunk: int = 32,
+    **options: Any,
+) -> Tensor:
+    """One feature for each region of a picture, (K, D) float32, of unit length, on the model's device.
+
+    Args:
+        model: from `load`; an open_clip model; or a CLIP or SigLIP model of transformers. Its own size, mean and
+            deviation are used.
+        image: a picture as `Preprocess` takes it.
+        masks: (K, H, W), a list of K, or one, as `Preprocess` takes them.
+        method: a name in `METHODS`, or a function of this signature.
+        chunk: masks at a time, which bounds the memory.
+        options: of the method.
+
+    Raises:
+        ValueError: there is no such method, `chunk` is below 1, or picture and masks do not fit, as in `Preprocess`.
+        TypeError: the model is of another kind, cannot do this (a mask, without alpha), or an option is unknown.
+    """
+    if isinstance(method, str) and method not in METHODS:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}, or a function")
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}, expected at least 1")
+    picture, found = read(image, masks)
+    chosen = METHODS[method] if isinstance(method, str) else method
+    return chosen(tower_of(model), picture, found.numpy(), chunk, **options)
+
+
+# --- by the mask ---
+
+
+def alpha(
+    tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, geometry: Geometry = "pad"
+) -> Tensor:
+    """The mask as a fourth channel (Alpha-CLIP, arXiv 2312.03818). K masks share the picture's part of the work."""
+    if not tower.takes_alpha:
+        raise TypeError(
+            f"{type(tower.model).__name__} takes no mask: use a model from alpha_clip.load, or a method that changes "
+            "the picture, such as 'crop'"
+        )
+    rgb, found = tower.preprocess(picture, masks, geometry=geometry)
+    return torch.cat([tower.encode(rgb[None], part) for part in found.split(chunk)])
+
+
+def whole(
+    tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, geometry: Geometry = "pad"
+) -> Tensor:
+    """The picture, whatever the mask: what all the others should be better than."""
+    rgb, _ = tower.preprocess(picture, np.ones_like(masks[0]), geometry=geometry)
+    return tower.encode(rgb[None]).expand(len(masks), -1)
+
+
+# --- by changing the picture ---
+
+
+def crop(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, context: float = 1.5) -> Tensor:
+    """The box around the mask, `context` times as long on each side, as far as the picture goes."""
+    return _encode(tower, (_cropped(picture, mask, context) for mask in masks), chunk)
+
+
+def masked_crop(
+    tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, context: float = 1.1
+) -> Tensor:
+    """The same of a picture that is grey outside of the mask (as in OVSeg, arXiv 2210.04150)."""
+    return _encode(tower, (_cropped(_painted(picture, mask), mask, context) for mask in masks), chunk)
+
+
+def cut_out(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int) -> Tensor:
+    """The whole picture, grey outside of the mask."""
+    return _encode(tower, (_painted(picture, mask) for mask in masks), chunk)
+
+
+def blur(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, strength: float = 0.05) -> Tensor:
+    """Everything outside of the mask out of focus (FGVP, arXiv 2306.04356).
+
+    `strength` is the blur's standard deviation, as a share of the picture's shorter side.
+    """
+    if not strength > 0:
+        raise ValueError(f"strength is {strength}, expected more than 0")
+    blurred = picture.filter(ImageFilter.GaussianBlur(strength * min(picture.size)))
+    return _encode(tower, (_laid_over(picture, mask, blurred) for mask in masks), chunk)
+
+
+def gray(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int) -> Tensor:
+    """Everything outside of the mask without colour (FGVP, arXiv 2306.04356)."""
+    colourless = picture.convert("L").convert("RGB")
+    return _encode(tower, (_laid_over(picture, mask, colourless) for mask in masks), chunk)
+
+
+def red_circle(
+    tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, size: float = 1.2, line: float = 0.015
+) -> Tensor:
+    """A red ellipse around the region (arXiv 2304.06712).
+
+    It is `size` times as long and high as the mask's box; the line is `line` times the picture's shorter side.
+    """
+    return _encode(tower, (_circled(picture, mask, size, line) for mask in masks), chunk)
+
+
+# --- by the last block ---
+
+
+def maskclip(
+    tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, geometry: Geometry = "pad"
+) -> Tensor:
+    """In the last block the class token attends to itself and to the patches under the mask, and to nothing else.
+
+    Without training; what the paper compares with under the name MaskCLIP (arXiv 2208.08984). For that one token,
+    attending to some tokens only is the same as there being no others. A patch counts from half covered on, or if it is
+    the most covered.
+    """
+    rgb, covered = _patches(tower, picture, masks, geometry)
+    features = []
+    for share in covered:
+        under = torch.cat([torch.ones(1, dtype=torch.bool), share >= min(0.5, float(share.max()))])
+        with tower.last_block_sees(lambda x, under=under: x[:, under.to(x.device)]):  # type: ignore[misc]
+            features.append(tower.encode(rgb))
+    return torch.cat(features)
+
+
+def pool(
+    tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, geometry: Geometry = "pad"
+) -> Tensor:
+    """The mean feature of the patches under the mask, each by itself (MaskCLIP, arXiv 2112.01071).
+
+    In the last block a patch attends to nothing but itself, so that attention is its value, projected. One pass serves
+    all masks.
+    """
+    rgb, covered = _patches(tower, picture, masks, geometry)
+    with tower.last_block_sees(lambda x: x[0, 1:, None]):  # (N, 1, width): each patch in place of the class token
+        dense = tower.encode(rgb)  # (N, D)
+    return F.normalize(covered.to(dense.device) @ dense, dim=-1)
+
+
+def ensemble(
+    tower: Tower,
+    picture: Image.Image,
+    masks: NDArray[np.float32],
+    chunk: int,
+    methods: Sequence[str | Method] = ("alpha", "crop"),
+    weights: Sequence[float] | None = None,
+) -> Tensor:
+    """The mean of several methods' features, weighted or not."""
+    weights = [1.0] * len(methods) if weights is None else list(weights)
+    if not methods or len(weights) != len(methods):
+        raise ValueError(f"{len(methods)} methods and {len(weights)} weights, expected as many, and at least one")
+    chosen = [METHODS[method] if isinstance(method, str) else method for method in methods]
+    found = [w * method(tower, picture, masks, chunk) for w, method in zip(weights, chosen, strict=True)]
+    return F.normalize(torch.stack(found).sum(dim=0), dim=-1)
+
+
+METHODS: dict[str, Method] = {
+    method.__name__: method
+    for method in (alpha, whole, crop, masked_crop, cut_out, blur, gray, red_circle, maskclip, pool, ensemble)
+}
+
+
+# --- how ---
+
+
+def _encode(tower: Tower, pictures: Iterable[Image.Image], chunk: int) -> Tensor:
+    """(K, D) of K pictures, `chunk` at a time; none is cut."""
+    left, features = iter(pictures), []
+    while part := list(islice(left, chunk)):
+        features.append(tower.encode(torch.stack([tower.preprocess(p, geometry="pad") for p in part])))
+    return torch.cat(features)
+
+
+def _patches(
+    tower: Tower, picture: Image.Image, masks: NDArray[np.float32], geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    """Pixels (1, 3, n, n), and how much of each patch every mask covers, (K, N) in [0, 1]."""
+    rgb, found = tower.preprocess(picture, masks, geometry=geometry)
+    covered = F.adaptive_avg_pool2d(found * ALPHA_STD + ALPHA_MEAN, max(tower.grid, 1)).flatten(1)
+    return rgb[None], covered.clamp(0, 1)
+
+
+def _cropped(picture: Image.Image, mask: NDArray[np.float32], context: float) -> Image.Image:
+    if not context > 0:
+        raise ValueError(f"context is {context}, expected more than 0: 1 is the box itself")
+    x0, y0, x1, y1 = mask_box(mask)
+    dx, dy = (context - 1) * (x1 - x0) / 2, (context - 1) * (y1 - y0) / 2
+    left, top = max(0, round(x0 - dx)), max(0, round(y0 - dy))
+    right, bottom = min(picture.width, round(x1 + dx)), min(picture.height, round(y1 + dy))
+    return picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+
+
+def _laid_over(picture: Image.Image, mask: NDArray[np.float32], other: Image.Image) -> Image.Image:
+    """`picture` under the mask, `other` elsewhere."""
+    return Image.composite(picture, other, Image.fromarray((255 * mask).round().astype(np.uint8)))
+
+
+def _painted(picture: Image.Image, mask: NDArray[np.float32]) -> Image.Image:
+    return _laid_over(picture, mask, Image.new("RGB", picture.size, GREY))
+
+
+def _circled(picture: Image.Image, mask: NDArray[np.float32], size: float, line: float) -> Image.Image:
+    x0, y0, x1, y1 = mask_box(mask)
+    dx, dy = (size - 1) * (x1 - x0) / 2, (size - 1) * (y1 - y0) / 2
+    marked = picture.copy()
+    width = max(1, round(line * min(picture.size)))
+    ImageDraw.Draw(marked).ellipse((x0 - dx, y0 - dy, x1 - 1 + dx, y1 - 1 + dy), outline=(255, 0, 0), width=width)
+    return marked

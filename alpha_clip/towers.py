@@ -1,0 +1,131 @@
+"""Image towers of this package, open_clip and transformers behind one small interface, for what works with any of them.
+
+Neither package is imported: a model is known by what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .model import CLIP
+from .transforms import IMAGE_MEAN, IMAGE_STD, Preprocess
+
+# Of transformers' models, which do not hold their own; SigLIP's processors scale to [-1, 1].
+_NORMALISATION = {
+    "clip": (IMAGE_MEAN, IMAGE_STD),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What it takes to see with a model."""
+
+    model: nn.Module
+    preprocess: Preprocess  # of the model's own size, mean and deviation
+    features: Callable[..., Tensor]  # of (B, 3, n, n) pixels, and alpha where `takes_alpha`: (B, D)
+    takes_alpha: bool = False
+    last_block: nn.Module | None = None  # of a ViT whose class token makes the features
+    tokens_first: bool = False  # the blocks take (L, B, width), not (B, L, width)
+    grid: int = 0  # patches in a row and in a column, of such a ViT
+
+    @torch.no_grad()
+    def encode(self, rgb: Tensor, alpha: Tensor | None = None) -> Tensor:
+        """(B, 3, n, n) pixels, and masks (K, 1, n, n) as `Preprocess` gives them, to (B or K, D), of unit length."""
+        weight = next(self.model.parameters())
+        rgb = rgb.to(weight.device, weight.dtype)
+        features = self.features(rgb) if alpha is None else self.features(rgb, alpha)
+        return F.normalize(features.float(), dim=-1)
+
+    @contextmanager
+    def last_block_sees(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """For a while, the last block's input, (B, 1 + N, width), goes through `change`.
+
+        What comes out of the block may be another batch of other lengths; the first token of each is the class token.
+
+        Raises:
+            TypeError: the features of this model do not come from a class token.
+        """
+        if self.last_block is None:
+            raise TypeError(
+                f"{type(self.model).__name__} has no class token that reads the patches in its last block, as "
+                "CLIP's ViTs have: use a method that changes the picture, such as 'crop'"
+            )
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            tokens = args[0] if args else kwargs["hidden_states"]
+            turned = (lambda x: x.transpose(0, 1)) if self.tokens_first else (lambda x: x)
+            changed = turned(change(turned(tokens)))
+            return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": changed})
+
+        handle = self.last_block.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def tower_of(model: nn.Module) -> Tower:
+    """What it takes to see with `model`.
+
+    Args:
+        model: from `load`; an open_clip model; or a CLIP or SigLIP model of transformers.
+
+    Raises:
+        TypeError: it is none of these, or does not see squares.
+    """
+    if isinstance(model, CLIP):
+        visual = model.visual
+        grid = visual.input_resolution // visual.conv1.kernel_size[0]
+        preprocess = Preprocess(visual.input_resolution)
+        return Tower(model, preprocess, model.encode_image, True, visual.transformer.blocks[-1], True, grid)
+    if hasattr(getattr(model, "visual", None), "image_size"):
+        return _of_open_clip(model)
+    if hasattr(model, "get_image_features") and hasattr(getattr(model, "config", None), "vision_config"):
+        return _of_transformers(model)
+    raise TypeError(
+        f"the model is {type(model).__name__}, expected one from alpha_clip.load or open_clip.create_model, or a "
+        "CLIPModel or SiglipModel of transformers"
+    )
+
+
+def _of_open_clip(model: Any) -> Tower:
+    visual = model.visual
+    settings = getattr(visual, "preprocess_cfg", {})  # of those that its create_model built
+    mean, std = settings.get("mean", IMAGE_MEAN), settings.get("std", IMAGE_STD)  # open_clip's own defaults
+    preprocess = Preprocess(_side(visual.image_size), mean, std)
+    transformer: Any = getattr(visual, "transformer", None)
+    if getattr(visual, "pool_type", None) != "tok" or not hasattr(transformer, "resblocks"):
+        return Tower(model, preprocess, model.encode_image)
+    first = not transformer.batch_first
+    return Tower(model, preprocess, model.encode_image, False, transformer.resblocks[-1], first, visual.grid_size[0])
+
+
+def _of_transformers(model: Any) -> Tower:
+    kind, vision = model.config.model_type, model.config.vision_config
+    if kind not in _NORMALISATION:
+        raise TypeError(f"the model is transformers' {kind!r}, expected one of {', '.join(map(repr, _NORMALISATION))}")
+    preprocess = Preprocess(_side(vision.image_size), *_NORMALISATION[kind])
+
+    def features(rgb: Tensor) -> Tensor:
+        found = model.get_image_features(pixel_values=rgb)
+        return found if isinstance(found, Tensor) else found.pooler_output  # the latter since transformers 5
+
+    if kind != "clip":
+        return Tower(model, preprocess, features)
+    last = model.vision_model.encoder.layers[-1]
+    return Tower(model, preprocess, features, False, last, False, vision.image_size // vision.patch_size)
+
+
+def _side(size: int | tuple[int, int]) -> int:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise TypeError(f"the model sees {height} x {width} pixels, expected a square")
+    return height
