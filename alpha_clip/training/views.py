@@ -134,19 +134,15 @@ class _Seen:
         for j in others:
             if len(members) <= more:
                 members.setdefault(self.regions[j].phrase, j)
-        name = joined([phrase for phrase in self.phrases if phrase in members])
-        return Sample(self.rgb, name, self.alpha[list(members.values())].amax(dim=0), rivals=self.sets)
-
-    @property
-    def phrases(self) -> list[str]:
-        """The different ones, in their order."""
-        return list(dict.fromkeys(region.phrase for region in self.regions))
+        return Sample(
+            self.rgb, joined(sorted(members)), self.alpha[list(members.values())].amax(dim=0), rivals=self.sets
+        )
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The names of all sets of regions that may be under one mask."""
-        sizes = range(1, MOST_AT_ONCE + 1)
-        return tuple(joined(some) for size in sizes for some in combinations(self.phrases, size))
+        """The names of all sets of regions that may be under one mask; sorted, so that a set has one name anywhere."""
+        phrases, sizes = sorted({region.phrase for region in self.regions}), range(1, MOST_AT_ONCE + 1)
+        return tuple(joined(some) for size in sizes for some in combinations(phrases, size))
 
 
 def joined(phrases: Sequence[str]) -> str:

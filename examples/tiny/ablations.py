@@ -34,6 +34,7 @@ from alpha_clip.scenes import HELD_OUT, draw_scene
 from alpha_clip.training import Picture, Region, Sample, TrainConfig, finetune, masks
 
 PAIRS = 2.5  # region phrases that a scene has on average
+BATCH = 20  # pictures
 Use = Literal["alpha", "phrases", "crops", "whole is 0", "nothing"]
 
 
@@ -43,7 +44,7 @@ class Row:
 
     settings: dict[str, Any] = field(default_factory=dict)
     use: Use = "alpha"
-    pairs: int = 100_000
+    pictures: int = 40_000  # 100,000 pairs, of which a short run sees a part; fewer are seen over and over
 
 
 PLAIN: dict[str, Any] = {"same_image": 0.0, "box": 0.0, "ellipse": 0.0, "jitter": 0.0}  # beside TrainConfig's defaults
@@ -58,8 +59,8 @@ ROWS: dict[str, Row] = {
     "blocks trained: 1 of 4": Row({"unlock_blocks": 1}),
     "blocks trained: 2 of 4": Row({"unlock_blocks": 2}),
     "blocks trained: 3 of 4": Row({"unlock_blocks": 3}),
-    "1,000 pairs": Row(pairs=1_000),
-    "10,000 pairs": Row(pairs=10_000),
+    "100 pairs": Row(pictures=round(100 / PAIRS)),
+    "1,000 pairs": Row(pictures=round(1_000 / PAIRS)),
     "region phrases without alpha": Row(use="phrases"),
     "crops": Row(use="crops"),
     "+ same-image negatives": Row({"same_image": 0.5}),
@@ -92,7 +93,9 @@ class Scenes:
         samples = []
         for region in regions:
             picture = crop(scene.image, region.mask) if self.use == "crops" else scene.image
-            alpha = alpha_tensor(region.mask) if self.use == "whole is 0" else None
+            mask = region.mask if self.use == "whole is 0" else np.ones_like(region.mask)
+            # Without masks the regions of a picture look alike, and must not be each other's negatives.
+            alpha = None if self.use == "phrases" else alpha_tensor(mask)
             samples.append(Sample(image_tensor(picture), with_article(region.phrase), alpha))
         if not samples or np.random.default_rng([self.seed, index]).random() < 0.1 * len(samples):
             # Of another picture, so that its caption is no negative that holds.
@@ -110,10 +113,10 @@ def train(row: Row, seed: int, steps: int) -> CLIP:
     if row.use == "nothing":
         return model
     config = TrainConfig(
-        steps, batch_size=20, optimizer="muon", lr=1e-3, alpha_lr=3e-3, weight_decay=0.05, warmup=steps // 10,
+        steps, batch_size=BATCH, optimizer="muon", lr=1e-3, alpha_lr=3e-3, weight_decay=0.05, warmup=steps // 10,
         seed=seed, workers=0, **(PLAIN | row.settings),
     )  # fmt: skip
-    scenes = Scenes(round(row.pairs / PAIRS), 5_000_000_000 + 10**8 * seed, row.use)
+    scenes = Scenes(row.pictures, 5_000_000_000 + 10**8 * seed, row.use)
     return finetune(model, scenes, config)
 
 
@@ -192,12 +195,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder for the results")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run, 20 pictures each")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="optimizer steps of each run, of 20 pictures with some 50 region phrases"
+    )
     parser.add_argument("--scenes", type=int, default=200, help="unseen scenes that each run is measured on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a core each")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    missing = [(name, seed) for seed in range(args.seeds) for name in ROWS if not _path(args.out, name, seed).exists()]
+    wanted = {"steps": args.steps, "scenes": args.scenes}
+    missing = []
+    for name, seed in ((name, seed) for seed in range(args.seeds) for name in ROWS):
+        if not (path := _path(args.out, name, seed)).exists():
+            missing.append((name, seed))
+        elif (found := {k: json.loads(path.read_text())[k] for k in wanted}) != wanted:
+            parser.error(f"{path} is of a run with {found}, not {wanted}: name another --out")
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         runs = [pool.submit(run, name, seed, args.steps, args.scenes, args.out) for name, seed in missing]
         for done in tqdm(as_completed(runs), "runs", total=len(runs)):
