@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from . import weights
+from . import vocabulary, weights
 from .model import CLIP, matrices
-from .tokenizer import shared_tokenizer
 from .transforms import Preprocess
 
 _RESNETS = {"RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"}
@@ -46,7 +43,8 @@ def load(
             those of OpenAI's clip and of this package.
         alpha_vision_ckpt_pth: where the alpha weights come from. "auto": the best released for this base, or those
             in the given file. A tag of `available_alpha_weights(name)`, or the path of an image tower as the
-            Alpha-CLIP authors save it. None: alpha weights of zero, which is plain CLIP.
+            Alpha-CLIP authors save it. None: alpha weights of zero, which is plain CLIP; with a file that was tuned
+            with alpha weights it is not, as the rest of its image tower stays tuned.
         dtype: None means float16 on CUDA, as in CLIP, and float32 elsewhere. In half precision, layer norms and
             embeddings are in float32.
         trust: run the code in a TorchScript archive that is not one of OpenAI's. Nothing else ever runs code.
@@ -68,17 +66,15 @@ def load(
     _check_arguments(name, device, jit, dtype)
     if alpha_vision_ckpt_pth == "None":  # the authors' default
         alpha_vision_ckpt_pth = None
-    state_dict = weights.state_dict(name, alpha_vision_ckpt_pth, download_root, trust)
-    model = weights.build(name, state_dict)
-    if "token_ids" in state_dict:
-        model.token_embedding.register_forward_pre_hook(_UnknownWords(state_dict["token_ids"]))
+    found = weights.assemble(name, alpha_vision_ckpt_pth, download_root, trust)
+    model = weights.build(name, found.tensors)
+    model.confirmed = found.confirmed
+    if (known := found.tensors.get(vocabulary.IDS)) is not None:
+        model.known_tokens = known
+        model.token_embedding.register_forward_pre_hook(vocabulary.UnknownWords(known))
     alpha = model.visual.conv1_alpha.weight
     if not alpha[0].any() and not alpha.any():  # the first filter mostly settles it, without waking all threads
-        warnings.warn(
-            f"{name} has alpha weights of zero here: it is plain CLIP, and ignores every mask. "
-            "Pass alpha_vision_ckpt_pth= to load some.",
-            stacklevel=2,
-        )
+        _warn_of_zeros(name, found.silenced)
 
     device = _default_device() if device is None else torch.device(device)
     if dtype is None:
@@ -87,6 +83,20 @@ def load(
     if device.type != "cpu":  # where the weights are
         model.to(device)
     return model, Preprocess(model.visual.input_resolution)
+
+
+def _warn_of_zeros(name: str, silenced: bool) -> None:
+    if silenced:
+        text = (
+            f"the alpha weights in {name} are set to zero here: it ignores every mask. But it is not plain CLIP: the "
+            "rest of its image tower stays tuned with them: for plain CLIP, load the base that it was tuned from."
+        )
+    else:
+        text = (
+            f"{name} has alpha weights of zero here: it is plain CLIP, and ignores every mask. "
+            "Pass alpha_vision_ckpt_pth= to load some."
+        )
+    warnings.warn(text, stacklevel=3)  # the caller of `load`
 
 
 def _cast(model: CLIP, dtype: torch.dtype) -> None:
@@ -121,24 +131,3 @@ def _default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-class _UnknownWords:
-    """Warns of words that a model with a packed vocabulary has never read: it takes them all for the same one."""
-
-    def __init__(self, known: Tensor) -> None:
-        self.known = {0, *known.tolist()}  # 0 pads, behind the end of the text
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if torch.compiler.is_compiling() or (args[0].is_cuda and torch.cuda.is_current_stream_capturing()):
-            return
-        words: set[str] = set()
-        for known, ids in groupby(args[0].flatten().tolist(), self.known.__contains__):
-            if not known:
-                words.update(shared_tokenizer().decode(ids).split())
-        if words:
-            warnings.warn(
-                f"this model has never read {', '.join(map(repr, sorted(words)))}: such words all mean the same to it. "
-                "Its vocabulary is small, see the model card; models by other names know them.",
-                stacklevel=2,
-            )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoints
+from . import checkpoints, vocabulary
 from .model import CLIP
 
 CARD = """\
@@ -48,7 +48,8 @@ Alpha-CLIP authors' weights are for research use only (CC BY-NC 4.0), as those a
 def save(model: CLIP, folder: str | os.PathLike[str]) -> Path:
     """Write ``model.safetensors`` and a model card, ``README.md``, into `folder`; `load` takes the folder's path.
 
-    Weights keep their precision. Files are written under temporary names and renamed; a README.md that is there stays
+    Weights keep their precision, a small vocabulary stays small, and what nothing confirmed when the model was loaded
+    stays unconfirmed. Files are written under temporary names and renamed; a README.md that is there stays
     as it is.
 
     Returns:
@@ -100,7 +101,10 @@ def _save(model: CLIP, folder: Path, name: str) -> Path:
         raise FileExistsError(
             f"{other} is there, which load would read in place of what is saved: choose another folder"
         )
-    checkpoints.write(model.state_dict(), folder / "model.safetensors")
+    tensors = model.state_dict()
+    if model.known_tokens is not None:
+        tensors = vocabulary.pack(tensors, model.known_tokens)
+    checkpoints.write(tensors, folder / "model.safetensors", confirmed=model.confirmed)
     card = folder / "README.md"
     if not card.exists():
         part = card.with_name(f".{card.name}.{os.getpid()}.part")

@@ -247,11 +247,20 @@ def test_a_path_loads_with_the_alpha_weights_inside(tmp_path, file, as_type):
     assert preprocess.n == SIZE
 
 
-def test_none_zeroes_the_alpha_weights_inside(tmp_path):
+def test_none_zeroes_the_alpha_weights_inside_and_says_that_this_is_not_plain_clip(tmp_path):
     path = write(checkpoints.clip(), tmp_path / "model.pt")
-    with pytest.warns(UserWarning, match=BLIND):
+    message = r"the alpha weights in .*model\.pt are set to zero here: .* not plain CLIP: the rest .* stays tuned"
+    with pytest.warns(UserWarning, match=message) as caught:
         model, _ = load(str(path), "cpu", alpha_vision_ckpt_pth=None)
+    assert len(caught) == 1 and caught[0].filename == __file__
     assert not alpha_weight(model).any()
+    assert torch.equal(model.visual.conv1.weight, checkpoints.clip()["visual.conv1.weight"])
+
+
+def test_none_with_a_file_whose_alpha_weights_are_zero_is_plain_clip(tmp_path):
+    path = write(checkpoints.blind_clip(), tmp_path / "model.pt")
+    with pytest.warns(UserWarning, match=BLIND):
+        load(str(path), "cpu", alpha_vision_ckpt_pth=None)
 
 
 def test_a_path_without_alpha_weights_is_plain_clip(tmp_path):

@@ -53,7 +53,7 @@ def shelf(monkeypatch, tmp_path) -> Shelf:
 
 
 def both(shelf: Shelf, root: Path | None) -> dict[str, Tensor]:
-    return weights.state_dict(shelf.name, "auto", None if root is None else str(root))
+    return weights.assemble(shelf.name, "auto", None if root is None else str(root)).tensors
 
 
 # --- files already on the disk ---
@@ -114,7 +114,7 @@ def test_a_file_of_unknown_hash_is_not_taken_from_a_folder(shelf, tmp_path):
     weights.BASES[shelf.name] = replace(shelf.base, sha256=None)
     (tmp_path / "base.pt").write_bytes(shelf.base_file)
     with pytest.raises(WeightsError, match=r"base\.pt could not be had\. Try again, or pass the path of a copy"):
-        weights.state_dict(shelf.name, None, str(tmp_path))
+        weights.assemble(shelf.name, None, str(tmp_path))
 
 
 def test_a_local_mirror_is_searched_in_all_its_folders(shelf, tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_missing_alpha_weights_are_noticed_before_the_base_is_fetched(shelf):
     with pytest.raises(AlphaWeightsNotFound, match=not_found(shelf, "on the authors' Google Drive: .*refused")):
         both(shelf, None)
     with pytest.raises(WeightsError, match="alpha weights 'no_such_tag' are neither a file nor a tag"):
-        weights.state_dict(shelf.name, "no_such_tag", None)
+        weights.assemble(shelf.name, "no_such_tag", None)
 
 
 def test_the_time_limit_for_google_drive_ends_with_it(shelf, tmp_path):
@@ -443,7 +443,6 @@ def test_a_base_that_is_gone(published, load, hub):
         load(published)
 
 
-@pytest.mark.slow  # the Hub's client tries for 20 seconds
 def test_no_server_and_nothing_cached(published, load, hub):
     hub.stop()
     with pytest.raises(AlphaWeightsNotFound, match=not_found(published)):
@@ -458,6 +457,51 @@ def test_a_connection_that_breaks_leaves_nothing_to_be_taken_for_the_file(publis
         load(published)
     hub.cut_short.clear()
     assert_equal(load(published), published.expected())
+
+
+SLOW = r"our/alpha on the Hugging Face Hub: its server did not answer in time \(.*HF_HUB_ETAG_TIMEOUT"
+
+
+def hang_at_the_file(hub: Hub) -> None:
+    hub.hanging.update(Shelf.names)
+
+
+def hang_in_the_listing(hub: Hub) -> None:
+    hub.files["model", "our/alpha"].clear()
+    hub.hanging.add("our/alpha")
+
+
+def stall_in_the_middle(hub: Hub) -> None:
+    hub.stalling.update(Shelf.names)
+
+
+@pytest.mark.parametrize(("hang", "times"), [(hang_at_the_file, 1), (hang_in_the_listing, 1), (stall_in_the_middle, 6)])
+def test_a_hub_that_hangs_is_given_up(published, load, hub, hang, times):
+    """Once bytes have come, the client asks six times for the rest."""
+    files = dict(hub.files["model", "our/alpha"])
+    hang(hub)
+    with pytest.raises(AlphaWeightsNotFound, match=not_found(published, SLOW)):
+        load(published)
+    assert sum(request.startswith("hanging") for request in hub.requests) == times
+    hub.hanging.clear()
+    hub.stalling.clear()
+    hub.files["model", "our/alpha"] = files
+    assert_equal(load(published), published.expected())
+
+
+@pytest.mark.parametrize("hang", [hang_at_the_file, hang_in_the_listing])
+def test_the_source_after_a_hanging_hub_is_used(published, load, hub, hang):
+    hang(hub)
+    hub.drive["drive-id"] = published.alpha_file
+    assert_equal(load(published), published.expected())
+
+
+def test_cached_files_do_not_wait_for_a_hanging_hub(published, load, hub):
+    load(published)
+    hub.hanging |= {*Shelf.names, "base.pt", "our/alpha", "our/base"}
+    hub.requests.clear()
+    assert_equal(load(published), published.expected())
+    assert hub.requests == []
 
 
 def test_two_processes_at_once(published, client, environment, tmp_path):
@@ -603,6 +647,19 @@ def test_push_to_hub_and_load_from_there(model_file, hub, client, tmp_path):
     assert_equal(load_repository(client, "hf-hub:me/mine", tmp_path / "cache"), model_file)
 
 
+def push_unconfirmed_there(root: Path, repo: str) -> str:
+    with pytest.warns(UserWarning, match="nothing confirms"):
+        model, _ = alpha_clip.load(str(root / "model.pt"), "cpu")
+    return alpha_clip.push_to_hub(model, repo, token="hf_xxx")
+
+
+def test_what_nothing_confirms_is_not_confirmed_by_a_push(hub, client, tmp_path):
+    torch.save(checkpoints.clip(), tmp_path / "model.pt")
+    client.submit(push_unconfirmed_there, tmp_path, "me/mine").result()
+    (tmp_path / "pushed.safetensors").write_bytes(hub.files["model", "me/mine"]["model.safetensors"])
+    assert alpha_clip.checkpoints.read(tmp_path / "pushed.safetensors").confirmed is None
+
+
 def test_push_to_hub_leaves_the_card_that_is_there(model_file, hub, client, tmp_path):
     hub.files["model", "me/mine"] = {"README.md": b"my own words"}
     client.submit(push_there, tmp_path, "me/mine").result()
@@ -625,3 +682,15 @@ def test_a_repository_without_weights_or_that_is_gone(hub, client, tmp_path):
         load_repository(client, "hf-hub:some/data", tmp_path)
     with pytest.raises(WeightsError, match=r"no/such could not be had .*: .*private, log in"):
         load_repository(client, "hf-hub:no/such", tmp_path)
+
+
+@pytest.mark.parametrize("what", ["some/clip", "model.safetensors"])
+def test_a_repository_on_a_hub_that_hangs(model_file, hub, client, tmp_path, what):
+    hub.files["model", "some/clip"] = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    hub.hanging.add(what)
+    with pytest.raises(WeightsError, match=r"some/clip could not be had .*: its server did not answer in time"):
+        load_repository(client, "hf-hub:some/clip", tmp_path / "cache")
+    hub.hanging.clear()
+    assert_equal(load_repository(client, "hf-hub:some/clip", tmp_path / "cache"), model_file)
+    hub.hanging.add(what)
+    assert_equal(load_repository(client, "hf-hub:some/clip", tmp_path / "cache"), model_file)
