@@ -25,7 +25,7 @@ def load(
     name: str | os.PathLike[str],
     device: str | torch.device | None = None,
     jit: bool = False,
-    download_root: str | None = None,
+    download_root: str | os.PathLike[str] | None = None,
     *,
     alpha_vision_ckpt_pth: str | os.PathLike[str] | None = "auto",
     dtype: torch.dtype | None = None,
@@ -55,25 +55,27 @@ def load(
     Raises:
         RuntimeError: the name is unknown. WeightsError, a RuntimeError: the weights cannot be had
             (`AlphaWeightsNotFound`), are damaged (`HashMismatch`) or do not fit (`IncompatibleCheckpoint`).
-        TypeError: `device` is a path of weights, or `dtype` is not floating.
+        TypeError: `name` or `alpha_vision_ckpt_pth` is no string or path, `device` is a path of weights, or `dtype` is
+            not floating.
         ValueError: `jit` is True.
 
     Warns:
         UserWarning: the alpha weights are all zero, so that masks will be ignored; or nothing confirms that the model
             in a file has the heads and the activation of OpenAI's CLIP.
     """
-    name = os.fspath(name)
+    name = _as_name("name", name)
     _check_arguments(name, device, jit, dtype)
-    if alpha_vision_ckpt_pth == "None":  # the authors' default
-        alpha_vision_ckpt_pth = None
-    found = weights.assemble(name, alpha_vision_ckpt_pth, download_root, trust)
+    alpha = None if alpha_vision_ckpt_pth is None else _as_name("alpha_vision_ckpt_pth", alpha_vision_ckpt_pth)
+    if alpha == "None":  # the authors' default
+        alpha = None
+    found = weights.assemble(name, alpha, download_root, trust)
     model = weights.build(name, found.tensors)
     model.confirmed = found.confirmed
     if (known := found.tensors.get(vocabulary.IDS)) is not None:
         model.known_tokens = known
         model.token_embedding.register_forward_pre_hook(vocabulary.UnknownWords(known))
-    alpha = model.visual.conv1_alpha.weight
-    if not alpha[0].any() and not alpha.any():  # the first filter mostly settles it, without waking all threads
+    weight = model.visual.conv1_alpha.weight
+    if not weight[0].any() and not weight.any():  # the first filter mostly settles it, without waking all threads
         _warn_of_zeros(name, found.silenced)
 
     device = _default_device() if device is None else torch.device(device)
@@ -107,6 +109,13 @@ def _cast(model: CLIP, dtype: torch.dtype) -> None:
         wanted = torch.float32 if half and id(p) not in halved else dtype
         if p.dtype != wanted:
             p.data = p.data.to(wanted)
+
+
+def _as_name(what: str, name: Any) -> str:
+    """A name as it is, or a path with the user's home in place of ``~``."""
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f"{what} is {type(name).__name__}, expected a name or a path")
+    return os.path.expanduser(os.fspath(name))
 
 
 def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:

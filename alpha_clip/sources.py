@@ -229,8 +229,11 @@ def _on_drive(wanted: Weights, folder: Path) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise WeightsError("not asked, as HF_HUB_OFFLINE is set")
     folder.mkdir(parents=True, exist_ok=True)
-    path, part = folder / wanted.file, folder / f".{wanted.file}.{os.getpid()}.part"
-    if path.exists():  # with another hash, or it would have been found; it may be the user's own
+    path = folder / wanted.file
+    part = folder / f".{wanted.file}.{os.getpid()}-{threading.get_ident()}.part"
+    if (found := _on_disk(wanted, [folder])) is not None:  # fetched by somebody else since this was looked for
+        return found
+    if path.exists():  # it may be the user's own
         raise WeightsError(f"{path} is another file, and would be replaced: move it away")
     show = sys.stderr.isatty() and not constants.HF_HUB_DISABLE_PROGRESS_BARS
     try:
@@ -281,6 +284,9 @@ def _checked(path: Path, wanted: Weights) -> Path:
     )
 
 
+_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
 def _reason(error: Exception) -> str:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -298,8 +304,8 @@ def _reason(error: Exception) -> str:
         )
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         text += ": free some space, or pass a download_root= on another disk."
-    elif isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        text += ": pass a download_root= that can be written to."
+    elif isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        text += ": pass a download_root= that is a folder and can be written to."
     return text
 
 

@@ -187,7 +187,10 @@ class Assembled:
 
 
 def assemble(
-    name: str, alpha: str | os.PathLike[str] | None, download_root: Root = None, trust: bool = False
+    name: str,
+    alpha: str | os.PathLike[str] | None,
+    download_root: str | os.PathLike[str] | None = None,
+    trust: bool = False,
 ) -> Assembled:
     """All weights of a model, of a base and an image tower with alpha weights.
 
@@ -203,13 +206,13 @@ def assemble(
     Warns:
         UserWarning: nothing confirms what the shapes of a file leave open.
     """
-    download_root = None if download_root is None else os.path.expanduser(download_root)
+    root = Path(download_root).expanduser() if download_root else None
     known = name in BASES
     if known and alpha == "auto":
         alpha = next(iter(ALPHA[name]), None)
     # Looked for before the base, which is the larger download and can nearly always be had.
-    tower = None if alpha in (None, "auto") else _alpha_tower(name, alpha, download_root, trust)
-    base = _base_checkpoint(name, download_root, trust)
+    tower = None if alpha in (None, "auto") else _alpha_tower(name, alpha, root, trust)
+    base = _base_checkpoint(name, root, trust)
     if base.is_image_tower:
         raise IncompatibleCheckpoint(
             f"{name} holds an image tower alone: load its base by name and pass this file as alpha_vision_ckpt_pth="
@@ -247,21 +250,21 @@ def build(name: str, tensors: Mapping[str, Tensor]) -> CLIP:
     return fill(model, tensors)
 
 
-def _base_checkpoint(name: str, download_root: Root, trust: bool) -> Checkpoint:
+def _base_checkpoint(name: str, root: Root, trust: bool) -> Checkpoint:
     if name == BUNDLED and BASES[name].repo is None:
         return checkpoints.read(ASSETS / BASES[name].file)
     if name in BASES:
-        path = locate(BASES[name], download_root)
+        path = locate(BASES[name], root)
         return checkpoints.read(path, trusted=_openais(), confirmed="the catalogue")
-    path = repository(name.removeprefix(HUB), download_root) if name.startswith(HUB) else Path(name)
+    path = repository(name.removeprefix(HUB), root) if name.startswith(HUB) else Path(name)
     return _read_users_file(path, trust)
 
 
-def _alpha_tower(name: str, alpha: str | os.PathLike[str], download_root: Root, trust: bool) -> Checkpoint:
+def _alpha_tower(name: str, alpha: str | os.PathLike[str], root: Root, trust: bool) -> Checkpoint:
     tags = ALPHA.get(name, {})
     if isinstance(alpha, str) and alpha in tags:
         entry = tags[alpha]
-        path = locate(entry, download_root) if entry.sha256 else ASSETS / entry.file
+        path = locate(entry, root) if entry.sha256 else ASSETS / entry.file
         return checkpoints.read(path, confirmed="the catalogue")
     if not os.path.exists(alpha) and not _looks_like_a_path(alpha):
         known = ", ".join(map(repr, tags)) or "none"

@@ -95,6 +95,16 @@ def test_the_card_says_what_the_model_is(model, tmp_path):
     assert "| alpha weights | yes |" in card
 
 
+def test_a_folder_may_be_given_in_any_way(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for given, folder in (("~/birds", tmp_path / "birds"), (".", tmp_path / "here"), ("fish/", tmp_path / "here/fish")):
+        save(model, given)
+        assert f"# {folder.name}\n" in (folder / "README.md").read_text()
+        alpha_clip.load(folder, "cpu")
+
+
 def test_the_card_of_a_blind_model_says_so(tmp_path):
     card = (save(build_model(checkpoints.blind_clip()), tmp_path) / "README.md").read_text()
     assert "all zero: this is plain CLIP, which ignores masks" in card

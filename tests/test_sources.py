@@ -5,18 +5,26 @@ The Hub's real client runs in processes of its own, against a server on this mac
 
 from __future__ import annotations
 
+import fcntl
+import json
 import logging
 import logging.handlers
 import multiprocessing
 import os
+import pickle
+import pty
 import queue
 import re
 import resource
+import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +36,7 @@ import pytest
 import torch
 from hub import COMMIT, Hub
 from privileges import drop_privileges
+from safetensors.torch import load_file, save_file
 from shelf import Shelf, assert_equal, sha256
 from torch import Tensor
 
@@ -187,6 +196,17 @@ def load_with_a_full_disk(shelf: Shelf, root: Path) -> dict[str, np.ndarray]:
     return load_there(shelf, root)
 
 
+def load_into(shelf: Shelf, root: Path) -> None:
+    """Not with the other caches below `root`."""
+    shelf.install(root.parent / "home")
+    alpha_clip.load(shelf.name, "cpu", download_root=root)
+
+
+def load_in_threads_there(shelf: Shelf, root: Path, threads: int) -> list[dict[str, np.ndarray]]:
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda _: load_there(shelf, root), range(threads)))
+
+
 def load_repository_there(name: str, root: Path) -> dict[str, np.ndarray]:
     model, _ = alpha_clip.load(name, "cpu", download_root=str(root))
     return {k: v.numpy() for k, v in model.state_dict().items()}
@@ -210,6 +230,22 @@ def environment(server, tmp_path_factory) -> dict[str, str]:
         "HF_HUB_ETAG_TIMEOUT": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",
     }
+
+
+@contextmanager
+def in_new_process(
+    shelf: Shelf, root: Path, environment: dict[str, str], stderr: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`load_there` in a process that ends with it."""
+    (root / "arguments").write_bytes(pickle.dumps((shelf, root)))
+    code = "import pickle, sys; from test_sources import load_there; load_there(*pickle.load(open(sys.argv[1], 'rb')))"
+    command = [sys.executable, "-c", code, str(root / "arguments")]
+    env = os.environ | environment | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=stderr) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
 
 
 @contextmanager
@@ -516,7 +552,8 @@ def test_a_cache_that_cannot_be_written_to(published, load, environment, tmp_pat
     with process(environment) as pool:
         tmp_path.chmod(0o555)
         with pytest.raises(
-            AlphaWeightsNotFound, match=not_found(published, "pass a download_root= that can be written")
+            AlphaWeightsNotFound,
+            match=not_found(published, "pass a download_root= that is a folder and can be written"),
         ):
             load(published, pool, load_without_privileges)
         tmp_path.chmod(0o755)
@@ -526,6 +563,40 @@ def test_a_cache_that_cannot_be_written_to(published, load, environment, tmp_pat
         assert_equal(load(published, pool), published.expected())
         for folder in (tmp_path, *tmp_path.rglob("*")):
             folder.chmod(0o755)
+
+
+def test_a_download_root_that_is_a_file(published, client, load, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(AlphaWeightsNotFound, match=not_found(published, "pass a download_root= that is a folder")):
+        client.submit(load_into, published, tmp_path / "file").result()
+    assert_equal(load(published), published.expected())
+
+
+def test_two_threads_at_once(published, hub, client, tmp_path):
+    hub.files["model", "our/alpha"].clear()
+    hub.drive["drive-id"] = published.alpha_file
+    for arrays in client.submit(load_in_threads_there, published, tmp_path, 4).result():
+        assert_equal({k: torch.from_numpy(v) for k, v in arrays.items()}, published.expected())
+    assert not any(path.name.endswith(".part") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("source", ["hub", "drive"])
+def test_an_interrupted_download_leaves_nothing_to_be_taken_for_the_file(
+    published, load, hub, environment, tmp_path, source
+):
+    if source == "drive":
+        hub.files["model", "our/alpha"].clear()
+        hub.drive["drive-id"] = published.alpha_file
+    hub.stalling = {"drive-id", published.alpha.file}
+    with in_new_process(published, tmp_path, environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}) as run:
+        while not any(request.startswith("hanging") for request in hub.requests):
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in run.communicate()[1].decode()
+    assert not any("pth" in path.name for path in tmp_path.iterdir())
+    hub.stalling.clear()
+    assert_equal(load(published), published.expected())
 
 
 def test_a_full_disk(published, load, environment, hub, tmp_path):
@@ -545,20 +616,27 @@ def test_a_full_disk(published, load, environment, hub, tmp_path):
 
 
 def test_without_a_terminal_no_progress_is_shown(published, environment, tmp_path):
-    code = """
-import pickle, sys
-from test_sources import load_there
-load_there(*pickle.load(sys.stdin.buffer))
-"""
-    import pickle
+    with in_new_process(published, tmp_path, environment) as run:
+        out, err = run.communicate()
+    assert (run.returncode, out.decode(), err.decode().strip()) == (0, "", LICENCE)
 
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        input=pickle.dumps((published, tmp_path)),
-        env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-    )
-    assert (run.returncode, run.stdout.decode(), run.stderr.decode().strip()) == (0, "", LICENCE)
+
+@pytest.mark.parametrize("source", ["hub", "drive"])
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_terminal_shows_progress_unless_told_not_to(published, hub, environment, tmp_path, source, disabled):
+    if source == "drive":
+        hub.files["model", "our/alpha"].clear()
+        hub.drive["drive-id"] = published.alpha_file
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # on none at all, a bar has no room
+    more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if disabled else {}
+    with in_new_process(published, tmp_path, environment | more, stderr=theirs) as run:
+        assert run.wait() == 0
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert LICENCE in shown
+    assert ("100%" in shown) is not disabled
 
 
 # --- Google Drive ---
@@ -674,6 +752,41 @@ def test_a_repository_at_a_revision_with_a_configuration(hub, client, tmp_path):
         expected, _ = alpha_clip.load(str(folder), "cpu")
     assert_equal(load_repository(client, f"hf-hub:some/clip@{COMMIT}", tmp_path), expected.state_dict())
     assert any(f"/{COMMIT}" in request for request in hub.requests)
+
+
+def open_clip_folder(folder: Path, name: str) -> None:
+    state = checkpoints.plain_clip()
+    folder.mkdir()
+    save_file(state, folder / name) if name.endswith("safetensors") else torch.save(state, folder / name)
+    towers = {"vision_cfg": {"head_width": 64}, "text_cfg": {"heads": 1}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True, **towers}}))
+
+
+def pickled_transformers_folder(folder: Path) -> None:
+    checkpoints.transformers_folder(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: open_clip_folder(folder, "open_clip_model.safetensors"),
+        lambda folder: open_clip_folder(folder, "open_clip_pytorch_model.bin"),
+        checkpoints.transformers_folder,
+        pickled_transformers_folder,
+    ],
+    ids=["open_clip, safetensors", "open_clip, pickled", "transformers, safetensors", "transformers, pickled"],
+)
+def test_repositories_of_every_kind_load_and_are_confirmed_by_what_lies_beside(hub, client, tmp_path, make):
+    make(tmp_path / "theirs")
+    hub.files["model", "some/clip"] = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
+    loaded = load_repository(
+        client, "hf-hub:some/clip", tmp_path / "cache"
+    )  # a warning of doubt would be an error here
+    expected = alpha_clip.checkpoints.read(tmp_path / "theirs").tensors
+    loaded.pop("visual.conv1_alpha.weight")
+    assert_equal(loaded, expected)
 
 
 def test_a_repository_without_weights_or_that_is_gone(hub, client, tmp_path):
