@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from . import weights
+from . import vocabulary, weights
 from .model import CLIP, matrices
-from .tokenizer import shared_tokenizer
 from .transforms import Preprocess
 
 _RESNETS = {"RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"}
@@ -28,7 +25,7 @@ def load(
     name: str | os.PathLike[str],
     device: str | torch.device | None = None,
     jit: bool = False,
-    download_root: str | None = None,
+    download_root: str | os.PathLike[str] | None = None,
     *,
     alpha_vision_ckpt_pth: str | os.PathLike[str] | None = "auto",
     dtype: torch.dtype | None = None,
@@ -46,7 +43,8 @@ def load(
             those of OpenAI's clip and of this package.
         alpha_vision_ckpt_pth: where the alpha weights come from. "auto": the best released for this base, or those
             in the given file. A tag of `available_alpha_weights(name)`, or the path of an image tower as the
-            Alpha-CLIP authors save it. None: alpha weights of zero, which is plain CLIP.
+            Alpha-CLIP authors save it. None: alpha weights of zero, which is plain CLIP; with a file that was tuned
+            with alpha weights it is not, as the rest of its image tower stays tuned.
         dtype: None means float16 on CUDA, as in CLIP, and float32 elsewhere. In half precision, layer norms and
             embeddings are in float32.
         trust: run the code in a TorchScript archive that is not one of OpenAI's. Nothing else ever runs code.
@@ -57,28 +55,28 @@ def load(
     Raises:
         RuntimeError: the name is unknown. WeightsError, a RuntimeError: the weights cannot be had
             (`AlphaWeightsNotFound`), are damaged (`HashMismatch`) or do not fit (`IncompatibleCheckpoint`).
-        TypeError: `device` is a path of weights, or `dtype` is not floating.
+        TypeError: `name` or `alpha_vision_ckpt_pth` is no string or path, `device` is a path of weights, or `dtype` is
+            not floating.
         ValueError: `jit` is True.
 
     Warns:
         UserWarning: the alpha weights are all zero, so that masks will be ignored; or nothing confirms that the model
             in a file has the heads and the activation of OpenAI's CLIP.
     """
-    name = os.fspath(name)
+    name = _as_name("name", name)
     _check_arguments(name, device, jit, dtype)
-    if alpha_vision_ckpt_pth == "None":  # the authors' default
-        alpha_vision_ckpt_pth = None
-    state_dict = weights.state_dict(name, alpha_vision_ckpt_pth, download_root, trust)
-    model = weights.build(name, state_dict)
-    if "token_ids" in state_dict:
-        model.token_embedding.register_forward_pre_hook(_UnknownWords(state_dict["token_ids"]))
-    alpha = model.visual.conv1_alpha.weight
-    if not alpha[0].any() and not alpha.any():  # the first filter mostly settles it, without waking all threads
-        warnings.warn(
-            f"{name} has alpha weights of zero here: it is plain CLIP, and ignores every mask. "
-            "Pass alpha_vision_ckpt_pth= to load some.",
-            stacklevel=2,
-        )
+    alpha = None if alpha_vision_ckpt_pth is None else _as_name("alpha_vision_ckpt_pth", alpha_vision_ckpt_pth)
+    if alpha == "None":  # the authors' default
+        alpha = None
+    found = weights.assemble(name, alpha, download_root, trust)
+    model = weights.build(name, found.tensors)
+    model.confirmed = found.confirmed
+    if (known := found.tensors.get(vocabulary.IDS)) is not None:
+        model.known_tokens = known
+        model.token_embedding.register_forward_pre_hook(vocabulary.UnknownWords(known))
+    weight = model.visual.conv1_alpha.weight
+    if not weight[0].any() and not weight.any():  # the first filter mostly settles it, without waking all threads
+        _warn_of_zeros(name, found.silenced)
 
     device = _default_device() if device is None else torch.device(device)
     if dtype is None:
@@ -89,6 +87,20 @@ def load(
     return model, Preprocess(model.visual.input_resolution)
 
 
+def _warn_of_zeros(name: str, silenced: bool) -> None:
+    if silenced:
+        text = (
+            f"the alpha weights in {name} are set to zero here: it ignores every mask. But it is not plain CLIP: the "
+            "rest of its image tower stays tuned with them: for plain CLIP, load the base that it was tuned from."
+        )
+    else:
+        text = (
+            f"{name} has alpha weights of zero here: it is plain CLIP, and ignores every mask. "
+            "Pass alpha_vision_ckpt_pth= to load some."
+        )
+    warnings.warn(text, stacklevel=3)  # the caller of `load`
+
+
 def _cast(model: CLIP, dtype: torch.dtype) -> None:
     """Every weight once, in place: to `dtype`, but for half precision what multiplies no matrix to float32."""
     half = dtype in (torch.float16, torch.bfloat16)
@@ -97,6 +109,13 @@ def _cast(model: CLIP, dtype: torch.dtype) -> None:
         wanted = torch.float32 if half and id(p) not in halved else dtype
         if p.dtype != wanted:
             p.data = p.data.to(wanted)
+
+
+def _as_name(what: str, name: Any) -> str:
+    """A name as it is, or a path with the user's home in place of ``~``."""
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f"{what} is {type(name).__name__}, expected a name or a path")
+    return os.path.expanduser(os.fspath(name))
 
 
 def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
@@ -121,24 +140,3 @@ def _default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-class _UnknownWords:
-    """Warns of words that a model with a packed vocabulary has never read: it takes them all for the same one."""
-
-    def __init__(self, known: Tensor) -> None:
-        self.known = {0, *known.tolist()}  # 0 pads, behind the end of the text
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if torch.compiler.is_compiling() or (args[0].is_cuda and torch.cuda.is_current_stream_capturing()):
-            return
-        words: set[str] = set()
-        for known, ids in groupby(args[0].flatten().tolist(), self.known.__contains__):
-            if not known:
-                words.update(shared_tokenizer().decode(ids).split())
-        if words:
-            warnings.warn(
-                f"this model has never read {', '.join(map(repr, sorted(words)))}: such words all mean the same to it. "
-                "Its vocabulary is small, see the model card; models by other names know them.",
-                stacklevel=2,
-            )

@@ -351,6 +351,9 @@ class CLIP(nn.Module):
         self.ln_final = LayerNorm(transformer_width)
         self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        # What weights alone do not tell; whoever reads a file sets these, and `save` writes them down.
+        self.confirmed = True  # that heads are HEAD_WIDTH wide and the activation is QuickGELU
+        self.known_tokens: Tensor | None = None  # ids of a small vocabulary, see `vocabulary`; None: all of CLIP's
         self.initialize_parameters()
 
     def initialize_parameters(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoints
+from . import checkpoints, vocabulary
 from .model import CLIP
 
 CARD = """\
@@ -48,7 +48,8 @@ Alpha-CLIP authors' weights are for research use only (CC BY-NC 4.0), as those a
 def save(model: CLIP, folder: str | os.PathLike[str]) -> Path:
     """Write ``model.safetensors`` and a model card, ``README.md``, into `folder`; `load` takes the folder's path.
 
-    Weights keep their precision. Files are written under temporary names and renamed; a README.md that is there stays
+    Weights keep their precision, a small vocabulary stays small, and what nothing confirmed when the model was loaded
+    stays unconfirmed. Files are written under temporary names and renamed; a README.md that is there stays
     as it is.
 
     Returns:
@@ -58,7 +59,8 @@ def save(model: CLIP, folder: str | os.PathLike[str]) -> Path:
         TypeError: `model` is not one of ours. OSError: the folder cannot be written to, or holds weights that `load`
             would read in place of these.
     """
-    return _save(model, Path(folder), str(folder))
+    path = Path(folder).expanduser()
+    return _save(model, path, path.resolve().name, str(path))
 
 
 def push_to_hub(model: CLIP, repo: str, *, private: bool = False, token: str | None = None) -> str:
@@ -82,7 +84,7 @@ def push_to_hub(model: CLIP, repo: str, *, private: bool = False, token: str | N
 
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        _save(model, Path(folder), f"hf-hub:{repo}")
+        _save(model, Path(folder), repo.rpartition("/")[2], f"hf-hub:{repo}")
         api.create_repo(repo, private=private, exist_ok=True)
         if api.file_exists(repo, checkpoints.WEIGHT_FILES[0]):
             raise FileExistsError(f"{repo} holds {checkpoints.WEIGHT_FILES[0]}, which load would read: choose another")
@@ -93,28 +95,31 @@ def push_to_hub(model: CLIP, repo: str, *, private: bool = False, token: str | N
         return str(commit.commit_url)
 
 
-def _save(model: CLIP, folder: Path, name: str) -> Path:
+def _save(model: CLIP, folder: Path, title: str, name: str) -> Path:
     if not isinstance(model, CLIP):
         raise TypeError(f"model is {type(model).__name__}, expected what alpha_clip.load returns (a CLIP)")
     if (other := folder / checkpoints.WEIGHT_FILES[0]).exists():
         raise FileExistsError(
             f"{other} is there, which load would read in place of what is saved: choose another folder"
         )
-    checkpoints.write(model.state_dict(), folder / "model.safetensors")
+    tensors = model.state_dict()
+    if model.known_tokens is not None:
+        tensors = vocabulary.pack(tensors, model.known_tokens)
+    checkpoints.write(tensors, folder / "model.safetensors", confirmed=model.confirmed)
     card = folder / "README.md"
     if not card.exists():
         part = card.with_name(f".{card.name}.{os.getpid()}.part")
-        part.write_text(_card(model, name), encoding="utf-8")
+        part.write_text(_card(model, title, name), encoding="utf-8")
         os.replace(part, card)
     return folder
 
 
-def _card(model: CLIP, name: str) -> str:
+def _card(model: CLIP, title: str, name: str) -> str:
     visual = model.visual
     with torch.no_grad():
         blind = not visual.conv1_alpha.weight.any()
     return CARD.format(
-        title=name.rstrip("/").rpartition("/")[2] or name,
+        title=title,
         name=name,
         resolution=visual.input_resolution,
         patch=visual.conv1.kernel_size[0],

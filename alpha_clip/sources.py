@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,7 @@ def repository(repo: str, download_root: Root = None) -> Path:
     Raises:
         WeightsError: it cannot be reached and is not in the cache, or holds none of `WEIGHT_FILES`.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -100,14 +100,16 @@ def repository(repo: str, download_root: Root = None) -> Path:
     cached = partial(try_to_load_from_cache, repo, cache_dir=download_root, revision=revision or None)
     before = [cached(name) for name in WEIGHT_FILES]  # fetching moves the revision that a branch stands for
     try:
-        files = _listed(Weights("", repo=repo, revision=revision or None))
+        wanted = Weights("", repo=repo, revision=revision or None)
+        files = _listed(wanted)
         chosen = next((name for name in WEIGHT_FILES if name in files), None)
         if chosen is None:
             raise WeightsError(f"it holds none of {', '.join(WEIGHT_FILES)}")
-        fetch = partial(hf_hub_download, repo, revision=revision or None, cache_dir=download_root)
         for name in (name for name in files if name.endswith(".json") and "/" not in name):
-            fetch(filename=name)
-        return _checked(Path(fetch(filename=chosen)), Weights(chosen))
+            _fetched(wanted, name, download_root)
+        if (fetched := _fetched(wanted, chosen, download_root)) is None:
+            raise WeightsError(f"{chosen} is in its list of files, and nowhere else")
+        return _checked(fetched, Weights(chosen))
     except HashMismatch:
         raise
     except Exception as error:  # as in `locate`
@@ -181,17 +183,29 @@ def _in_hub_cache(wanted: Weights, root: Root) -> Path | None:
 
 
 def _from_hub(wanted: Weights, root: Root) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    assert wanted.repo
-    fetch = partial(hf_hub_download, repo_type=wanted.repo_type, revision=wanted.revision, cache_dir=root)
     for name in wanted.names:
-        with suppress(RemoteEntryNotFoundError):
-            return Path(fetch(wanted.repo, name))
+        if (path := _fetched(wanted, name, root)) is not None:
+            return path
     # In which folder it lies is not known of all copies.
     file = next((file for file in _listed(wanted) if file.rpartition("/")[2] in wanted.names), None)
-    return None if file is None else Path(fetch(wanted.repo, file))
+    return None if file is None else _fetched(wanted, file, root)
+
+
+def _fetched(wanted: Weights, file: str, root: Root) -> Path | None:
+    """`file` of its repository, in the Hub's cache; None: the repository has none."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    assert wanted.repo
+    url = hf_hub_url(wanted.repo, file, repo_type=wanted.repo_type, revision=wanted.revision)
+    try:
+        # A server that does not answer this is given up. `hf_hub_download` alone would ask it for minutes: where
+        # nothing is cached it tries six times more, with a time limit of its own, whatever HF_HUB_ETAG_TIMEOUT says.
+        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except EntryNotFoundError:
+        return None
+    fetch = partial(hf_hub_download, repo_type=wanted.repo_type, revision=wanted.revision, cache_dir=root)
+    return Path(fetch(wanted.repo, file))
 
 
 def _listed(wanted: Weights) -> list[str]:
@@ -215,8 +229,11 @@ def _on_drive(wanted: Weights, folder: Path) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise WeightsError("not asked, as HF_HUB_OFFLINE is set")
     folder.mkdir(parents=True, exist_ok=True)
-    path, part = folder / wanted.file, folder / f".{wanted.file}.{os.getpid()}.part"
-    if path.exists():  # with another hash, or it would have been found; it may be the user's own
+    path = folder / wanted.file
+    part = folder / f".{wanted.file}.{os.getpid()}-{threading.get_ident()}.part"
+    if (found := _on_disk(wanted, [folder])) is not None:  # fetched by somebody else since this was looked for
+        return found
+    if path.exists():  # it may be the user's own
         raise WeightsError(f"{path} is another file, and would be replaced: move it away")
     show = sys.stderr.isatty() and not constants.HF_HUB_DISABLE_PROGRESS_BARS
     try:
@@ -267,6 +284,9 @@ def _checked(path: Path, wanted: Weights) -> Path:
     )
 
 
+_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
 def _reason(error: Exception) -> str:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -277,10 +297,15 @@ def _reason(error: Exception) -> str:
         text += " Ask for access on the repository's page, then log in: `hf auth login`, or HF_TOKEN."
     elif isinstance(error, RepositoryNotFoundError):
         text += " If it is private, log in: `hf auth login`, or HF_TOKEN."
+    elif "Timeout" in type(error).__name__ and not isinstance(error, TimeoutError):  # of the client's HTTP library
+        text = (
+            f"its server did not answer in time ({text}). Try again, or set HF_HUB_ETAG_TIMEOUT and "
+            "HF_HUB_DOWNLOAD_TIMEOUT to more seconds."
+        )
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         text += ": free some space, or pass a download_root= on another disk."
-    elif isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        text += ": pass a download_root= that can be written to."
+    elif isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        text += ": pass a download_root= that is a folder and can be written to."
     return text
 
 

@@ -7,20 +7,22 @@ python -m alpha_clip.weights convert IN OUT.safetensors
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import checkpoints, hashes
+from . import checkpoints, hashes, vocabulary
 from .checkpoints import Checkpoint
 from .errors import IncompatibleCheckpoint, WeightsError
 from .model import CLIP, HEAD_WIDTH, empty_model, fill
-from .sources import Weights, locate, repository
+from .sources import Root, Weights, locate, repository
 
 ASSETS = Path(__file__).with_name("assets")
 BUNDLED = "tiny"
@@ -170,10 +172,27 @@ def _openais() -> dict[str, str]:
     return {entry.original[1]: entry.original[0] for entry in BASES.values() if entry.original}
 
 
-def state_dict(
-    name: str, alpha: str | os.PathLike[str] | None, download_root: str | None = None, trust: bool = False
-) -> dict[str, Tensor]:
-    """All weights of a model, in OpenAI's names with ``visual.conv1_alpha.weight``; zeros there if it has none.
+@dataclass(frozen=True)
+class Assembled:
+    """What a model is built from.
+
+    ``tensors`` has OpenAI's names, ``visual.conv1_alpha.weight`` among them: zeros where there is none. ``confirmed``:
+    whether something says of all files that heads are 64 wide and the activation is QuickGELU. ``silenced``: whether
+    there were alpha weights, which were left out.
+    """
+
+    tensors: dict[str, Tensor]
+    confirmed: bool
+    silenced: bool
+
+
+def assemble(
+    name: str,
+    alpha: str | os.PathLike[str] | None,
+    download_root: str | os.PathLike[str] | None = None,
+    trust: bool = False,
+) -> Assembled:
+    """All weights of a model, of a base and an image tower with alpha weights.
 
     Args:
         name: of `BASES`, a path, or "hf-hub:user/repo".
@@ -187,25 +206,25 @@ def state_dict(
     Warns:
         UserWarning: nothing confirms what the shapes of a file leave open.
     """
-    download_root = None if download_root is None else os.path.expanduser(download_root)
+    root = Path(download_root).expanduser() if download_root else None
     known = name in BASES
     if known and alpha == "auto":
         alpha = next(iter(ALPHA[name]), None)
     # Looked for before the base, which is the larger download and can nearly always be had.
-    tower = None if alpha in (None, "auto") else _alpha_tower(name, alpha, download_root, trust)
-    base = _base_checkpoint(name, download_root, trust)
+    tower = None if alpha in (None, "auto") else _alpha_tower(name, alpha, root, trust)
+    base = _base_checkpoint(name, root, trust)
     if base.is_image_tower:
         raise IncompatibleCheckpoint(
             f"{name} holds an image tower alone: load its base by name and pass this file as alpha_vision_ckpt_pth="
         )
     tensors = dict(base.tensors)  # memory-mapped: what is replaced below is never read
-    if alpha is None:
-        tensors.pop(ALPHA_KEY, None)
+    own = tensors.pop(ALPHA_KEY, None) if alpha is None else None
     if tower is not None:
         tensors |= _fitting(tower, tensors)
     if ALPHA_KEY not in tensors:
         tensors[ALPHA_KEY] = torch.zeros_like(tensors["visual.conv1.weight"][:, :1])
-    return tensors
+    confirmed = base.confirmed is not None and (tower is None or tower.confirmed is not None)
+    return Assembled(tensors, confirmed, silenced=own is not None and bool(own.any()))
 
 
 def build(name: str, tensors: Mapping[str, Tensor]) -> CLIP:
@@ -214,8 +233,8 @@ def build(name: str, tensors: Mapping[str, Tensor]) -> CLIP:
     Raises:
         IncompatibleCheckpoint: tensors are missing, unexpected or of another size, all listed; or not finite.
     """
-    if "token_ids" in tensors:
-        tensors = expand_vocabulary(tensors)
+    if vocabulary.IDS in tensors:
+        tensors = vocabulary.expand(tensors)
     try:
         model = empty_model(tensors)
     except ValueError as error:
@@ -231,37 +250,21 @@ def build(name: str, tensors: Mapping[str, Tensor]) -> CLIP:
     return fill(model, tensors)
 
 
-def expand_vocabulary(tensors: Mapping[str, Tensor], vocab_size: int = 49408) -> dict[str, Tensor]:
-    """The same weights with a token embedding for all of CLIP's ids.
-
-    A packed file has rows for the tokens of its training alone: row 0 stands for every other token, row 1 + i for
-    ``token_ids[i]``.
-    """
-    tensors = dict(tensors)
-    packed, ids = tensors["token_embedding.weight"], tensors.pop("token_ids")
-    rows = torch.zeros(vocab_size, dtype=torch.int64)
-    if len(packed) != len(ids) + 1 or not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
-        raise IncompatibleCheckpoint(f"token_ids are not those of {len(packed) - 1} of {vocab_size} tokens")
-    rows[ids.long()] = torch.arange(1, len(ids) + 1)
-    tensors["token_embedding.weight"] = packed[rows]
-    return tensors
-
-
-def _base_checkpoint(name: str, download_root: str | None, trust: bool) -> Checkpoint:
+def _base_checkpoint(name: str, root: Root, trust: bool) -> Checkpoint:
     if name == BUNDLED and BASES[name].repo is None:
         return checkpoints.read(ASSETS / BASES[name].file)
     if name in BASES:
-        path = locate(BASES[name], download_root)
+        path = locate(BASES[name], root)
         return checkpoints.read(path, trusted=_openais(), confirmed="the catalogue")
-    path = repository(name.removeprefix(HUB), download_root) if name.startswith(HUB) else Path(name)
+    path = repository(name.removeprefix(HUB), root) if name.startswith(HUB) else Path(name)
     return _read_users_file(path, trust)
 
 
-def _alpha_tower(name: str, alpha: str | os.PathLike[str], download_root: str | None, trust: bool) -> Checkpoint:
+def _alpha_tower(name: str, alpha: str | os.PathLike[str], root: Root, trust: bool) -> Checkpoint:
     tags = ALPHA.get(name, {})
     if isinstance(alpha, str) and alpha in tags:
         entry = tags[alpha]
-        path = locate(entry, download_root) if entry.sha256 else ASSETS / entry.file
+        path = locate(entry, root) if entry.sha256 else ASSETS / entry.file
         return checkpoints.read(path, confirmed="the catalogue")
     if not os.path.exists(alpha) and not _looks_like_a_path(alpha):
         known = ", ".join(map(repr, tags)) or "none"
@@ -278,14 +281,15 @@ def _looks_like_a_path(name: str | os.PathLike[str]) -> bool:
 
 def _read_users_file(path: Path, trust: bool) -> Checkpoint:
     checkpoint = checkpoints.read(path, trust=trust, trusted=_openais())
-    if _confirmation(checkpoint) is None:
+    confirmed = _confirmation(checkpoint)
+    if confirmed is None:
         warnings.warn(
             f"nothing confirms that {checkpoint.path} has attention heads {HEAD_WIDTH} wide and QuickGELU, as OpenAI's "
             "CLIP has: its shapes do not tell, and if it has others, its features are wrong. If you know that it has, "
             f"`python -m alpha_clip.weights convert {checkpoint.path} OUT.safetensors --confirm` writes it down.",
             stacklevel=5,  # the caller of `load`
         )
-    return checkpoint
+    return replace(checkpoint, confirmed=confirmed)
 
 
 def _confirmation(checkpoint: Checkpoint, digest: str | None = None) -> str | None:
@@ -323,8 +327,15 @@ def _size(shape: torch.Size | None) -> str:
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str:
-    wrong = [k for k in sorted(tensors) if not tensors[k].isfinite().all()]
+    wrong = [k for k in sorted(tensors) if not _is_finite(tensors[k])]
     return ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # In parts so small that torch gives them to one thread: on a busy machine, to wake the others and wait for them
+    # took several times as long as all else that `load` does.
+    parts = (part for part in tensor.flatten().split(1 << 15) if part.numel())
+    return all(math.isfinite(extreme) for part in parts for extreme in torch.aminmax(part))  # NaN is both extremes
 
 
 # --- python -m alpha_clip.weights ---

@@ -4,8 +4,10 @@ python benchmarks/load.py
 python benchmarks/load.py --runs 9 --folder /tmp/bench    # keeps its files there, 7.7 GB, for the next time
 
 Weights are random, of the real size, and values that float16 holds, so that all files hold the same ones; every way is
-checked to end with them, in float32 on the CPU. Ways take turns, each run in a process of its own, its file in the page
-cache.
+checked to end with them, in float32 on the CPU. Ways take turns, each run in a process of its own. All are treated
+alike: just before the call the whole file is read, so that it lies in the page cache (the last line says in how many
+runs the disk was read nevertheless), and Python's garbage is collected, as a full collection of what `import torch`
+leaves takes longer than our call, and else falls into some runs and not into others.
 Seconds are those of the load call and of a read from every page of the weights it returns: a memory map is not free.
 Modules are imported before, those that the call itself would import too, which a first run, not counted, finds out.
 Memory is the highest resident size in that time (VmHWM) above that after the imports (VmRSS), the most of all runs,
@@ -15,9 +17,11 @@ over the size of the float32 weights. Pages of a mapped file count, so 1.0 is th
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -180,6 +184,7 @@ class Result:
     bytes: int  # of memory, at most
     weights: tuple[int, float, float]  # how many, their sum, the sum of their squares; without alpha's
     modules: list[str]  # that the call imported
+    disk: bool  # was read
 
 
 def measure(way: Way, folder: Path, modules: list[str]) -> Result:
@@ -192,27 +197,32 @@ def measure(way: Way, folder: Path, modules: list[str]) -> Result:
         while file.read(1 << 20):
             pass
     imported = set(sys.modules)
+    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-    before = memory("VmRSS")
+    before, blocks = memory("VmRSS"), blocks_read()
     start = time.perf_counter()
     model = call()
     for p in model.parameters():
         p.detach().flatten()[::1024].sum().item()  # 4096 bytes, a page
     seconds = time.perf_counter() - start
-    peak = memory("VmHWM") - before
+    peak, disk = memory("VmHWM") - before, blocks_read() > blocks
 
     weights = [p.detach() for name, p in model.named_parameters() if ALPHA not in name]
     assert all(p.dtype == torch.float32 and p.device.type == "cpu" for p in weights)
     count = sum(p.numel() for p in weights)
     total = sum(p.sum(dtype=torch.float64).item() for p in weights)
     squares = sum(p.double().square_().sum().item() for p in weights)
-    return Result(seconds, peak, (count, total, squares), [m for m in sys.modules if m not in imported])
+    return Result(seconds, peak, (count, total, squares), [m for m in sys.modules if m not in imported], disk)
 
 
 def memory(field: str) -> int:
     """A field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def blocks_read() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_inblock
 
 
 def in_new_process(way: str, folder: Path, modules: list[str]) -> Result:
@@ -271,9 +281,13 @@ def main() -> None:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         make_files(folder)
-        print(table(compare(folder, args.runs)))
+        os.sync()  # else the first runs share the disk with what is still being written
+        results = compare(folder, args.runs)
+        print(table(results))
+    disk = sum(result.disk for of_way in results.values() for result in of_way)
     peers = [f"{name} {version(package)}" for name, package in PACKAGES.items() if installed(name)]
     print(f"\n{', '.join([f'torch {torch.__version__}', *peers])}; {torch.get_num_threads()} threads; {args.runs} runs")
+    print(f"runs in which the disk was read: {disk}")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ class Hub:
     """Serves `files`, {(repo type, repo): {path: bytes}}, at `url` between `start` and `stop`, and takes uploads.
 
     `drive` is {id: bytes}, at `drive_url`. `requests` lists what was asked for. By file name, or id: those in
-    `cut_short` end in the middle, as when a connection breaks; those in `hanging` never answer; `refused` gives a
-    status and an ``X-Error-Code`` instead; `etags` replaces the hash of the content.
+    `cut_short` end in the middle, as when a connection breaks; those in `stalling` stop there, and the connection stays
+    open; those in `hanging` never answer, nor do listings of the repositories in it; `refused` gives a status and an
+    ``X-Error-Code`` instead; `etags` replaces the hash of the content.
     """
 
     def __init__(self) -> None:
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}
         self.drive: dict[str, bytes] = {}
         self.cut_short: set[str] = set()
+        self.stalling: set[str] = set()
         self.hanging: set[str] = set()
         self.refused: dict[str, tuple[int, str]] = {}
         self.etags: dict[str, str] = {}
@@ -62,8 +64,9 @@ class Hub:
         """Up, and with nothing on it."""
         self.stop()
         self.start()
-        for state in (self.files, self.drive, self.cut_short, self.hanging, self.refused, self.etags, self.requests):
+        for state in (self.files, self.drive, self.cut_short, self.stalling, self.hanging, self.refused, self.etags):
             state.clear()
+        self.requests.clear()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         hub = self
@@ -114,7 +117,9 @@ class Hub:
                     self.answer(404, b"")
 
             def listing(self, files: dict[str, bytes] | None, repo: str, what: str) -> None:
-                if files is None:
+                if repo in hub.hanging:
+                    self.hang()
+                elif files is None:
                     self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
                 elif what == "revision":
                     self.json({"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
@@ -127,7 +132,7 @@ class Hub:
 
             def file(self, files: dict[str, bytes] | None, name: str) -> None:
                 if name in hub.hanging:
-                    hub._released.wait(60)
+                    self.hang()
                     return
                 if name in hub.refused:
                     status, code = hub.refused[name]
@@ -138,20 +143,38 @@ class Hub:
                     content = files[name]
                     etag = hub.etags.get(name, hashlib.sha1(content).hexdigest())
                     headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
-                    self.answer(200, content, headers, cut=name in hub.cut_short)
+                    end = len(content) // 2 if name in hub.cut_short | hub.stalling else len(content)
+                    self.answer(200, content, headers, end, name in hub.stalling)
+
+            def hang(self) -> None:
+                hub.requests.append(f"hanging: {self.requestline}")
+                hub._released.wait(60)
 
             def json(self, content: object) -> None:
                 self.answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
             def answer(
-                self, status: int, content: bytes, headers: dict[str, str] | None = None, cut: bool = False
+                self,
+                status: int,
+                content: bytes,
+                headers: dict[str, str] | None = None,
+                end: int | None = None,
+                stall: bool = False,
             ) -> None:
+                """`content` up to `end`, from where the client says that it has the rest."""
+                start = 0
+                if status == 200 and (asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))):
+                    status, start = 206, int(asked[1])
                 self.send_response(status)
                 for key, value in (headers or {}).items():
                     self.send_header(key, value)
-                self.send_header("Content-Length", str(len(content)))
+                if status == 206:
+                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(content[: len(content) // 2] if cut else content)
+                    self.wfile.write(content[start:end])
+                    if stall:
+                        self.hang()
 
         return Handler

@@ -247,11 +247,46 @@ def test_a_path_loads_with_the_alpha_weights_inside(tmp_path, file, as_type):
     assert preprocess.n == SIZE
 
 
-def test_none_zeroes_the_alpha_weights_inside(tmp_path):
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_a_tilde_is_the_users_home(tmp_path, monkeypatch, as_type):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(checkpoints.plain_clip(), tmp_path / "base.safetensors")
+    write(checkpoints.image_tower(), tmp_path / "alpha.safetensors")
+    model, _ = load(as_type("~/base.safetensors"), "cpu", alpha_vision_ckpt_pth=as_type("~/alpha.safetensors"))
+    assert alpha_weight(model).any()
+
+
+@pytest.mark.parametrize("wrong", [3, True, b"model.pt"])
+def test_what_is_no_name_is_refused(wrong):
+    with pytest.raises(TypeError, match=f"^name is {type(wrong).__name__}, expected a name or a path"):
+        load(wrong, "cpu")
+    with pytest.raises(TypeError, match=f"^alpha_vision_ckpt_pth is {type(wrong).__name__}, expected a name or a path"):
+        load("tiny", "cpu", alpha_vision_ckpt_pth=wrong)
+
+
+@pytest.mark.parametrize("slashes", ["", "/", "//"])
+def test_folders_are_found_through_links_and_relative_paths(tmp_path, monkeypatch, slashes):
+    write(checkpoints.clip(), tmp_path / "folder" / "model.safetensors")
+    (tmp_path / "link").symlink_to("folder")
+    monkeypatch.chdir(tmp_path)
+    for name in ("folder", "./folder", "link", "folder/../link"):
+        assert alpha_weight(load(name + slashes, "cpu")[0]).any()
+
+
+def test_none_zeroes_the_alpha_weights_inside_and_says_that_this_is_not_plain_clip(tmp_path):
     path = write(checkpoints.clip(), tmp_path / "model.pt")
-    with pytest.warns(UserWarning, match=BLIND):
+    message = r"the alpha weights in .*model\.pt are set to zero here: .* not plain CLIP: the rest .* stays tuned"
+    with pytest.warns(UserWarning, match=message) as caught:
         model, _ = load(str(path), "cpu", alpha_vision_ckpt_pth=None)
+    assert len(caught) == 1 and caught[0].filename == __file__
     assert not alpha_weight(model).any()
+    assert torch.equal(model.visual.conv1.weight, checkpoints.clip()["visual.conv1.weight"])
+
+
+def test_none_with_a_file_whose_alpha_weights_are_zero_is_plain_clip(tmp_path):
+    path = write(checkpoints.blind_clip(), tmp_path / "model.pt")
+    with pytest.warns(UserWarning, match=BLIND):
+        load(str(path), "cpu", alpha_vision_ckpt_pth=None)
 
 
 def test_a_path_without_alpha_weights_is_plain_clip(tmp_path):

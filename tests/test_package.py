@@ -197,9 +197,10 @@ MAY_IMPORT = {
     "hashes": set(),
     "checkpoints": {"errors", "hashes", "model"},
     "sources": {"checkpoints", "errors", "hashes"},
-    "weights": {"checkpoints", "errors", "hashes", "model", "sources"},
-    "sharing": {"checkpoints", "model"},
-    "api": {"model", "tokenizer", "transforms", "weights"},
+    "vocabulary": {"errors", "tokenizer"},
+    "weights": {"checkpoints", "errors", "hashes", "model", "sources", "vocabulary"},
+    "sharing": {"checkpoints", "model", "vocabulary"},
+    "api": {"model", "transforms", "vocabulary", "weights"},
     "__init__": {"api", "errors", "model", "regions", "sharing", "tokenizer", "transforms", "weights"},
 }
 

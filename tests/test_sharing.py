@@ -32,6 +32,60 @@ def test_what_is_saved_loads_again(model, tmp_path, dtype):
     assert stored.confirmed == "its metadata"
 
 
+def test_what_nothing_confirmed_stays_unconfirmed(tmp_path):
+    torch.save(checkpoints.clip(), tmp_path / "model.pt")
+    for path in (tmp_path / "model.pt", tmp_path / "saved"):
+        with pytest.warns(UserWarning, match="nothing confirms"):
+            loaded, _ = alpha_clip.load(path, "cpu")
+        save(loaded, tmp_path / "saved")
+
+
+def test_one_unconfirmed_file_of_two_leaves_the_model_unconfirmed(tmp_path):
+    alpha_clip.checkpoints.write(checkpoints.plain_clip(), tmp_path / "base.safetensors")
+    torch.save(checkpoints.authors_tower(), tmp_path / "alpha.pth")
+    with pytest.warns(UserWarning, match="nothing confirms"):
+        loaded, _ = alpha_clip.load(tmp_path / "base.safetensors", "cpu", alpha_vision_ckpt_pth=tmp_path / "alpha.pth")
+    assert alpha_clip.checkpoints.read(save(loaded, tmp_path / "saved")).confirmed is None
+
+
+# --- a small vocabulary ---
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A model that knows a few words."""
+    state = checkpoints.packed_clip() | {f"visual.{k}": v.half() for k, v in checkpoints.image_tower().items()}
+    alpha_clip.checkpoints.write(state, tmp_path / "small.safetensors")
+    return alpha_clip.load(tmp_path / "small.safetensors", "cpu")[0]
+
+
+def test_a_small_vocabulary_stays_small_and_warns(small, tmp_path):
+    stored = alpha_clip.checkpoints.read(save(small, tmp_path / "saved")).tensors
+    packed = checkpoints.packed_clip()
+    assert torch.equal(stored["token_ids"], packed["token_ids"])
+    assert torch.equal(stored["token_embedding.weight"], packed["token_embedding.weight"].float())
+    loaded, _ = alpha_clip.load(tmp_path / "saved", "cpu")
+    assert torch.equal(loaded.token_embedding.weight, small.token_embedding.weight)
+    with pytest.warns(UserWarning, match="this model has never read 'zebra'"):
+        loaded.encode_text(alpha_clip.tokenize("a zebra"))
+
+
+def test_words_learned_since_are_saved_too(small, tmp_path):
+    ids = alpha_clip.tokenize("a zebra, a giraffe.")
+    with torch.no_grad():
+        small.token_embedding.weight[ids[0, 2]] += 1  # zebra
+    loaded, _ = alpha_clip.load(save(small, tmp_path / "saved"), "cpu")
+    assert torch.equal(loaded.token_embedding.weight, small.token_embedding.weight)
+    assert set(loaded.known_tokens.tolist()) == {*small.known_tokens.tolist(), int(ids[0, 2])}
+
+
+def test_the_bundled_model_saves_as_small_as_it_is(tmp_path):
+    model, _ = alpha_clip.load("tiny", "cpu")
+    assert (save(model, tmp_path) / "model.safetensors").stat().st_size < 10e6
+    loaded, _ = alpha_clip.load(tmp_path, "cpu")
+    assert [k for k, v in loaded.state_dict().items() if not torch.equal(v, model.state_dict()[k])] == []
+
+
 def test_the_card_says_what_the_model_is(model, tmp_path):
     card = (save(model, tmp_path / "birds") / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: alpha-clip\n")
@@ -39,6 +93,16 @@ def test_the_card_says_what_the_model_is(model, tmp_path):
     assert f'alpha_clip.load("{tmp_path}/birds")' in card
     assert "| image tower | 32 x 32 pixels, patches of 8, width 64, 2 blocks |" in card
     assert "| alpha weights | yes |" in card
+
+
+def test_a_folder_may_be_given_in_any_way(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for given, folder in (("~/birds", tmp_path / "birds"), (".", tmp_path / "here"), ("fish/", tmp_path / "here/fish")):
+        save(model, given)
+        assert f"# {folder.name}\n" in (folder / "README.md").read_text()
+        alpha_clip.load(folder, "cpu")
 
 
 def test_the_card_of_a_blind_model_says_so(tmp_path):

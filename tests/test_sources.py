@@ -5,18 +5,26 @@ The Hub's real client runs in processes of its own, against a server on this mac
 
 from __future__ import annotations
 
+import fcntl
+import json
 import logging
 import logging.handlers
 import multiprocessing
 import os
+import pickle
+import pty
 import queue
 import re
 import resource
+import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +36,7 @@ import pytest
 import torch
 from hub import COMMIT, Hub
 from privileges import drop_privileges
+from safetensors.torch import load_file, save_file
 from shelf import Shelf, assert_equal, sha256
 from torch import Tensor
 
@@ -53,7 +62,7 @@ def shelf(monkeypatch, tmp_path) -> Shelf:
 
 
 def both(shelf: Shelf, root: Path | None) -> dict[str, Tensor]:
-    return weights.state_dict(shelf.name, "auto", None if root is None else str(root))
+    return weights.assemble(shelf.name, "auto", None if root is None else str(root)).tensors
 
 
 # --- files already on the disk ---
@@ -114,7 +123,7 @@ def test_a_file_of_unknown_hash_is_not_taken_from_a_folder(shelf, tmp_path):
     weights.BASES[shelf.name] = replace(shelf.base, sha256=None)
     (tmp_path / "base.pt").write_bytes(shelf.base_file)
     with pytest.raises(WeightsError, match=r"base\.pt could not be had\. Try again, or pass the path of a copy"):
-        weights.state_dict(shelf.name, None, str(tmp_path))
+        weights.assemble(shelf.name, None, str(tmp_path))
 
 
 def test_a_local_mirror_is_searched_in_all_its_folders(shelf, tmp_path, monkeypatch):
@@ -143,7 +152,7 @@ def test_missing_alpha_weights_are_noticed_before_the_base_is_fetched(shelf):
     with pytest.raises(AlphaWeightsNotFound, match=not_found(shelf, "on the authors' Google Drive: .*refused")):
         both(shelf, None)
     with pytest.raises(WeightsError, match="alpha weights 'no_such_tag' are neither a file nor a tag"):
-        weights.state_dict(shelf.name, "no_such_tag", None)
+        weights.assemble(shelf.name, "no_such_tag", None)
 
 
 def test_the_time_limit_for_google_drive_ends_with_it(shelf, tmp_path):
@@ -187,6 +196,17 @@ def load_with_a_full_disk(shelf: Shelf, root: Path) -> dict[str, np.ndarray]:
     return load_there(shelf, root)
 
 
+def load_into(shelf: Shelf, root: Path) -> None:
+    """Not with the other caches below `root`."""
+    shelf.install(root.parent / "home")
+    alpha_clip.load(shelf.name, "cpu", download_root=root)
+
+
+def load_in_threads_there(shelf: Shelf, root: Path, threads: int) -> list[dict[str, np.ndarray]]:
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda _: load_there(shelf, root), range(threads)))
+
+
 def load_repository_there(name: str, root: Path) -> dict[str, np.ndarray]:
     model, _ = alpha_clip.load(name, "cpu", download_root=str(root))
     return {k: v.numpy() for k, v in model.state_dict().items()}
@@ -210,6 +230,22 @@ def environment(server, tmp_path_factory) -> dict[str, str]:
         "HF_HUB_ETAG_TIMEOUT": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",
     }
+
+
+@contextmanager
+def in_new_process(
+    shelf: Shelf, root: Path, environment: dict[str, str], stderr: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`load_there` in a process that ends with it."""
+    (root / "arguments").write_bytes(pickle.dumps((shelf, root)))
+    code = "import pickle, sys; from test_sources import load_there; load_there(*pickle.load(open(sys.argv[1], 'rb')))"
+    command = [sys.executable, "-c", code, str(root / "arguments")]
+    env = os.environ | environment | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=stderr) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
 
 
 @contextmanager
@@ -443,7 +479,6 @@ def test_a_base_that_is_gone(published, load, hub):
         load(published)
 
 
-@pytest.mark.slow  # the Hub's client tries for 20 seconds
 def test_no_server_and_nothing_cached(published, load, hub):
     hub.stop()
     with pytest.raises(AlphaWeightsNotFound, match=not_found(published)):
@@ -460,6 +495,51 @@ def test_a_connection_that_breaks_leaves_nothing_to_be_taken_for_the_file(publis
     assert_equal(load(published), published.expected())
 
 
+SLOW = r"our/alpha on the Hugging Face Hub: its server did not answer in time \(.*HF_HUB_ETAG_TIMEOUT"
+
+
+def hang_at_the_file(hub: Hub) -> None:
+    hub.hanging.update(Shelf.names)
+
+
+def hang_in_the_listing(hub: Hub) -> None:
+    hub.files["model", "our/alpha"].clear()
+    hub.hanging.add("our/alpha")
+
+
+def stall_in_the_middle(hub: Hub) -> None:
+    hub.stalling.update(Shelf.names)
+
+
+@pytest.mark.parametrize(("hang", "times"), [(hang_at_the_file, 1), (hang_in_the_listing, 1), (stall_in_the_middle, 6)])
+def test_a_hub_that_hangs_is_given_up(published, load, hub, hang, times):
+    """Once bytes have come, the client asks six times for the rest."""
+    files = dict(hub.files["model", "our/alpha"])
+    hang(hub)
+    with pytest.raises(AlphaWeightsNotFound, match=not_found(published, SLOW)):
+        load(published)
+    assert sum(request.startswith("hanging") for request in hub.requests) == times
+    hub.hanging.clear()
+    hub.stalling.clear()
+    hub.files["model", "our/alpha"] = files
+    assert_equal(load(published), published.expected())
+
+
+@pytest.mark.parametrize("hang", [hang_at_the_file, hang_in_the_listing])
+def test_the_source_after_a_hanging_hub_is_used(published, load, hub, hang):
+    hang(hub)
+    hub.drive["drive-id"] = published.alpha_file
+    assert_equal(load(published), published.expected())
+
+
+def test_cached_files_do_not_wait_for_a_hanging_hub(published, load, hub):
+    load(published)
+    hub.hanging |= {*Shelf.names, "base.pt", "our/alpha", "our/base"}
+    hub.requests.clear()
+    assert_equal(load(published), published.expected())
+    assert hub.requests == []
+
+
 def test_two_processes_at_once(published, client, environment, tmp_path):
     with process(environment) as other:
         loads = [pool.submit(load_there, published, tmp_path) for pool in (client, other)]
@@ -472,7 +552,8 @@ def test_a_cache_that_cannot_be_written_to(published, load, environment, tmp_pat
     with process(environment) as pool:
         tmp_path.chmod(0o555)
         with pytest.raises(
-            AlphaWeightsNotFound, match=not_found(published, "pass a download_root= that can be written")
+            AlphaWeightsNotFound,
+            match=not_found(published, "pass a download_root= that is a folder and can be written"),
         ):
             load(published, pool, load_without_privileges)
         tmp_path.chmod(0o755)
@@ -482,6 +563,40 @@ def test_a_cache_that_cannot_be_written_to(published, load, environment, tmp_pat
         assert_equal(load(published, pool), published.expected())
         for folder in (tmp_path, *tmp_path.rglob("*")):
             folder.chmod(0o755)
+
+
+def test_a_download_root_that_is_a_file(published, client, load, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(AlphaWeightsNotFound, match=not_found(published, "pass a download_root= that is a folder")):
+        client.submit(load_into, published, tmp_path / "file").result()
+    assert_equal(load(published), published.expected())
+
+
+def test_two_threads_at_once(published, hub, client, tmp_path):
+    hub.files["model", "our/alpha"].clear()
+    hub.drive["drive-id"] = published.alpha_file
+    for arrays in client.submit(load_in_threads_there, published, tmp_path, 4).result():
+        assert_equal({k: torch.from_numpy(v) for k, v in arrays.items()}, published.expected())
+    assert not any(path.name.endswith(".part") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("source", ["hub", "drive"])
+def test_an_interrupted_download_leaves_nothing_to_be_taken_for_the_file(
+    published, load, hub, environment, tmp_path, source
+):
+    if source == "drive":
+        hub.files["model", "our/alpha"].clear()
+        hub.drive["drive-id"] = published.alpha_file
+    hub.stalling = {"drive-id", published.alpha.file}
+    with in_new_process(published, tmp_path, environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}) as run:
+        while not any(request.startswith("hanging") for request in hub.requests):
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in run.communicate()[1].decode()
+    assert not any("pth" in path.name for path in tmp_path.iterdir())
+    hub.stalling.clear()
+    assert_equal(load(published), published.expected())
 
 
 def test_a_full_disk(published, load, environment, hub, tmp_path):
@@ -501,20 +616,27 @@ def test_a_full_disk(published, load, environment, hub, tmp_path):
 
 
 def test_without_a_terminal_no_progress_is_shown(published, environment, tmp_path):
-    code = """
-import pickle, sys
-from test_sources import load_there
-load_there(*pickle.load(sys.stdin.buffer))
-"""
-    import pickle
+    with in_new_process(published, tmp_path, environment) as run:
+        out, err = run.communicate()
+    assert (run.returncode, out.decode(), err.decode().strip()) == (0, "", LICENCE)
 
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        input=pickle.dumps((published, tmp_path)),
-        env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-    )
-    assert (run.returncode, run.stdout.decode(), run.stderr.decode().strip()) == (0, "", LICENCE)
+
+@pytest.mark.parametrize("source", ["hub", "drive"])
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_terminal_shows_progress_unless_told_not_to(published, hub, environment, tmp_path, source, disabled):
+    if source == "drive":
+        hub.files["model", "our/alpha"].clear()
+        hub.drive["drive-id"] = published.alpha_file
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # on none at all, a bar has no room
+    more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if disabled else {}
+    with in_new_process(published, tmp_path, environment | more, stderr=theirs) as run:
+        assert run.wait() == 0
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert LICENCE in shown
+    assert ("100%" in shown) is not disabled
 
 
 # --- Google Drive ---
@@ -603,6 +725,19 @@ def test_push_to_hub_and_load_from_there(model_file, hub, client, tmp_path):
     assert_equal(load_repository(client, "hf-hub:me/mine", tmp_path / "cache"), model_file)
 
 
+def push_unconfirmed_there(root: Path, repo: str) -> str:
+    with pytest.warns(UserWarning, match="nothing confirms"):
+        model, _ = alpha_clip.load(str(root / "model.pt"), "cpu")
+    return alpha_clip.push_to_hub(model, repo, token="hf_xxx")
+
+
+def test_what_nothing_confirms_is_not_confirmed_by_a_push(hub, client, tmp_path):
+    torch.save(checkpoints.clip(), tmp_path / "model.pt")
+    client.submit(push_unconfirmed_there, tmp_path, "me/mine").result()
+    (tmp_path / "pushed.safetensors").write_bytes(hub.files["model", "me/mine"]["model.safetensors"])
+    assert alpha_clip.checkpoints.read(tmp_path / "pushed.safetensors").confirmed is None
+
+
 def test_push_to_hub_leaves_the_card_that_is_there(model_file, hub, client, tmp_path):
     hub.files["model", "me/mine"] = {"README.md": b"my own words"}
     client.submit(push_there, tmp_path, "me/mine").result()
@@ -619,9 +754,56 @@ def test_a_repository_at_a_revision_with_a_configuration(hub, client, tmp_path):
     assert any(f"/{COMMIT}" in request for request in hub.requests)
 
 
+def open_clip_folder(folder: Path, name: str) -> None:
+    state = checkpoints.plain_clip()
+    folder.mkdir()
+    save_file(state, folder / name) if name.endswith("safetensors") else torch.save(state, folder / name)
+    towers = {"vision_cfg": {"head_width": 64}, "text_cfg": {"heads": 1}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True, **towers}}))
+
+
+def pickled_transformers_folder(folder: Path) -> None:
+    checkpoints.transformers_folder(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: open_clip_folder(folder, "open_clip_model.safetensors"),
+        lambda folder: open_clip_folder(folder, "open_clip_pytorch_model.bin"),
+        checkpoints.transformers_folder,
+        pickled_transformers_folder,
+    ],
+    ids=["open_clip, safetensors", "open_clip, pickled", "transformers, safetensors", "transformers, pickled"],
+)
+def test_repositories_of_every_kind_load_and_are_confirmed_by_what_lies_beside(hub, client, tmp_path, make):
+    make(tmp_path / "theirs")
+    hub.files["model", "some/clip"] = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
+    loaded = load_repository(
+        client, "hf-hub:some/clip", tmp_path / "cache"
+    )  # a warning of doubt would be an error here
+    expected = alpha_clip.checkpoints.read(tmp_path / "theirs").tensors
+    loaded.pop("visual.conv1_alpha.weight")
+    assert_equal(loaded, expected)
+
+
 def test_a_repository_without_weights_or_that_is_gone(hub, client, tmp_path):
     hub.files["model", "some/data"] = {"README.md": b""}
     with pytest.raises(WeightsError, match=r"some/data could not be had .*: it holds none of open_clip_model"):
         load_repository(client, "hf-hub:some/data", tmp_path)
     with pytest.raises(WeightsError, match=r"no/such could not be had .*: .*private, log in"):
         load_repository(client, "hf-hub:no/such", tmp_path)
+
+
+@pytest.mark.parametrize("what", ["some/clip", "model.safetensors"])
+def test_a_repository_on_a_hub_that_hangs(model_file, hub, client, tmp_path, what):
+    hub.files["model", "some/clip"] = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    hub.hanging.add(what)
+    with pytest.raises(WeightsError, match=r"some/clip could not be had .*: its server did not answer in time"):
+        load_repository(client, "hf-hub:some/clip", tmp_path / "cache")
+    hub.hanging.clear()
+    assert_equal(load_repository(client, "hf-hub:some/clip", tmp_path / "cache"), model_file)
+    hub.hanging.add(what)
+    assert_equal(load_repository(client, "hf-hub:some/clip", tmp_path / "cache"), model_file)

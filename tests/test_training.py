@@ -731,6 +731,14 @@ def test_best_without_the_text_tower_is_an_image_tower(tmp_path):
         assert checkpoint.is_image_tower and checkpoint.confirmed == "its metadata"
 
 
+def test_what_nothing_confirmed_is_not_confirmed_by_training(tmp_path):
+    model = tiny_model()
+    model.confirmed = False  # as `load` says of a file without metadata
+    finetune(model, Halves(), config(alpha_lr=1e-2), tmp_path, tokenize=words_to_ids)
+    for file in ("best.safetensors", "last.pt"):
+        assert alpha_clip.checkpoints.read(tmp_path / file).confirmed is None
+
+
 # ---- presets and unlocking
 
 

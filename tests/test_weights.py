@@ -14,7 +14,7 @@ from shelf import assert_equal
 from torch import Tensor
 
 import alpha_clip
-from alpha_clip import weights
+from alpha_clip import vocabulary, weights
 from alpha_clip.checkpoints import write
 from alpha_clip.errors import AlphaWeightsNotFound, HashMismatch, IncompatibleCheckpoint, WeightsError
 from alpha_clip.sources import Weights
@@ -227,13 +227,15 @@ def test_the_errors_are_runtime_errors():
 def test_the_authors_tower_replaces_the_bases(base, tmp_path):
     alpha = written(checkpoints.authors_tower(), tmp_path / "alpha.safetensors")
     expected = {f"visual.{k}": v for k, v in checkpoints.image_tower().items()}
-    assert_equal(weights.state_dict(base, alpha), checkpoints.plain_clip() | expected)
+    assert_equal(weights.assemble(base, alpha).tensors, checkpoints.plain_clip() | expected)
 
 
 @pytest.mark.parametrize("make", [checkpoints.image_tower, lambda: checkpoints.clip(1)])
 def test_alpha_weights_may_be_a_tower_in_our_names_or_a_whole_model(base, tmp_path, make):
-    ours = weights.state_dict(base, written(make(), tmp_path / "alpha.safetensors"))
-    assert_equal(ours, weights.state_dict(base, written(checkpoints.authors_tower(), tmp_path / "theirs.safetensors")))
+    ours = weights.assemble(base, written(make(), tmp_path / "alpha.safetensors")).tensors
+    assert_equal(
+        ours, weights.assemble(base, written(checkpoints.authors_tower(), tmp_path / "theirs.safetensors")).tensors
+    )
 
 
 def test_the_bases_own_image_tower_is_not_read_where_another_replaces_it(base, tmp_path, monkeypatch):
@@ -250,13 +252,13 @@ def test_an_image_tower_given_as_the_model_is_refused(tmp_path, tower):
     path = str(written(tower(), tmp_path / "alpha.safetensors"))
     message = r"holds an image tower alone: load its base by name and pass this file as alpha_vision_ckpt_pth="
     with pytest.raises(IncompatibleCheckpoint, match=rf"alpha\.safetensors {message}"):
-        weights.state_dict(path, "auto")
+        weights.assemble(path, "auto")
 
 
 def test_an_alpha_file_without_alpha_weights_is_refused(base, tmp_path):
     path = written(checkpoints.plain_clip(1), tmp_path / "plain.safetensors")
     with pytest.raises(IncompatibleCheckpoint, match=r"holds no alpha weights \(conv1_alpha\.weight\)"):
-        weights.state_dict(base, path)
+        weights.assemble(base, path)
 
 
 def test_an_alpha_file_of_another_width_lists_the_sizes(base, tmp_path):
@@ -266,7 +268,7 @@ def test_an_alpha_file_of_another_width_lists_the_sizes(base, tmp_path):
         r"needed; .*; and \d+ more\. Load the base it was trained on"
     )
     with pytest.raises(IncompatibleCheckpoint, match=message):
-        weights.state_dict(base, path)
+        weights.assemble(base, path)
 
 
 @pytest.mark.parametrize(
@@ -276,25 +278,25 @@ def test_an_alpha_file_of_another_depth_lists_the_blocks(base, tmp_path, layers,
     path = written(checkpoints.authors_tower(vision_layers=layers), tmp_path / "alpha.safetensors")
     block = min(layers, 2)
     with pytest.raises(IncompatibleCheckpoint, match=rf"resblocks\.{block}\.ln_1\.bias: {sizes}"):
-        weights.state_dict(base, path)
+        weights.assemble(base, path)
 
 
 @pytest.mark.parametrize("alpha", ["grit40m", "file.pth", "GRIT20M"])
 def test_a_wrong_tag_lists_the_tags(alpha):
     message = rf"alpha weights '{alpha}' are neither a file nor a tag for ViT-L/14@336px \(tags: 'grit20m', 'grit1m'\)"
     with pytest.raises(WeightsError, match=message):
-        weights.state_dict("ViT-L/14@336px", alpha)
+        weights.assemble("ViT-L/14@336px", alpha)
 
 
 def test_a_path_of_alpha_weights_where_nothing_is(base):
     with pytest.raises(WeightsError, match=r"there is no file no/such/file\.pth"):
-        weights.state_dict(base, "no/such/file.pth")
+        weights.assemble(base, "no/such/file.pth")
 
 
 @pytest.mark.parametrize("name", ["ViT-B/32", "base.pt"])
 def test_where_there_are_no_tags_the_error_says_so(name):
     with pytest.raises(WeightsError, match=r"neither a file nor a tag for .* \(tags: none\)"):
-        weights.state_dict(name, "grit20m")
+        weights.assemble(name, "grit20m")
 
 
 # --- what shapes leave open ---
@@ -367,7 +369,7 @@ def test_build_refuses_weights_that_are_not_finite(value):
 def test_expand_vocabulary_gives_each_id_its_row_or_the_unknown_one():
     packed = checkpoints.packed_clip()
     rows, ids = packed["token_embedding.weight"], packed["token_ids"].tolist()
-    full = weights.expand_vocabulary(packed)
+    full = vocabulary.expand(packed)
     assert full["token_embedding.weight"].shape == (49408, rows.shape[1])
     for i, row in enumerate(full["token_embedding.weight"]):
         assert torch.equal(row, rows[1 + ids.index(i)] if i in ids else rows[0])
@@ -375,7 +377,7 @@ def test_expand_vocabulary_gives_each_id_its_row_or_the_unknown_one():
 
 def test_expand_vocabulary_keeps_the_rest_and_its_argument():
     packed = checkpoints.packed_clip()
-    full = weights.expand_vocabulary(packed)
+    full = vocabulary.expand(packed)
     assert full.keys() == packed.keys() - {"token_ids"}
     assert all(full[k] is packed[k] for k in full if k != "token_embedding.weight")
     assert len(packed["token_embedding.weight"]) == 1 + len(packed["token_ids"])

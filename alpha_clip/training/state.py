@@ -38,7 +38,7 @@ def save_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: T
         "config": asdict(config),
         **asdict(progress),
         "random": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-        "alpha_clip": checkpoints.METADATA,  # so that `load` takes the file as it is
+        "alpha_clip": checkpoints.METADATA if model.confirmed else None,  # so that `load` takes the file as it is
     }
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{LAST}.part"
@@ -75,7 +75,7 @@ def load_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: T
 def save_best(folder: Path, model: CLIP, config: TrainConfig, metrics: Mapping[str, float]) -> None:
     """What was trained, for `load`, with the settings and the step's metrics in the file's metadata."""
     about = {"config": json.dumps(asdict(config)), "metrics": json.dumps(metrics)}
-    checkpoints.write(trained(model, config), folder / BEST, about=about)
+    checkpoints.write(trained(model, config), folder / BEST, confirmed=model.confirmed, about=about)
 
 
 def trained(model: CLIP, config: TrainConfig) -> dict[str, Tensor]:

@@ -1,0 +1,69 @@
+"""A small vocabulary: rows of the token embedding for some of CLIP's tokens, and one for all others.
+
+The bundled model is stored so: ``token_embedding.weight`` has row 0 for every token that was not in its training, and
+row 1 + i for ``token_ids[i]``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from .errors import IncompatibleCheckpoint
+from .tokenizer import shared_tokenizer
+
+ROWS, IDS = "token_embedding.weight", "token_ids"
+
+
+def expand(tensors: Mapping[str, Tensor], vocab_size: int = 49408) -> dict[str, Tensor]:
+    """The same weights with a row for all of CLIP's ids.
+
+    Raises:
+        IncompatibleCheckpoint: ids and rows do not belong together.
+    """
+    tensors = dict(tensors)
+    packed, ids = tensors[ROWS], tensors.pop(IDS)
+    rows = torch.zeros(vocab_size, dtype=torch.int64)
+    if len(packed) != len(ids) + 1 or not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        raise IncompatibleCheckpoint(f"token_ids are not those of {len(packed) - 1} of {vocab_size} tokens")
+    rows[ids.long()] = torch.arange(1, len(ids) + 1)
+    tensors[ROWS] = packed[rows]
+    return tensors
+
+
+def pack(tensors: Mapping[str, Tensor], known: Tensor) -> dict[str, Tensor]:
+    """The way back: rows for the ids in `known`, and for those whose row is no longer that of all others."""
+    table = tensors[ROWS]
+    unknown = torch.ones(len(table), dtype=torch.bool, device=table.device)
+    unknown[known.long().to(table.device)] = False
+    shared = table[unknown][-1:]
+    ids = (~unknown | (table != shared).any(dim=1)).nonzero().flatten()
+    return {**tensors, ROWS: torch.cat([shared, table[ids]]), IDS: ids.to(known.dtype)}
+
+
+class UnknownWords:
+    """Warns of words that a model with a small vocabulary has never read: it takes them all for the same one.
+
+    A pre-hook for its token embedding.
+    """
+
+    def __init__(self, known: Tensor) -> None:
+        self.known = {0, *known.tolist()}  # 0 pads, behind the end of the text
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if torch.compiler.is_compiling() or (args[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        words: set[str] = set()
+        for known, ids in groupby(args[0].flatten().tolist(), self.known.__contains__):
+            if not known:
+                words.update(shared_tokenizer().decode(ids).split())
+        if words:
+            warnings.warn(
+                f"this model has never read {', '.join(map(repr, sorted(words)))}: such words all mean the same to it. "
+                "Its vocabulary is small, see the model card; models by other names know them.",
+                stacklevel=2,
+            )
