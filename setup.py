@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transformers>=4.40"]
-train = ["pycocotools", "webdataset"]
+train = ["filelock", "pycocotools", "webdataset"]
 
 setup(
     name="alpha-clip",

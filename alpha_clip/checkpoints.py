@@ -109,7 +109,12 @@ def write(
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()  # with the mode that the user's files have; the library's own are for the owner alone
+        mode = part.stat().st_mode
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata)
+        part.chmod(mode)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}") from error

@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--pictures", type=int, default=30)
     parser.add_argument("--stop-after", type=int)
     parser.add_argument("--dies", action="store_true")
     parser.add_argument("--killed", choices=["step", "save"])
@@ -58,8 +59,8 @@ def main() -> None:
     if args.killed == "step":
         kill_at(torch.nn.utils, "clip_grad_norm_", 4)
     elif args.killed == "save":
-        kill_at(os, "fsync", 2)
-    data = Dying(30) if args.dies else Uneven(30)
+        kill_at(os, "fsync", 4)  # of last.pt at step 4, for best.safetensors has its own
+    data = Dying(args.pictures) if args.dies else Uneven(args.pictures)
     if args.stop_after:
         data = Stopping(data, args.stop_after)
     finetune(

@@ -52,6 +52,7 @@ def labels(
         torch.tensor(text),
         torch.tensor(other or text),
         torch.tensor(range(n) if picture is None else picture),
+        torch.tensor(range(n) if picture is None else picture),
         torch.tensor([i in whole for i in range(n)]),
         torch.tensor(weight or [1.0] * n),
     )
@@ -218,7 +219,7 @@ def gradients(tune: TrainConfig, cut: list[int]) -> tuple[dict[str, Tensor], dic
     objective = Objective(model, tune, words_to_ids)
     with torch.no_grad():  # or nothing would have drifted
         model.visual.positional_embedding += 0.1 * torch.randn_like(model.visual.positional_embedding)
-    items = [Item(i, Uneven()[i]) for i in range(12)]
+    items = [Item(i, i, str(i), Uneven()[i]) for i in range(12)]
     bounds = [0, *cut, 12]
     terms = objective.backward([collate(items[i:j]) for i, j in itertools.pairwise(bounds)])
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, terms
@@ -299,6 +300,14 @@ def test_many_processes_are_as_one(alone, tmp_path, processes, accumulate):
     assert_same_run(tmp_path, alone)
 
 
+def test_pictures_that_come_twice_in_a_batch_are_the_same_for_many_processes(tmp_path):
+    done = torchrun(2, tmp_path / "two", "--pictures", "5")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "one"
+    finetune(tiny_model(), Uneven(5), settings(), out, validation=Uneven(12), tokenize=words_to_ids)
+    assert_same_run(tmp_path / "two", out)
+
+
 def test_a_dead_process_ends_the_job_with_its_name(tmp_path):
     done = torchrun(2, tmp_path, "--dies")
     assert done.returncode != 0
@@ -320,7 +329,7 @@ def test_a_run_that_was_killed_ends_bit_equal(alone, tmp_path, moment):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2  # the second save is of step 4
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2  # the second save, of step 4, was not to be
     finetune(tiny_model(), Uneven(30), settings(), tmp_path, validation=Uneven(12), tokenize=words_to_ids)
     ours, theirs = (torch.load(out / "last.pt", weights_only=True)["model"] for out in (tmp_path, alone))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sys
 import warnings
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ import alpha_clip
 from alpha_clip.model import ALPHA_MEAN, ALPHA_STD, CLIP, FOREGROUND, convert_weights
 from alpha_clip.scenes import draw_scene
 from alpha_clip.training import PRESETS, Picture, Region, Sample, SecondText, TrainConfig, finetune, masks
-from alpha_clip.training.data import Item, Positions, batches, collate, positions
+from alpha_clip.training.data import Item, Parts, Positions, batches, collate
 from alpha_clip.training.optim import lr_at, make_optimizers
 from alpha_clip.training.pictures import BadSample
 from alpha_clip.training.state import Log
@@ -70,6 +71,18 @@ def config(**settings) -> TrainConfig:
 # ---- config
 
 
+def test_config_refuses_a_warm_up_longer_than_the_run():
+    with pytest.raises(ValueError, match=r"TrainConfig\.warmup is 11, expected 0 to 10, the steps in all"):
+        TrainConfig(10, warmup=11)
+
+
+@pytest.mark.parametrize(("steps", "peak"), [(50, 5), (1000, 100), (9000, 200)])
+def test_the_warm_up_is_at_most_a_tenth_of_the_run_by_default(steps, peak):
+    assert [lr_at(s, TrainConfig(steps)) for s in (peak - 1, peak)] == [1, 1] and lr_at(
+        0, TrainConfig(steps)
+    ) == 1 / peak
+
+
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "save_every", "evaluate_every"])
 def test_config_refuses_zero(name):
     with pytest.raises(ValueError, match=rf"TrainConfig\.{name} is 0, expected at least 1"):
@@ -101,27 +114,28 @@ def test_config_refuses_negative():
 
 def test_positions_of_a_step_are_the_same_however_they_are_cut():
     settings = config(steps=3, batch_size=8)
-    straight = list(positions(settings, 0, 0, 1))
+    straight = list(Parts(settings, 0, 0, 1))
     assert straight == [[*range(s * 8, s * 8 + 8)] for s in range(3)]
     for world, parts in ((2, 1), (1, 4), (2, 2), (4, 2)):
         cut = replace(settings, accumulate=parts)
-        ranks = [list(positions(cut, 0, rank, world)) for rank in range(world)]
+        ranks = [list(Parts(cut, 0, rank, world)) for rank in range(world)]
         assert all(len(rank) == 3 * parts for rank in ranks)
         for step in range(3):
             mine = [p for rank in ranks for part in rank[step * parts : (step + 1) * parts] for p in part]
             assert sorted(mine) == straight[step]
-    assert [p[0] for p in positions(settings, 0, 1, 2)] == [1, 9, 17]
+    assert [p[0] for p in Parts(settings, 0, 1, 2)] == [1, 9, 17]
 
 
 @pytest.mark.parametrize("step", [0, 1, 3])
 def test_positions_resume_where_they_stopped(step):
     settings = config(steps=3, batch_size=8, accumulate=2)
-    assert list(positions(settings, step, 1, 2)) == list(positions(settings, 0, 1, 2))[step * 2 :]
+    parts = Parts(settings, step, 1, 2)
+    assert list(parts) == list(Parts(settings, 0, 1, 2))[step * 2 :] and len(parts) == len(list(parts))
 
 
 def test_a_batch_that_cannot_be_cut_evenly_is_refused():
     with pytest.raises(ValueError, match="batch_size is 8, expected a multiple of 6, 3 processes x 2 parts"):
-        list(positions(config(accumulate=2), 0, 0, 3))
+        Parts(config(accumulate=2), 0, 0, 3)
 
 
 class Numbers:
@@ -187,30 +201,54 @@ def test_collate_numbers_the_different_texts():
     alpha = torch.full((1, 4, 4), -FOREGROUND)
     error = BadSample("k", "it is broken")
     cat = Sample(image, "A  cat", alpha)
-    items = [Item(7, [cat]), Item(9, (), error), Item(8, [Sample(image, "dog"), Sample(image, "a cat ")])]
+    others = [Sample(image, "dog"), Sample(image, "a cat "), Sample(image, None)]
+    items = [Item(7, 3, "x", [cat]), Item(9, 4, "y", (), error), Item(8, 5, "z", others)]
     batch = collate(items)
     assert batch.texts == ["a cat", "dog"]
     assert batch.text.tolist() == [0, 1, 0]
-    assert batch.sample.tolist() == batch.first_row.tolist() == [0, 1, 2]
-    assert batch.index.tolist() == batch.labels.picture.tolist() == [7, 8, 8]
-    assert batch.whole.tolist() == batch.labels.whole.tolist() == [False, True, True]
+    assert batch.sample.tolist() == [0, 1, 2] and batch.first.tolist() == [0, 1, 0, -1]
+    assert batch.labels.picture.tolist() == [7, 8, 8] and batch.labels.copy.tolist() == [3, 5, 5]
+    assert batch.keys == ["x", "z", "z", "z"]
+    assert batch.whole.tolist() == [False, True, True, True] and batch.labels.whole.tolist() == [False, True, True]
     assert batch.labels.weight.tolist() == [1, 1, 1]
     assert batch.alpha[0].eq(-FOREGROUND).all()
     assert batch.alpha[1].eq(FOREGROUND).all()
     assert batch.mask[:2].tolist() == [[0] * 16, [1] * 16]
     assert batch.bad == [error] and not batch.rivals.any()
-    again = collate([Item(1, [Sample(image, "dog")]), Item(2, [Sample(image, "A CAT")])]).labels.text_id
+    again = collate([Item(i, i, "", [Sample(image, text)]) for i, text in enumerate(("dog", "A CAT"))]).labels.text_id
     assert batch.labels.text_id.tolist() == batch.labels.other_id.tolist() == [again[1], again[0], again[1]]
+
+
+def test_pictures_without_a_caption_are_whole_where_the_start_is_held_to():
+    samples = seen(config(whole=0.2, distill=1.0, box=0.0, ellipse=0.0, jitter=0.0), picture(caption=None))
+    assert np.mean([s.text is None for s in samples]) == pytest.approx(0.2, abs=0.04)
+    assert all((s.text is None) == (s.alpha is None) for s in samples)
+
+
+def test_whole_pictures_without_words_are_distilled_and_nothing_else(tmp_path):
+    class Wordless(Halves):
+        def __getitem__(self, index):
+            samples = super().__getitem__(index)
+            return [*samples, Sample(samples[0].image, None)]
+
+    curves = []
+    for data in (Halves(20), Wordless(20)):
+        out = tmp_path / type(data).__name__
+        finetune(tiny_model(), data, config(steps=3, lr=1e-2, distill=1.0), out, tokenize=words_to_ids)
+        curves.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
+    without, with_them = curves
+    assert with_them[0]["contrast"] == pytest.approx(without[0]["contrast"], abs=1e-6)  # before they part
+    assert all(line["distill"] == 0 for line in without) and with_them[-1]["distill"] > 1e-4
 
 
 def test_collate_gives_a_second_text_a_row_and_rivals_their_texts():
     image, alpha = torch.zeros(3, 4, 4), torch.zeros(1, 4, 4)
     graded = Sample(image, "cat", alpha, SecondText("all of it", 0.25, whole=True))
     same = Sample(image, "dog", alpha, SecondText(" DOG", 0.25))
-    union = Sample(image, "cat and dog", alpha, rivals=("cat", "dog", "cat and dog"))
-    batch = collate([Item(4, [graded, same]), Item(5, [union])])
+    union = Sample(image, "cat and dog", alpha, rivals=("cat", "dog"))
+    batch = collate([Item(4, 4, "", [graded, same]), Item(5, 5, "", [union])])
     assert batch.texts == ["cat", "all of it", "dog", "cat and dog"]
-    assert batch.sample.tolist() == [0, 0, 1, 2] and batch.first_row.tolist() == [0, 2, 3]
+    assert batch.sample.tolist() == [0, 0, 1, 2] and batch.first.tolist() == [0, 2, 3]
     assert batch.text.tolist() == [0, 1, 2, 3]
     labels, ids = batch.labels, batch.labels.text_id.tolist()
     assert labels.other_id.tolist() == [ids[1], ids[0], ids[2], ids[3]]
@@ -220,7 +258,7 @@ def test_collate_gives_a_second_text_a_row_and_rivals_their_texts():
 
 
 def test_a_part_of_which_nothing_can_be_read_is_empty():
-    batch = collate([Item(0, (), BadSample("k", "it is broken"))], size=8)
+    batch = collate([Item(0, 0, "k", (), BadSample("k", "it is broken"))], size=8)
     assert len(batch) == 0 and batch.image.shape == (0, 3, 8, 8) and len(batch.bad) == 1
     assert len(batch.labels.weight) == 0 and batch.rivals.shape == (0, 0)
 
@@ -241,7 +279,7 @@ def test_a_batch_of_which_nothing_can_be_read_is_refused():
 def test_gradients_that_are_not_finite_leave_the_checkpoint_as_it_was(tmp_path):
     model, steps = tiny_model(), itertools.count()
     model.visual.proj.register_hook(lambda g: g * float("nan") if next(steps) == 2 else g)
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 2"):
+    with pytest.raises(FloatingPointError, match="the gradient is not finite at step 2"):
         finetune(model, Halves(20), config(save_every=1, steps=4), tmp_path, tokenize=words_to_ids)
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert state["step"] == 2
@@ -368,8 +406,10 @@ def test_unions_show_two_or_three_regions_named_together_among_all_such_names():
 def test_a_kind_that_a_picture_cannot_give_is_a_region_alone():
     alone, without_caption = replace_regions(wide(), wide().regions[:1]), wide(caption=None)
     twice = replace_regions(wide(), (wide().regions[0],) * 2)
+    with pytest.warns(UserWarning, match="the share of graded masks is not reached: pictures without a caption"):
+        samples = seen(config(graded=1.0, **NOTHING_ELSE), without_caption, 5)
+    assert all(s.second is None for s in samples)
     for given, settings in (
-        (without_caption, {"graded": 1.0}),
         (alone, {"weighted": 1.0}),
         (alone, {"union": 1.0}),
         (twice, {"union": 0.5, "weighted": 0.5}),  # two things of one name
@@ -401,6 +441,10 @@ def test_many_regions_are_drawn_anew_each_time():
     many = replace_regions(picture(), picture().regions * 5)
     per_view = [len(views(many, Preprocess(32), config(), np.random.default_rng(i))) for i in range(5)]
     assert per_view == [8] * 5
+    numbered = replace_regions(many, tuple(Region(str(i), r.mask) for i, r in enumerate(many.regions)))
+    drawn = {frozenset(s.text for s in seen(config(whole=0.0), numbered, 1)) for _ in range(2)}
+    drawn |= {frozenset(s.text for s in views(numbered, Preprocess(32), config(whole=0.0), np.random.default_rng(9)))}
+    assert len(drawn) == 2  # the same for the same seed, others for another
 
 
 # ---- masks
@@ -475,6 +519,29 @@ def test_alpha_convolution_has_its_own_rate_and_gains_no_decay():
     assert plain["weight_decay"] == 0
 
 
+def test_weight_decay_and_betas_are_what_the_settings_say():
+    adamw, muon = make_optimizers(tiny_model(), config(optimizer="muon", weight_decay=0.3, train_text=True))
+    alpha, decayed, plain = adamw.param_groups
+    assert (alpha["weight_decay"], decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.3, 0)
+    assert [group["weight_decay"] for group in muon.param_groups] == [0.3]
+    assert adamw.defaults["betas"] == (0.9, 0.98)
+
+
+def test_the_learning_rate_follows_its_schedule_and_gradients_are_clipped(monkeypatch):
+    settings = config(steps=4, warmup=2, lr=1e-3, alpha_lr=1e-2, grad_clip=0.01)
+    rates, norms, step = [], [], torch.optim.AdamW.step
+
+    def recorded(self, *args, **kwargs):
+        rates.append([group["lr"] for group in self.param_groups])
+        norms.append(torch.cat([p.grad.flatten() for g in self.param_groups for p in g["params"]]).norm())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    finetune(tiny_model(), Halves(20), settings, tokenize=words_to_ids)
+    assert rates == [pytest.approx([1e-2 * f, 1e-3 * f, 1e-3 * f]) for f in (0.5, 1.0, 1.0, 0.5)]
+    assert norms == [pytest.approx(0.01, rel=1e-3)] * 4
+
+
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest():
     model = tiny_model()
     adamw, muon = make_optimizers(model, config(optimizer="muon", train_text=True))
@@ -502,7 +569,7 @@ CUDA = pytest.param(
 
 def accuracy(model: CLIP) -> float:
     """On halves never trained on; without the mask, one half at best."""
-    items = [Item(i, Halves()[i]) for i in range(1000, 1100)]
+    items = [Item(i, i, "", Halves()[i]) for i in range(1000, 1100)]
     batch = collate(items)
     with torch.no_grad():
         text = F.normalize(model.encode_text(words_to_ids(batch.texts)), dim=-1)
@@ -570,7 +637,7 @@ def test_a_killed_run_resumes_to_the_bit(optimizer, moment, tmp_path, monkeypatc
     straight = finetune(tiny_model(), Halves(20), settings, tmp_path / "straight", tokenize=words_to_ids)
 
     calls = itertools.count()
-    name, when = ("torch.nn.utils.clip_grad_norm_", 3) if moment == "in a step" else ("os.fsync", 1)
+    name, when = ("torch.nn.utils.clip_grad_norm_", 3) if moment == "in a step" else ("os.fsync", 3)
     original = torch.nn.utils.clip_grad_norm_ if moment == "in a step" else os.fsync
 
     def kill(*args):
@@ -621,19 +688,19 @@ def test_loss_that_is_not_finite_stops_the_run_keeps_the_checkpoint_and_names_th
     finetune(tiny_model(), Halves(20), config(steps=2), tmp_path / "good", tokenize=words_to_ids)
     model = tiny_model()
     model.visual.class_embedding.data.fill_(float("nan"))
-    message = r"the loss is nan at step 0; its pictures are in .*bad_batch\.json: lower the learning rate"
+    message = r"the loss is not finite at step 0; its pictures are in .*bad_batch\.json: lower the learning rate"
     with pytest.raises(FloatingPointError, match=message):
         finetune(model, Halves(20), config(steps=2), tmp_path / "bad", tokenize=words_to_ids)
     first = np.random.default_rng([0, 0]).permutation(20)[:8]  # of epoch 0 with seed 0
-    assert json.loads((tmp_path / "bad" / "bad_batch.json").read_text())["items"] == sorted(first.tolist())
+    assert json.loads((tmp_path / "bad" / "bad_batch.json").read_text())["pictures"] == sorted(map(str, first.tolist()))
     assert not (tmp_path / "bad" / "last.pt").exists()
 
 
 class Broken(Halves):
     """Some items cannot be read."""
 
-    def __init__(self, bad: set[int]) -> None:
-        super().__init__(200)
+    def __init__(self, bad: set[int], length: int = 200) -> None:
+        super().__init__(length)
         self.bad = bad
 
     def __getitem__(self, index):
@@ -701,6 +768,53 @@ def test_best_is_what_load_takes_and_validation_is_logged(tmp_path):
     last, _ = alpha_clip.load(str(tmp_path / "last.pt"), "cpu")
     assert torch.equal(last.visual.proj, model.visual.proj)
     assert best.visual.proj.shape == model.visual.proj.shape
+
+
+def test_validation_sees_masks_as_they_are_and_counts_what_it_cannot_read(tmp_path):
+    def scores(name, validation, **changes):
+        settings = config(steps=1, warmup=0, **changes)
+        finetune(tiny_model(), Halves(20), settings, tmp_path / name, validation=validation, tokenize=words_to_ids)
+        return json.loads((tmp_path / name / "metrics.jsonl").read_text())
+
+    clean = scores("clean", Pictures())
+    changed = scores("changed", Pictures(), box=1.0, ellipse=0.0, jitter=0.0, whole=0.9)
+    assert clean["region_accuracy"] == changed["region_accuracy"] and clean["validation_unreadable"] == 0
+    assert scores("one", Broken({0}, 50))["validation_unreadable"] == 1
+    for bad, length in ((2, 100), (10, 10)):
+        with pytest.raises(RuntimeError, match=f"{bad} of {length} pictures could not be read"):
+            scores(str(length), Broken({*range(bad)}, length))
+
+
+class Pictures:
+    """Drawn scenes of red, green and blue things, as `Picture`s."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        scene = draw_scene(index, 32, objects=(2, 2), overlap=0.0)
+        regions = tuple(Region(WORDS[(index + k) % 3], r.mask) for k, r in enumerate(scene.regions))
+        return Picture(str(index), Image.fromarray(scene.image), "blue", regions)
+
+
+def test_a_run_is_gone_on_with_from_what_it_began_with_alone(tmp_path):
+    finetune(tiny_model(), Halves(20), config(), tmp_path, tokenize=words_to_ids)
+    message = "holds a run that began with other weights or data .*20 pictures there, .*{} pictures here.: give it"
+    with pytest.raises(ValueError, match=message.format(30)):
+        finetune(tiny_model(), Halves(30), config(), tmp_path, tokenize=words_to_ids)
+    with pytest.raises(ValueError, match=message.format(20)):
+        finetune(tiny_model(seed=1), Halves(20), config(), tmp_path, tokenize=words_to_ids)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.pt is damaged .*: delete it to begin anew, or name another folder"):
+        finetune(tiny_model(), Halves(20), config(), tmp_path, tokenize=words_to_ids)
+
+
+def test_tensorboard_without_a_folder_or_the_package_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="tensorboard is True and out is None: name a folder"):
+        finetune(tiny_model(), Halves(20), config(), tokenize=words_to_ids, tensorboard=True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="metrics for TensorBoard need tensorboard: pip install tensorboard"):
+        finetune(tiny_model(), Halves(20), config(), tmp_path, tokenize=words_to_ids, tensorboard=True)
 
 
 def test_a_scored_checkpoint_is_better_than_an_unscored_one(tmp_path):

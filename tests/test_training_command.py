@@ -89,6 +89,8 @@ def test_settings_take_the_place_of_the_presets(data, tmp_path):
     [
         (["--data", "nowhere"], "nowhere"),
         (["--hold-out", "40"], "60 pictures are too few to hold 40 out for validation"),
+        (["--hold-out", "-5"], "--hold-out is -5, expected at least 0"),
+        (["--hold-out", "5", "--validation", "x"], "not allowed with argument"),
         (["--batch-size", "0"], "TrainConfig.batch_size is 0, expected at least 1"),
         (["--model", "ViT-Z/1"], "Model ViT-Z/1 not found"),
         (["--optimizer", "sgd"], "invalid choice: 'sgd'"),
@@ -101,3 +103,19 @@ def test_what_is_wrong_is_said_before_anything_is_written(data, tmp_path, capsys
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--unlock-blocks", "9"], "error: TrainConfig.unlock_blocks is 9, expected 0 to 4"),
+        (["--batch-size", "15", "--accumulate", "1", "--seed", "1"], "error: .* holds a run with other settings"),
+        (["--hold-out", "10"], "error: .* holds a run that began with other weights or data"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:this model has never read")  # some of the drawings' words
+def test_what_the_run_finds_wrong_is_one_line(data, tmp_path, arguments, message):
+    finished = ["--model", "tiny", "--data", str(data), "--out", str(tmp_path), *SMOKE, "--steps", "1"]
+    main(finished)
+    with pytest.raises(SystemExit, match=message):
+        main([*finished, *arguments])

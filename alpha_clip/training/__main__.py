@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import typing
 import warnings
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from .config import PRESETS, TrainConfig
 from .data import Dataset
 from .loop import finetune
 from .pictures import open_data
+from .records import UnreadableData
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             model, _ = load(args.model, _device(args.device), alpha_vision_ckpt_pth=args.alpha, dtype=torch.float32)
     except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
-    finetune(model, dataset, config, args.out, validation=validation, tensorboard=args.tensorboard)
+    try:
+        finetune(model, dataset, config, args.out, validation=validation, tensorboard=args.tensorboard)
+    except (ValueError, OSError, ImportError, UnreadableData, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
     if int(os.environ.get("RANK", 0)) == 0:
         weights = os.path.join(args.out, "best.safetensors")
         print(f"load it with alpha_clip.load({args.model!r}, alpha_vision_ckpt_pth={weights!r})")  # noqa: T201
@@ -56,8 +61,10 @@ def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Dataset]:
     """A data set without `count` of its pictures, the same ones at every call, and those.
 
     Raises:
-        ValueError: there are not twice as many.
+        ValueError: there are not twice as many, or `count` is negative.
     """
+    if count < 0:
+        raise ValueError(f"--hold-out is {count}, expected at least 0")
     if len(dataset) < 2 * count:
         raise ValueError(
             f"{len(dataset)} pictures are too few to hold {count} out for validation: hold out fewer, or pass "
@@ -75,10 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help="folder with regions.jsonl, or tar shards")
     parser.add_argument("--out", required=True, help="folder for the run; one with a run in it is gone on with")
     parser.add_argument("--alpha", help="alpha weights to begin with, a tag or file; default: none, plain CLIP")
-    parser.add_argument("--validation", help="data to evaluate on")
-    parser.add_argument(
-        "--hold-out", type=int, help="without --validation: pictures of --data for that; default: 200, or a tenth"
-    )
+    evaluation = parser.add_mutually_exclusive_group()
+    evaluation.add_argument("--validation", help="data to evaluate on")
+    evaluation.add_argument("--hold-out", type=int, help="pictures of --data for that; default: 200, or a tenth")
     parser.add_argument("--device", help="default: CUDA if there is one, else MPS, else the CPU")
     parser.add_argument("--preset", choices=PRESETS, default="light", help="settings to begin with")
     parser.add_argument("--tensorboard", action="store_true", help="write metrics for TensorBoard too")
@@ -100,7 +106,7 @@ def _argument(kind: Any) -> dict[str, Any]:
 
 def _device(given: str | None) -> str | None:
     """Each process its own GPU, unless the user says otherwise."""
-    if given is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+    if given in (None, "cuda") and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return given
 

@@ -16,13 +16,13 @@ class TrainConfig:
 
     steps: int  # optimizer steps in all, those before a resume included
     batch_size: int = 256  # pictures a step, over all processes; one may hold several samples
-    accumulate: int = 1  # parts that a process cuts its share into, to save memory; the loss stays that of the whole
+    accumulate: int = 1  # parts, of as many pictures, that a process cuts its share into, to save memory; same loss
 
     optimizer: Literal["adamw", "muon"] = "adamw"  # Muon: for the blocks' matrices; from scratch, it needs fewer steps
     lr: float = 2e-6  # peak learning rate of everything but the alpha convolution
     alpha_lr: float = 2e-4  # peak learning rate of the alpha convolution
     weight_decay: float = 0.02  # on matrices and convolutions; never on gains, biases, embeddings or temperature
-    warmup: int = 200  # steps of linear warm-up, then cosine down to 0
+    warmup: int | None = None  # steps of linear warm-up, then cosine down to 0; None: 200, at most a tenth
     grad_clip: float = 1.0  # largest norm of the gradient
     unlock_blocks: int | None = None  # train only the last so many blocks, what follows them, and alpha; None: all
     train_text: bool = False  # train the text tower and the temperature too
@@ -35,10 +35,10 @@ class TrainConfig:
     box: float = 0.1  # share of the masks that become their bounding box,
     ellipse: float = 0.1  # ... an ellipse in it,
     jitter: float = 0.3  # ... or are grown, shrunk, shifted and softened; the rest stays as it is
-    graded: float = 0.0  # share of the region samples whose surroundings are seen in part, and named by the caption,
+    graded: float = 0.0  # share of the region samples whose surroundings are seen in part, as far as the caption holds,
     weighted: float = 0.0  # ... that are two regions, one of which counts less,
     union: float = 0.0  # ... that are two or three regions, "a cat and a dog"; the rest shows one
-    geometry: Literal["pad", "crop", "squash"] = "pad"  # of picture and mask; "pad" loses nothing, as the authors'
+    geometry: Literal["pad", "crop", "squash"] = "pad"  # "crop" may cut a region away: a bad picture
 
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products (autocast); weights stay in float32
     checkpoint_activations: bool = False  # work out the blocks' activations twice, to save their memory
@@ -58,7 +58,9 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "save_every", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("lr", "alpha_lr", "weight_decay", "warmup", "grad_clip", "workers", *_WEIGHTS, *_SHARES):
+        if self.warmup is not None and not 0 <= self.warmup <= self.steps:
+            raise ValueError(f"TrainConfig.warmup is {self.warmup}, expected 0 to {self.steps}, the steps in all")
+        for name in ("lr", "alpha_lr", "weight_decay", "grad_clip", "workers", *_WEIGHTS, *SHARES):
             if getattr(self, name) < 0:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}, expected at least 0")
         for names in (("whole",), ("box", "ellipse", "jitter"), ("graded", "weighted", "union")):
@@ -75,18 +77,19 @@ class TrainConfig:
 
 
 _WEIGHTS = ("same_image", "distill", "distill_tokens")
-_SHARES = ("whole", "box", "ellipse", "jitter", "graded", "weighted", "union")
+SHARES = ("whole", "box", "ellipse", "jitter", "graded", "weighted", "union")
 
 # Settings that do not change what is learned: a run may be resumed with others.
 FREE = ("accumulate", "checkpoint_activations", "evaluate_every", "save_every", "workers")
 
+# `batch_size` counts pictures, where the paper counts pairs.
 PRESETS: dict[str, dict[str, Any]] = {
-    # Table "training recipe" of the paper's appendix; 5000 steps of 4096 are 20 epochs of a million pairs.
+    # Table "training recipe" of the paper's appendix; 5000 steps of 4096 are 20 epochs of a million pictures.
     "paper": {"steps": 5000, "batch_size": 4096, "accumulate": 64, "same_image": 0.0, "box": 0.0, "ellipse": 0.0,
               "jitter": 0.0, "precision": "bfloat16"},
-    # 100,000 pairs bring most of the gain (the paper's table of data sizes): here eight times over.
-    "light": {"steps": 1600, "batch_size": 512, "accumulate": 8, "distill": 1.0, "distill_tokens": 0.1,
+    # 100,000 pairs bring most of the gain (the paper's table of data sizes); two or three a picture, here eight times.
+    "light": {"steps": 640, "batch_size": 512, "accumulate": 8, "distill": 1.0, "distill_tokens": 0.1,
               "precision": "bfloat16"},
     # To see that data, device and disk work.
-    "smoke": {"steps": 20, "batch_size": 16, "warmup": 2, "save_every": 10, "evaluate_every": 10},
+    "smoke": {"steps": 20, "batch_size": 16, "save_every": 10, "evaluate_every": 10},
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -21,23 +21,27 @@ from ..model import FOREGROUND
 from ..transforms import Preprocess
 from .config import TrainConfig
 from .loss import Labels
-from .pictures import BadSample, Picture
+from .pictures import Picture
+from .records import BadSample, UnreadableData
 from .views import Sample, views
 
 MASK_GRID = 32  # masks are compared at this size
+MAX_BAD = 0.01  # share of the pictures that may be unreadable,
+BAD_FROM = 100  # ... once so many were read
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples. They have P texts in all, a row of `labels` each, and those are of U different `texts`."""
+    """B samples. They have P texts in all, a row of `labels` each; U different texts occur."""
 
     image: Tensor  # (B, 3, n, n)
     alpha: Tensor  # (B, 1, n, n)
     mask: Tensor  # (B, g) in [0, 1]: the masks, made small and flat
     whole: Tensor  # (B,) bool: this sample is a whole image
-    index: Tensor  # (B,) int64, which item of the data set it is of
+    keys: list[str]  # B, what the picture it is of is called in the data set
     texts: list[str]
-    sample: Tensor  # (P,) int64, below B, ascending
+    first: Tensor  # (B,) int64, below U: the sample's first text; -1: it has no text
+    sample: Tensor  # (P,) int64, below B
     text: Tensor  # (P,) int64, below U
     labels: Labels
     rivals: Tensor  # (B, U) bool
@@ -45,11 +49,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image)
-
-    @property
-    def first_row(self) -> Tensor:
-        """(B,) the row of each sample's first text."""
-        return torch.searchsorted(self.sample, torch.arange(len(self)))
 
 
 class Dataset(Protocol):
@@ -64,6 +63,8 @@ class Item:
     """What an item of the data set came to."""
 
     index: int
+    position: int  # in the run: an item that comes twice has two
+    key: str
     samples: Sequence[Sample]
     bad: BadSample | None = None
 
@@ -76,49 +77,63 @@ def normalised(text: str) -> str:
 def collate(items: Sequence[Item], size: int = 1) -> Batch:
     """Items to one batch, in their order; `size` is that of the pictures, should none be left."""
     samples = [sample for item in items for sample in item.samples]
-    index = torch.tensor([item.index for item in items for _ in item.samples], dtype=torch.int64)
+    sources = [item for item in items for _ in item.samples]
     whole = torch.tensor([s.alpha is None for s in samples], dtype=torch.bool)
     image = torch.stack([s.image for s in samples]) if samples else torch.zeros(0, 3, size, size)
     foreground = image.new_full((1, *image.shape[2:]), FOREGROUND)
     alpha = torch.stack([foreground if s.alpha is None else s.alpha for s in samples]) if samples else image[:, :1]
 
-    number: dict[str, int] = {}
-    rows: list[tuple[int, int, int, bool, float]] = []  # sample, text, the sample's other text, whole, weight
-    for b, s in enumerate(samples):
-        one = other = number.setdefault(normalised(s.text), len(number))
-        if s.second is not None:
-            other = number.setdefault(normalised(s.second.text), len(number))
-        if s.second is None or other == one:
-            rows.append((b, one, one, s.alpha is None, 1.0))
-        else:
-            rows.append((b, one, other, s.alpha is None, 1 - s.second.weight))
-            rows.append((b, other, one, s.second.whole, s.second.weight))
-    rivals = [[number.setdefault(normalised(t), len(number)) for t in s.rivals] for s in samples]
-    of, text, others, of_whole, weight = zip(*rows, strict=True) if rows else [()] * 5
-    sample, text_of = torch.tensor(of, dtype=torch.int64), torch.tensor(text, dtype=torch.int64)
-    ids = torch.tensor([_hash(text) for text in number], dtype=torch.int64)
-    labels = Labels(
-        text_id=ids[text_of],
-        other_id=ids[torch.tensor(others, dtype=torch.int64)],
-        picture=index[sample],
-        whole=torch.tensor(of_whole, dtype=torch.bool),
-        weight=torch.tensor(weight, dtype=torch.float32),
-    )
-    is_rival = torch.zeros(len(samples), len(number), dtype=torch.bool)
+    texts = _Texts()
+    rows = [(b, *row) for b, s in enumerate(samples) for row in texts.rows(s)]
+    first = [-1 if s.text is None else texts.number(s.text) for s in samples]
+    columns = zip(*rows, strict=True) if rows else [()] * 5
+    types = (torch.int64, torch.int64, torch.int64, torch.bool, torch.float32)
+    of, text, other, of_whole, weight = (torch.tensor(c, dtype=t) for c, t in zip(columns, types, strict=True))
+    rivals = [[texts.number(t) for t in (str(s.text), *s.rivals)] if s.rivals else [] for s in samples]
+    is_rival = torch.zeros(len(samples), len(texts.numbers), dtype=torch.bool)
     for b, numbers in enumerate(rivals):
         is_rival[b, numbers] = True
+
+    ids = texts.ids()
+    index = torch.tensor([item.index for item in sources], dtype=torch.int64)
+    position = torch.tensor([item.position for item in sources], dtype=torch.int64)
+    labels = Labels(ids[text], ids[other], index[of], position[of], of_whole, weight)
     bad = [item.bad for item in items if item.bad is not None]
-    return Batch(image, alpha, _small(alpha), whole, index, list(number), sample, text_of, labels, is_rival, bad)
+    keys = [item.key for item in sources]
+    return Batch(
+        image, alpha, _small(alpha), whole, keys, list(texts.numbers), torch.tensor(first, dtype=torch.int64), of, text,
+        labels, is_rival, bad,
+    )  # fmt: skip
+
+
+class _Texts:
+    """The different texts of a batch, numbered as they come."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        return self.numbers.setdefault(normalised(text), len(self.numbers))
+
+    def rows(self, sample: Sample) -> list[tuple[int, int, bool, float]]:
+        """For each of its texts: its number, that of the other one or the same again, whole or not, weight."""
+        if sample.text is None:
+            return []
+        one, whole, second = self.number(sample.text), sample.alpha is None, sample.second
+        other = one if second is None else self.number(second.text)
+        if second is None or other == one:
+            return [(one, one, whole, 1.0)]
+        return [(one, other, whole, 1 - second.weight), (other, one, second.whole, second.weight)]
+
+    def ids(self) -> Tensor:
+        """(U,) 63 bits of each: the same in every process and run, unlike Python's own hash."""
+        digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in self.numbers]
+        return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)
 
 
 def _small(alpha: Tensor) -> Tensor:
     """(B, 1, n, n) alpha to (B, g) masks."""
     return F.adaptive_avg_pool2d((alpha > 0).float(), min(MASK_GRID, alpha.shape[-1])).flatten(1)
-
-
-def _hash(text: str) -> int:
-    """63 bits: the same in every process and run, unlike Python's own."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Positions:
@@ -138,10 +153,12 @@ class Positions:
             with _seeded(source):
                 item = self.dataset[index]
             if isinstance(item, Picture):
-                item = views(item, self.preprocess, self.config, np.random.default_rng(source))
-        except BadSample as error:
-            return Item(index, (), BadSample(error.key, error.reason, error.problem))  # without the frames it came from
-        return Item(index, [item] if isinstance(item, Sample) else item)
+                samples = views(item, self.preprocess, self.config, np.random.default_rng(source))
+                return Item(index, position, item.key, samples)
+        except BadSample as error:  # without the frames it came from
+            bad = BadSample(error.key, error.reason, error.problem)
+            return Item(index, position, error.key, (), bad)
+        return Item(index, position, str(index), [item] if isinstance(item, Sample) else item)
 
 
 @contextmanager
@@ -165,7 +182,7 @@ def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 
-def positions(config: TrainConfig, step: int, rank: int, world: int) -> Iterator[list[int]]:
+class Parts:
     """What process `rank` of `world` reads from `step` on, part by part, ``config.accumulate`` of them a step.
 
     Step s holds the positions from s * batch_size on, whatever the number of processes and parts.
@@ -173,16 +190,24 @@ def positions(config: TrainConfig, step: int, rank: int, world: int) -> Iterator
     Raises:
         ValueError: the batch cannot be cut into equal parts.
     """
-    parts = world * config.accumulate
-    if config.batch_size % parts:
-        raise ValueError(
-            f"batch_size is {config.batch_size}, expected a multiple of {parts}, {world} processes x "
-            f"{config.accumulate} parts"
-        )
-    size = config.batch_size // parts
-    for s in range(step, config.steps):
-        mine = range(s * config.batch_size + rank, (s + 1) * config.batch_size, world)
-        yield from (list(mine[i * size : (i + 1) * size]) for i in range(config.accumulate))
+
+    def __init__(self, config: TrainConfig, step: int, rank: int, world: int) -> None:
+        parts = world * config.accumulate
+        if config.batch_size % parts:
+            raise ValueError(
+                f"batch_size is {config.batch_size}, expected a multiple of {parts}, {world} processes x "
+                f"{config.accumulate} parts"
+            )
+        self.config, self.step, self.rank, self.world, self.size = config, step, rank, world, config.batch_size // parts
+
+    def __len__(self) -> int:
+        return (self.config.steps - self.step) * self.config.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch = self.config.batch_size
+        for s in range(self.step, self.config.steps):
+            mine = range(s * batch + self.rank, (s + 1) * batch, self.world)
+            yield from (list(mine[i : i + self.size]) for i in range(0, len(mine), self.size))
 
 
 def batches(
@@ -202,11 +227,21 @@ def batches(
         raise ValueError("the training set is empty: expected at least one item")
     return DataLoader(
         Positions(dataset, config, preprocess),  # type: ignore[arg-type]
-        batch_sampler=list(positions(config, step, rank, world)),
+        batch_sampler=Parts(config, step, rank, world),
         num_workers=config.workers,
         collate_fn=partial(collate, size=preprocess.n),
         worker_init_fn=leave_sigterm,
     )
+
+
+def check_readable(read: int, unreadable: int, last: Collection[BadSample]) -> None:
+    """Raise `UnreadableData` if too many of the pictures could not be read; `last` are some of them."""
+    if unreadable and ((read >= BAD_FROM and unreadable > MAX_BAD * read) or unreadable >= read):
+        because = f", the last because: {'; '.join(map(str, last))}" if last else ""
+        raise UnreadableData(
+            f"{unreadable} of {read} pictures could not be read, more than {MAX_BAD:.0%}{because}. "
+            "`python -m alpha_clip.training.check DATA` lists them all."
+        )
 
 
 def leave_sigterm(worker: int) -> None:

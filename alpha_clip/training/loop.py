@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from ..model import CLIP, convert_weights
 from ..tokenizer import tokenize
 from ..transforms import Preprocess
 from .config import TrainConfig
-from .data import Batch, Dataset, batches
+from .data import Batch, Dataset, batches, check_readable
 from .objective import Objective
 from .optim import lr_at, make_optimizers
 from .pictures import BadSample
@@ -35,8 +35,6 @@ from .validation import evaluate
 
 _tokenize = partial(tokenize, truncate=True)
 MAX_SCALE = 100.0  # CLIP clips the inverse temperature there (arXiv 2103.00020, section 2.5)
-MAX_BAD = 0.01  # share of the pictures that may be unreadable,
-BAD_FROM = 100  # ... once so many were read
 
 
 def finetune(
@@ -62,17 +60,22 @@ def finetune(
             bit for bit where an uninterrupted one would (CPU, same number of processes and parts);
             ``best.safetensors``, for `load`; and ``metrics.jsonl``. None: nothing is written.
         validation: pictures whose regions are named now and then; without any, the last weights are the best.
-        tokenize: texts to token ids (U, L); by default CLIP's, which cuts long texts.
+        tokenize: texts, in lower case, to token ids (U, L); by default CLIP's, which cuts long texts.
         description: words before the progress bar.
         tensorboard: write the metrics to `out` for TensorBoard too (``pip install tensorboard``).
 
     Raises:
-        ValueError: the data set is empty, `out` holds a run with other settings, or the batch cannot be cut evenly.
-        RuntimeError: more than 1% of the pictures cannot be read.
+        ValueError: the data set is empty, `out` holds a run with other settings, other data or another model to begin
+            with, or a damaged one; the batch cannot be cut evenly; `tensorboard` without `out`; under torchrun on CUDA,
+            the model is not on this process's own device.
+        ImportError: `tensorboard`, and it is not installed.
+        UnreadableData, a RuntimeError: more than 1% of the pictures cannot be read.
         FloatingPointError: the loss is not finite; the last checkpoint stays as it is, and ``bad_batch.json`` says
             which pictures it was.
         SystemExit: SIGTERM came; the state was saved.
     """
+    if tensorboard and out is None:
+        raise ValueError("tensorboard is True and out is None: name a folder to write to")
     device = model.logit_scale.device
     folder = None if out is None else Path(out)
     with process_group(device), _in_float32(model), _checkpointing(model, config), _sigterm() as terminated:
@@ -80,7 +83,7 @@ def finetune(
         optimizers = make_optimizers(model, config)
         peak = [group["lr"] for group in _groups(optimizers)]
         objective = Objective(model, config, tokenize)  # before a resume: its base is what training began with
-        at = load_state(folder, model, optimizers, config) if folder else Progress()
+        at = load_state(folder, model, optimizers, config, len(dataset)) if folder else Progress()
         objective.distribute()
         preprocess = Preprocess(model.visual.input_resolution)
         parts = iter(batches(dataset, config, preprocess, at.step, rank, world))
@@ -98,16 +101,16 @@ def finetune(
             model.zero_grad()
             terms = objective.backward(batch)
             if not math.isfinite(terms["loss"]):
-                raise _not_finite(folder, at.step, terms, batch)
+                raise _not_finite("loss", folder, at.step, terms, batch)
             if not _update(model, optimizers, config):
-                raise _not_finite(folder, at.step, terms | {"loss": math.nan}, batch)
+                raise _not_finite("gradient", folder, at.step, terms, batch)
             bad = [error for part in batch for error in part.bad]
             last_bad.extend(bad)
             samples, unreadable, stop = total(sum(map(len, batch)), len(bad), terminated.is_set(), device=device)
             terms |= {"lr_factor": lr_at(at.step, config)}
             at.step += 1
             at.unreadable += int(unreadable)
-            _check_readable(at.step * config.batch_size, at.unreadable, last_bad)
+            check_readable(at.step * config.batch_size, at.unreadable, last_bad)
             terms |= {
                 "samples_per_second": samples / (time.perf_counter() - start),
                 "unreadable": float(at.unreadable),
@@ -153,33 +156,25 @@ def _groups(optimizers: list[Optimizer]) -> list[dict[str, Any]]:
     return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
-def _check_readable(read: int, unreadable: int, last: Collection[BadSample]) -> None:
-    """Raise a RuntimeError if too many of the pictures could not be read."""
-    if read >= BAD_FROM and unreadable > MAX_BAD * read:
-        because = f", the last because: {'; '.join(map(str, last))}" if last else ""
-        raise RuntimeError(
-            f"{unreadable} of {read} pictures could not be read, more than {MAX_BAD:.0%}{because}. "
-            "`python -m alpha_clip.training.check DATA` lists them all."
-        )
-
-
-def _not_finite(folder: Path | None, step: int, terms: dict[str, float], batch: Sequence[Batch]) -> FloatingPointError:
-    """Every process comes here, since all have the same loss."""
-    items = sorted({*gather_objects([int(i) for part in batch for i in part.index])})
+def _not_finite(
+    what: str, folder: Path | None, step: int, terms: dict[str, float], batch: Sequence[Batch]
+) -> FloatingPointError:
+    """Every process comes here, since all have the same loss and gradient."""
+    keys = sorted({*gather_objects([key for part in batch for key in part.keys])})
     texts = sorted({*gather_objects([text for part in batch for text in part.texts])})
     where = ""
     if folder:
-        path = folder / BAD_BATCH
-        where = f"; its pictures are in {path}"
+        where = f"; its pictures are in {folder / BAD_BATCH}"
         if rank_and_world()[0] == 0:
-            save_bad_batch(folder, step, terms, items, texts)
+            save_bad_batch(folder, step, terms, keys, texts)
     return FloatingPointError(
-        f"the loss is {terms['loss']} at step {step}{where}: lower the learning rate, or check the data"
+        f"the {what} is not finite at step {step}{where}: lower the learning rate, or check the data"
     )
 
 
 def _summary(terms: dict[str, float]) -> str:
     shown = [f"loss={terms['loss']:.3f}", f"{terms['samples_per_second']:.0f} samples/s"]
+    shown += [f"{terms['unreadable']:.0f} unreadable"] * (terms["unreadable"] > 0)
     shown += [f"{name.replace('_', ' ')}={terms[name]:.3f}" for name in ("region_accuracy", "drift") if name in terms]
     return ", ".join(shown)
 

@@ -21,6 +21,7 @@ class Labels:
     text_id: Tensor  # (P,) int64, equal where the texts are
     other_id: Tensor  # (P,) int64, that of the sample's other text, or of this one if it has no other
     picture: Tensor  # (P,) int64, equal where the samples are of one picture
+    copy: Tensor  # (P,) int64, equal where the samples were made of it at once: a batch may hold it twice
     whole: Tensor  # (P,) bool: the text is of the whole picture
     weight: Tensor  # (P,) float32, the row's share of its sample's loss
 
@@ -88,7 +89,7 @@ def same_image_pairs(text: Tensor, labels: Labels, mask: Tensor) -> Tensor:
     inside = both / torch.minimum(area[:, None], area).clamp_min(1e-6)
     alone = ~labels.whole & (labels.weight == 1)
     return (
-        (labels.picture[:, None] == labels.picture)
+        (labels.copy[:, None] == labels.copy)  # copies may lie in different processes, so none counts across
         & alone[:, None]
         & alone
         & (labels.text_id[:, None] != labels.text_id)

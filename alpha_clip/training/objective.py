@@ -39,7 +39,7 @@ class Inputs:
     text: Tensor  # (P,) which of the U
     labels: Labels
     mask: Tensor  # (P, g)
-    own: Tensor  # (B,) which of the U is the sample's first text
+    first: Tensor  # (B,) which of the U is the sample's first text
     rivals: Tensor  # (B, U) bool
 
 
@@ -53,13 +53,16 @@ class Towers(nn.Module):
         self.want_tokens = bool(config.distill and config.distill_tokens)
         self.autocast = config.precision == "bfloat16"
 
-    def forward(self, part: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """(B, D) image features, (U, D) text features, () scale, and patch tokens (W, N, width) of whole pictures."""
+    def forward(self, part: Inputs, read: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(B, D) image features, (U, D) text features, () scale, and patch tokens (W, N, width) of whole pictures.
+
+        Without `read` the text features are left out, as (0, D).
+        """
         device_type = self.model.logit_scale.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=self.autocast):
             image, patches = self.see(self.model.visual, part.image, part.alpha, part.whole)
             with torch.set_grad_enabled(self.train_text and torch.is_grad_enabled()):
-                text = self.model.encode_text(part.tokens)
+                text = self.model.encode_text(part.tokens) if read else image.new_zeros(0, image.shape[1])
         image, text = (F.normalize(x.float(), dim=-1) for x in (image, text))
         return image, text, self.model.logit_scale.exp(), patches
 
@@ -79,6 +82,7 @@ class _Counts:
     """What the sums of a step are divided by, over all processes."""
 
     samples: float
+    named: float  # of those, with a text
     whole: float
     rivalled: float
 
@@ -106,11 +110,12 @@ class Objective:
             self.trained = DistributedDataParallel(self.towers, device_ids=ids, broadcast_buffers=False)
 
     def backward(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Add the gradients of one step. Returns the terms of its loss, and "loss", the same in every process."""
+        """Add the gradients of one step. Returns its loss and its terms, unweighted, the same in all processes."""
         parts = [self._inputs(batch) for batch in batches]
         counts = _Counts(
             *total(
                 sum(len(part.image) for part in parts),
+                sum(int((batch.first >= 0).sum()) for batch in batches),
                 sum(int(part.whole.sum()) for part in parts),
                 sum(int(batch.rivals.any(dim=1).sum()) for batch in batches),
                 device=self.device,
@@ -132,12 +137,12 @@ class Objective:
             terms, loss = self._compare(parts, images, texts, scale, counts)
             loss.backward()
             drift = self._replay(parts, images, texts, scale, counts)
-        terms |= {"distill": float(drift.detach())} if self.config.distill else {}
-        names = list(terms)
-        values = total(*terms.values(), device=self.device)
-        terms = {name: value / self.world for name, value in zip(names, values, strict=True)}
-        weights = {"same_image": self.config.same_image, "rivals": self.config.same_image}
-        return {"loss": sum(v * weights.get(k, 1.0) for k, v in terms.items())} | terms
+        if self.config.distill:
+            terms["distill"] = drift.detach() / self.config.distill
+        values = total(*torch.stack(list(terms.values())).tolist(), device=self.device)
+        means = {name: value / self.world for name, value in zip(terms, values, strict=True)}
+        weights = {"contrast": 1.0, "rivals": self.config.same_image} | vars(self.config)
+        return {"loss": sum(value * weights[name] for name, value in means.items())} | means
 
     def _replay(
         self, parts: Sequence[Inputs], images: list[Tensor], texts: list[Tensor], scale: Tensor, counts: _Counts
@@ -148,7 +153,7 @@ class Objective:
             last = part is parts[-1]
             waits = not last and isinstance(self.trained, DistributedDataParallel)
             with self.trained.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                own_image, own_text, own_scale, patches = self.trained(part)
+                own_image, own_text, own_scale, patches = self.trained(part, read=self.config.train_text)
                 drift = self._drift(part, own_image, patches, counts)
                 assert image.grad is not None
                 carrier = (own_image * image.grad).sum() + drift
@@ -161,7 +166,7 @@ class Objective:
 
     def _compare(
         self, parts: Sequence[Inputs], images: list[Tensor], texts: list[Tensor], scale: Tensor, counts: _Counts
-    ) -> tuple[dict[str, float], Tensor]:
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """The terms that compare samples with each other; `world` makes the processes' mean the whole's loss."""
         image = torch.cat([x[part.sample] for x, part in zip(images, parts, strict=True)])  # (P, D)
         text = torch.cat([x[part.text] for x, part in zip(texts, parts, strict=True)])
@@ -170,20 +175,21 @@ class Objective:
         all_image, all_text, every = gather(image, rows), gather(text, rows), labels.map(lambda x: gather(x, rows))
         first = sum(rows[: self.rank])
         contrast = contrastive_sum(image, text, labels, all_image, all_text, every, first, scale)
-        loss = contrast * self.world / counts.samples
-        terms = {"contrast": float(loss.detach())}
+        loss = contrast * self.world / max(counts.named, 1)
+        terms = {"contrast": loss.detach()}
         if self.config.same_image:
             pairs = same_image_pairs(text.detach(), labels, torch.cat([part.mask for part in parts]))
             (count,) = total(int(pairs.any(dim=1).sum()), device=self.device)
             among = same_image_sum(image, text, pairs, scale) * self.world / max(count, 1)
-            terms["same_image"] = float(among.detach())
+            terms["same_image"] = among.detach()
             loss = loss + self.config.same_image * among
         if self.config.same_image and counts.rivalled:
             sums = [
-                rivals_sum(x, y, part.own, part.rivals, scale) for x, y, part in zip(images, texts, parts, strict=True)
+                rivals_sum(x, y, part.first, part.rivals, scale)
+                for x, y, part in zip(images, texts, parts, strict=True)
             ]
             apart = torch.stack(sums).sum() * self.world / counts.rivalled
-            terms["rivals"] = float(apart.detach())
+            terms["rivals"] = apart.detach()
             loss = loss + self.config.same_image * apart
         return terms, loss
 
@@ -214,6 +220,6 @@ class Objective:
             batch.text.to(self.device),
             batch.labels.map(lambda x: x.to(self.device)),
             batch.mask[batch.sample].to(self.device),
-            batch.text[batch.first_row].to(self.device),
+            batch.first.to(self.device),
             batch.rivals.to(self.device),
         )

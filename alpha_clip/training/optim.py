@@ -80,7 +80,8 @@ def _unlock(model: CLIP, config: TrainConfig) -> None:
 
 def lr_at(step: int, config: TrainConfig) -> float:
     """Share of the peak learning rate at `step`: linear warm-up, then a cosine down to 0 at the last step."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    warmup = min(200, config.steps // 10) if config.warmup is None else config.warmup
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, config.steps - warmup)
     return (1 + math.cos(math.pi * done)) / 2

@@ -19,12 +19,22 @@ def rank_and_world() -> tuple[int, int]:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group that `torchrun` describes in the environment, if it does: NCCL on CUDA, Gloo elsewhere."""
+    """Join the group that `torchrun` describes in the environment, if it does: NCCL on CUDA, Gloo elsewhere.
+
+    Raises:
+        ValueError: `device` is another process's.
+    """
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        own = int(os.environ["LOCAL_RANK"])
+        if device.index != own:
+            raise ValueError(
+                f"the model of local rank {own} is on {device}, expected cuda:{own}, each process on a device of its "
+                f"own: alpha_clip.load(..., device=f\"cuda:{{os.environ['LOCAL_RANK']}}\")"
+            )
+        torch.cuda.set_device(own)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield

@@ -28,6 +28,10 @@ class BadSample(ValueError):
         return f"{self.key}: {self.reason}"
 
 
+class UnreadableData(RuntimeError):
+    """Too many samples of a data set cannot be used."""
+
+
 @dataclass(frozen=True, eq=False)
 class Region:
     """Where to look, and what is there."""

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
 from tqdm import tqdm
 
 CACHE = "~/.cache/alpha_clip/shards"
@@ -86,6 +87,16 @@ def fetched(url: str, cache: Path) -> Path:
     if path.is_file():
         return path
     cache.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with FileLock(lock):  # of many processes one fetches
+            return path if path.is_file() else _fetch(url, path)
+    finally:
+        lock.unlink(missing_ok=True)  # whoever waits has it open; at worst a shard is fetched twice
+
+
+def _fetch(url: str, path: Path) -> Path:
+    cache = path.parent
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     request = urllib.request.Request(url, headers={"User-Agent": "alpha-clip"})
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch.optim import Optimizer
 from .. import checkpoints
 from ..model import CLIP
 from .config import FREE, TrainConfig
+from .processes import gather_objects
 
 LAST, BEST, METRICS, BAD_BATCH = "last.pt", "best.safetensors", "metrics.jsonl", "bad_batch.json"
 
@@ -28,6 +31,7 @@ class Progress:
     step: int = 0  # optimizer steps taken
     best: float = -math.inf  # score of the best weights
     unreadable: int = 0  # pictures that could not be read, over all processes
+    origin: str = ""  # what the run began with: a digest of the weights, and the size of the data set
 
 
 def save_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig, progress: Progress) -> None:
@@ -49,27 +53,45 @@ def save_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: T
     os.replace(part, folder / LAST)
 
 
-def load_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig) -> Progress:
+def load_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig, pictures: int) -> Progress:
     """How far the run in `folder` is, its weights and optimizer states put in place; the beginning, if none is there.
 
     Raises:
-        ValueError: it is a run with other settings.
+        ValueError: it is a run with other settings, from other weights or on other data; or it is damaged; or it is
+            not there for every process.
     """
-    path = folder / LAST
+    path, origin = folder / LAST, f"{_digest(trained(model, config))}, {pictures} pictures"
+    if len({*gather_objects([path.exists()])}) > 1:
+        raise ValueError(f"{path} is there for some processes only: name a folder that all of them share")
     if not path.exists():
-        return Progress()
-    state = torch.load(path, map_location="cpu", weights_only=True)
+        return Progress(origin=origin)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it to begin anew, or name another folder") from error
     saved, wanted = state["config"], asdict(config)
     if other := [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]:
         differences = ", ".join(f"{k}: {saved.get(k)} there, {wanted[k]} here" for k in other)
         raise ValueError(f"{folder} holds a run with other settings ({differences}): name another folder")
+    if state["origin"] != origin:
+        raise ValueError(
+            f"{folder} holds a run that began with other weights or data ({state['origin']} there, {origin} here): "
+            "give it those, or name another folder"
+        )
     model.load_state_dict(model.state_dict() | state["model"])
     for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(optimizer_state)
     torch.set_rng_state(state["random"]["torch"])
     if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return Progress(state["step"], state["best"], state["unreadable"])
+    return Progress(state["step"], state["best"], state["unreadable"], origin)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:12]
 
 
 def save_best(folder: Path, model: CLIP, config: TrainConfig, metrics: Mapping[str, float]) -> None:
@@ -94,8 +116,10 @@ class Log:
             _write(self.path, "".join(f"{line}\n" for line in lines))
         self._writer: Any = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ImportError("metrics for TensorBoard need tensorboard: pip install tensorboard") from error
             self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -107,10 +131,10 @@ class Log:
             self._writer.flush()
 
 
-def save_bad_batch(folder: Path, step: int, terms: Mapping[str, float], items: list[int], texts: list[str]) -> None:
-    """Which items of the data set a loss that is not finite came from, and all their texts."""
+def save_bad_batch(folder: Path, step: int, terms: Mapping[str, float], keys: list[str], texts: list[str]) -> None:
+    """Which pictures a loss that is not finite came from, and all their texts."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"step": step, "terms": {k: repr(v) for k, v in terms.items()}, "items": items, "texts": texts}
+    content = {"step": step, "terms": {k: repr(v) for k, v in terms.items()}, "pictures": keys, "texts": texts}
     _write(folder / BAD_BATCH, json.dumps(content, indent=1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -18,6 +19,7 @@ from .records import BadSample, Picture, Region
 
 REGIONS_PER_PICTURE = 8  # drawn anew each epoch from pictures that have more
 MOST_AT_ONCE = 3  # regions under one mask
+NO_CAPTION = "the share of graded masks is not reached: pictures without a caption cannot have them"
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,10 @@ class Sample:
     """One picture, where to look in it, and what is there."""
 
     image: Tensor  # (3, n, n), normalised as by `preprocess`
-    text: str
+    text: str | None  # None: a whole picture without words, to be held where the starting model puts it
     alpha: Tensor | None = None  # (1, n, n), (mask - 0.5) / 0.26; None: the whole image
     second: SecondText | None = None
-    rivals: tuple[str, ...] = ()  # texts of the same picture's other regions and sets of them, to be told from its own
+    rivals: tuple[str, ...] = ()  # texts of the same picture's regions and sets of them, from which its own is told
 
 
 def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np.random.Generator) -> list[Sample]:
@@ -49,9 +51,9 @@ def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np
     chosen = rng.permutation(len(picture.regions))[:REGIONS_PER_PICTURE]
     regions = [picture.regions[i] for i in chosen]
     count, whole = len(regions), False
-    if picture.caption is not None:
+    if picture.caption is not None or config.distill:
         count, whole = _shared_out(config.whole, len(regions), rng)
-    if count == 0 and not whole:
+    if not regions and picture.caption is None:
         raise BadSample(picture.key, "it has neither a region nor a caption")
     try:
         samples = []
@@ -65,7 +67,7 @@ def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np
         if whole:
             full = np.ones((1, picture.image.height, picture.image.width), np.float32)
             rgb, _ = preprocess(picture.image, full, geometry=config.geometry)
-            samples.append(Sample(rgb, str(picture.caption)))
+            samples.append(Sample(rgb, picture.caption))
     except (ValueError, OSError) as error:
         raise BadSample(picture.key, str(error)) from error
     return samples
@@ -106,15 +108,17 @@ class _Seen:
         """Region i, alone or with others. A kind of sample that this picture cannot give is region i alone."""
         kind = rng.random()
         others = [j for j in range(len(self.regions)) if self.regions[j].phrase != self.regions[i].phrase]
-        if kind < config.graded and self.caption is not None:
-            return self._graded(i, self.caption, rng.random())
+        if kind < config.graded:
+            if self.caption is not None:
+                return self._graded(i, self.caption, rng.random())
+            warnings.warn(NO_CAPTION, stacklevel=2)
         kind -= config.graded
         if 0 <= kind < config.weighted and others:
             return self._weighted(i, int(rng.choice(others)), 1 - rng.random())
         kind -= config.weighted
         if 0 <= kind < config.union and others:
             most = min(MOST_AT_ONCE - 1, len({self.regions[j].phrase for j in others}))
-            return self._union(i, rng.permutation(others).tolist(), int(rng.integers(1, most + 1)))
+            return self._union(i, rng.permutation(others).tolist(), int(rng.integers(1, most + 1)), config)
         return Sample(self.rgb, self.regions[i].phrase, self.alpha[i])
 
     def _graded(self, i: int, caption: str, b: float) -> Sample:
@@ -128,7 +132,7 @@ class _Seen:
         second = SecondText(self.regions[j].phrase, w / (1 + w))
         return Sample(self.rgb, self.regions[i].phrase, (mask - ALPHA_MEAN) / ALPHA_STD, second)
 
-    def _union(self, i: int, others: list[int], more: int) -> Sample:
+    def _union(self, i: int, others: list[int], more: int, config: TrainConfig) -> Sample:
         """Region i and `more` of the others, all phrases different, under one mask."""
         members = {self.regions[i].phrase: i}
         for j in others:
