@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any, cast
 
 import torch
@@ -496,9 +497,26 @@ class CLIP(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.visual.conv1.weight.dtype
 
-    def encode_image(self, image: Tensor, alpha: Tensor | None = None) -> Tensor:
-        """Image features (B, embed_dim), not normalised; arguments and errors as in `VisionTransformer.forward`."""
-        return self.visual(image, alpha)
+    def encode_image(self, image: Tensor, alpha: Tensor | None = None, *, batch: int | None = None) -> Tensor:
+        """Image features (B, embed_dim), not normalised; arguments and errors as in `VisionTransformer.forward`.
+
+        ``batch`` bounds the memory: at most so many images, masks of one image, or pairs go through the tower at a
+        time. None: all at once. Raises ValueError if it is below 1.
+        """
+        if batch is None:
+            return self.visual(image, alpha)
+        if batch < 1:
+            raise ValueError(f"batch is {batch}, expected 1 or more images or masks at a time, or None for all at once")
+        image = _as_batch(image)
+        alphas = None if alpha is None else _as_alpha(alpha, image)
+        count = len(image) if alphas is None else max(len(image), len(alphas))
+
+        def parts(x: Tensor | None) -> Iterable[Tensor | None]:
+            return repeat(x) if x is None or len(x) == 1 else x.split(batch)
+
+        rounds = range(0, max(1, count), batch)
+        pairs = zip(rounds, parts(image), parts(alphas), strict=False)  # `parts` of a single one go on for ever
+        return torch.cat([self.visual(i, a) for _, i, a in pairs])
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Text features (N, embed_dim), not normalised.

@@ -161,6 +161,7 @@ def test_dir_lists_the_public_names():
         "push_to_hub",
         "save",
         "tokenize",
+        "zero_shot_classifier",
     }
     assert {*alpha_clip.__all__, "model", "tokenizer", "transforms", "weights", "api"} <= set(dir(alpha_clip))
 
@@ -196,8 +197,9 @@ MAY_IMPORT = {
     "sources": {"checkpoints", "errors", "hashes"},
     "weights": {"checkpoints", "errors", "hashes", "model", "sources"},
     "sharing": {"checkpoints", "model"},
+    "zero_shot": {"model", "tokenizer"},
     "api": {"model", "tokenizer", "transforms", "weights"},
-    "__init__": {"api", "errors", "model", "sharing", "tokenizer", "transforms", "weights"},
+    "__init__": {"api", "errors", "model", "sharing", "tokenizer", "transforms", "weights", "zero_shot"},
 }
 
 
