@@ -535,7 +535,7 @@ class CLIP(nn.Module):
         return self._encode(text, ends)
 
     def _encode(self, text: Tensor, ends: Tensor) -> Tensor:
-        text, ends = text.to(self.token_embedding.weight.device), ends.to(self.token_embedding.weight.device)
+        text, ends = text.to(self.positional_embedding.device), ends.to(self.positional_embedding.device)
         x = self.token_embedding(text).to(self.dtype)  # (N, L, D)
         x = x + self.positional_embedding[: text.shape[1]].to(self.dtype)
         x = x.permute(1, 0, 2)  # (L, N, D)
@@ -557,7 +557,7 @@ class CLIP(nn.Module):
         sizes, order = (ends + 1).sort()
         lengths = sizes.tolist()  # waits for the device that the tokens are on
         # Measured on CPUs alone; a GPU has work for all its cores in one part.
-        parts = _parts(lengths) if self.token_embedding.weight.device.type == "cpu" else [lengths]
+        parts = _parts(lengths) if self.positional_embedding.device.type == "cpu" else [lengths]
         if len(parts) == 1:
             return self._encode(text[:, : lengths[-1]], ends)
         members = order.split([len(part) for part in parts])

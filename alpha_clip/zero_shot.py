@@ -1,4 +1,4 @@
-"""Names to classifier weights: the mean text feature of each name in many sentences (arXiv 2103.00020, section 3.1.4)."""
+"""Names to classifier weights: each name's mean text feature over sentences (arXiv 2103.00020, section 3.1.4)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def zero_shot_classifier(
 
     Args:
         names: N things, such as ``["cat", "traffic light"]``.
-        templates: sentences with one ``{}`` each, where the name goes; or ``"openai80"``, the 80 that OpenAI's CLIP used
-            for ImageNet, which open_clip carries.
+        templates: sentences with one ``{}`` each, where the name goes; or ``"openai80"``, the 80 that OpenAI's CLIP
+            used for ImageNet, which open_clip carries.
 
     Raises:
         TypeError: `names` or `templates` is not a sequence of strings.
@@ -41,10 +41,9 @@ def zero_shot_classifier(
         templates = _openai80()
     _check("names", names)
     _check("templates", templates)
-    if wrong := [template for template in templates if template.count("{}") != 1]:
-        raise ValueError(
-            f"template {wrong[0]!r} has {wrong[0].count('{}')} places {{}}, expected 1, where the name goes"
-        )
+    for template in templates:
+        if (places := template.count("{}")) != 1:
+            raise ValueError(f"template {template!r} has {places} places {{}}, expected 1, where the name goes")
     step = max(1, _TEXTS // len(templates))
     return torch.cat([_weights(model, names[i : i + step], templates) for i in range(0, len(names), step)])
 
