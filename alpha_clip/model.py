@@ -236,7 +236,7 @@ def _rows(transformer: Transformer, x: Tensor, rows: Tensor) -> Tensor:
 
 def _is_watched(transformer: Transformer, blocks: slice) -> bool:
     """Somebody may count on what a shortcut through these blocks of `transformer` leaves out."""
-    if type(transformer) is not Transformer:
+    if type(transformer) is not Transformer or type(transformer.resblocks) is not nn.Sequential:
         return True
     chosen = transformer.blocks[blocks]
     if any(type(block) is not ResidualAttentionBlock or type(block.attn) is not Attention for block in chosen):
