@@ -30,6 +30,7 @@ def text_flops(texts: int, tokens: int = 77) -> float:
 def best_rate(rows: int, width: int, dtype: torch.dtype, packed: bool) -> float:
     """FLOP/s of the fastest of a block's matrix products, (rows, width) by (width, 3 or 4 times width) and back.
 
+    Of processor time over the number of threads, which other work on the machine does not stretch.
     `packed`: with the weight in the order that oneDNN likes best, as a server may prepare it once.
     """
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
@@ -53,9 +54,9 @@ def _rate(rows: int, k: int, n: int, dtype: torch.dtype, packed: bool) -> float:
     taken: list[float] = []
     end = time.perf_counter() + 0.3
     while time.perf_counter() < end or len(taken) < 5:
-        start = time.perf_counter()
+        start = time.process_time()
         product()
-        taken.append(time.perf_counter() - start)
+        taken.append((time.process_time() - start) / torch.get_num_threads())
     return 2 * rows * k * n / min(taken)
 
 
