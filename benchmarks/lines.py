@@ -40,11 +40,12 @@ class Scope:
     prompts: Sequence[int] = (1, 80)
     masks: int = 16
     names: int = 20
+    templates: int = 80
     texts: int = 1600  # for the tokenizers
 
 
 def quick() -> Scope:
-    return Scope(rounds=1, batches=(1,), prompts=(1, 8), masks=2, names=1, texts=200)
+    return Scope(rounds=1, batches=(1,), prompts=(1, 8), masks=2, names=2, templates=4, texts=200)
 
 
 def templates() -> list[str]:
@@ -148,7 +149,7 @@ def zero_shot(models: Sequence[Peer], scope: Scope) -> Line:
     """Names to weights: our function, open_clip's, and the loop of CLIP's notebook over the names."""
     from open_clip import build_zero_shot_classifier, tokenize
 
-    names, sentences = NAMES[: scope.names], templates()
+    names, sentences = NAMES[: scope.names], templates()[: scope.templates]
 
     def loop(peer: Peer) -> Tensor:
         weights = []
