@@ -29,6 +29,7 @@ FOREGROUND = (1 - ALPHA_MEAN) / ALPHA_STD
 HEAD_WIDTH = 64  # of every CLIP ViT that OpenAI released, and of all our own
 
 # On CPUs, scaled_dot_product_attention in half precision is slower than two matrix products up to about this many keys.
+# For gradients it stays: the products would keep all the weights for the way back.
 _PRODUCTS_UP_TO = 1024
 # Text is encoded in one more part where that spares this many tokens: a part reads all the weights again.
 _WORTH_A_PART = 64
