@@ -4,8 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transformers>=4.40"]
+test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transformers>=4.40", "hypothesis", "peft"]
 train = ["filelock", "pycocotools", "webdataset"]
+bench = ["open_clip_torch>=2.24", "transformers>=5", "openai-clip", "onnxruntime", "onnx", "onnxscript"]
 
 setup(
     name="alpha-clip",
@@ -29,7 +30,12 @@ setup(
         "pillow",
         "numpy",
     ],
-    extras_require={"train": train, "test": test, "dev": [*test, *train, "tensorboard", "ruff", "mypy", "pre-commit"]},
+    extras_require={
+        "train": train,
+        "test": test,
+        "bench": bench,
+        "dev": [*test, *train, *bench, "tensorboard", "ruff", "mypy", "pre-commit"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

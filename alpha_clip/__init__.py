@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .transforms import Preprocess as Preprocess
     from .transforms import box_mask as box_mask
     from .weights import available_alpha_weights as available_alpha_weights
+    from .zero_shot import zero_shot_classifier as zero_shot_classifier
 
 _HOME = {
     "available_models": "api",
@@ -41,6 +42,7 @@ _HOME = {
     "Preprocess": "transforms",
     "box_mask": "transforms",
     "available_alpha_weights": "weights",
+    "zero_shot_classifier": "zero_shot",
 }
 _MODULES = {  # alpha_clip.model works, as in clip
     "api",
@@ -56,6 +58,7 @@ _MODULES = {  # alpha_clip.model works, as in clip
     "towers",
     "transforms",
     "weights",
+    "zero_shot",
 }
 
 __all__ = [*_HOME, "__version__"]

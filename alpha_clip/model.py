@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import repeat
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 # The image tower was trained on (mask - 0.5) / 0.26: +1.923 where it should look, -1.923 elsewhere.
@@ -23,6 +27,12 @@ ALPHA_STD = 0.26
 FOREGROUND = (1 - ALPHA_MEAN) / ALPHA_STD
 
 HEAD_WIDTH = 64  # of every CLIP ViT that OpenAI released, and of all our own
+
+# On CPUs, scaled_dot_product_attention in half precision is slower than two matrix products up to about this many keys.
+# For gradients it stays: the products would keep all the weights for the way back.
+_PRODUCTS_UP_TO = 1024
+# Text is encoded in one more part where that spares this many tokens: a part reads all the weights again.
+_WORTH_A_PART = 64
 
 _BLIND = (
     "the alpha weights of this model are all zero: every mask is ignored, and the features are plain CLIP's. "
@@ -41,15 +51,15 @@ class QuickGELU(nn.Module):
     """The approximation of GELU that OpenAI's CLIP was trained with, x * sigmoid(1.702 x)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return x * torch.sigmoid(1.702 * x)
+        if x.requires_grad and torch.is_grad_enabled():
             return cast(Tensor, _QuickGELU.apply(x))
-        return x * torch.sigmoid(1.702 * x)
+        return _QuickGELU.forward(x)
 
 
 class _QuickGELU(torch.autograd.Function):
-    """Keeps its input alone for the way back, where autograd would keep the sigmoid too."""
-
-    generate_vmap_rule = True
+    """Takes one tensor of memory where the formula takes three, and keeps its input alone for the way back."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -69,7 +79,52 @@ class _QuickGELU(torch.autograd.Function):
 
 
 class Attention(nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` that also loads the parameter names of the Alpha-CLIP authors' checkpoints."""
+    """``nn.MultiheadAttention`` that also loads the parameter names of the Alpha-CLIP authors' checkpoints.
+
+    The call that CLIP's blocks make is computed here, with fewer copies; every other one is the parent's.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        masked_otherwise = key_padding_mask is not None or is_causal
+        masked_otherwise |= attn_mask is not None and not attn_mask.is_floating_point()
+        if need_weights or masked_otherwise or value is not key or key.ndim != 3 or (self.dropout and self.training):
+            return super().forward(
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            )
+        return self._attend(query, key, attn_mask), None
+
+    def _attend(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        """(L, N, D) queries look at (S, N, D) keys, which are the values too; `mask` is (L, S) or (N * heads, L, S)."""
+        width, weight, bias = self.embed_dim, self.in_proj_weight, self.in_proj_bias
+        if query is key:
+            q, k, v = self._heads(F.linear(key, weight, bias))
+        else:
+            (q,) = self._heads(F.linear(query, weight[:width], bias[:width]))
+            k, v = self._heads(F.linear(key, weight[width:], bias[width:]))
+        if mask is not None:
+            mask = mask.to(q.dtype)
+            mask = mask if mask.ndim == 2 else mask.unflatten(0, (-1, self.num_heads))
+        if q.device.type == "cpu" and q.element_size() == 2 and len(key) <= _PRODUCTS_UP_TO and not q.requires_grad:
+            logits = q * self.head_dim**-0.5 @ k.mT
+            x = (logits if mask is None else logits + mask).softmax(-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, mask)
+        x = x.permute(2, 0, 1, 3).flatten(2)  # (N, heads, L, D / heads) -> (L, N, D)
+        return F.linear(x, self.out_proj.weight, self.out_proj.bias)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(L, N, k * D) to k of (N, heads, L, D / heads)."""
+        return x.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 1, 3, 0, 4).unbind(0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for kind in ("weight", "bias"):
@@ -104,6 +159,7 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp = MLP(d_model)
         self.ln_2 = LayerNorm(d_model)
         self.register_buffer("attn_mask", attn_mask, persistent=False)
+        self._read: tuple[Tensor, int, bool] | None = None  # by `is_causal`
 
     def attention(self, x: Tensor) -> Tensor:
         mask = None if self.attn_mask is None else self.attn_mask[: len(x), : len(x)].to(x.dtype)
@@ -114,10 +170,29 @@ class ResidualAttentionBlock(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
     def first(self, x: Tensor) -> Tensor:
-        """The first row of `forward`, (1, N, D), at a fraction of its cost: one query, which sees all L positions."""
+        """The first row of `forward`, (1, N, D)."""
+        return self.only(x, x.new_zeros(x.shape[1], dtype=torch.long))
+
+    def only(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Row ``rows[i]`` of `forward` of each member i, (1, N, D), at a fraction of its cost: one query for each."""
+        each = torch.arange(len(rows), device=rows.device)
+        mask = None
+        if self.attn_mask is not None:
+            mask = self.attn_mask[rows, : len(x)].repeat_interleave(self.attn.num_heads, 0)[:, None].to(x.dtype)
         y = self.ln_1(x)
-        x = x[:1] + self.attn(y[:1], y, y, need_weights=False)[0]
+        x = x[rows, each][None] + self.attn(y[rows, each][None], y, y, need_weights=False, attn_mask=mask)[0]
         return x + self.mlp(self.ln_2(x))
+
+    def is_causal(self) -> bool:
+        """No position sees a later one. It takes reading the mask, which waits for the device, so each is read once."""
+        mask = self.attn_mask
+        if mask is None:
+            return False
+        version = -1 if mask.is_inference() else mask._version  # -1: nobody counts the writes to it
+        if self._read is None or self._read[0] is not mask or self._read[1] != version or version < 0:
+            ahead = torch.full_like(mask, -math.inf).triu_(1)
+            self._read = mask, version, torch.equal(mask.triu(1), ahead)
+        return self._read[2]
 
 
 class Transformer(nn.Module):
@@ -147,6 +222,76 @@ class Transformer(nn.Module):
             keep = not self.checkpointing or not torch.is_grad_enabled()
             x = block(x) if keep else checkpoint(block, x, use_reentrant=False)
         return x
+
+
+def _rows(transformer: Transformer, x: Tensor, rows: Tensor) -> Tensor:
+    """Of each member i of a batch (L, N, D), row ``rows[i]`` of what `transformer` makes of it, (N, D).
+
+    All that CLIP needs of it, so the last block works out no more, unless somebody watches.
+    """
+    if _is_watched(transformer, slice(-1, None)):
+        return transformer(x)[rows, torch.arange(len(rows), device=rows.device)]
+    *before, last = transformer.blocks
+    return transformer.run([*before, partial(last.only, rows=rows)], x)[0]
+
+
+def _is_watched(transformer: Transformer, blocks: slice) -> bool:
+    """Somebody may count on what a shortcut through these blocks of `transformer` leaves out."""
+    if type(transformer) is not Transformer or type(transformer.resblocks) is not nn.Sequential:
+        return True
+    chosen = transformer.blocks[blocks]
+    if any(type(block) is not ResidualAttentionBlock or type(block.attn) is not Attention for block in chosen):
+        return True
+    return _is_changed(transformer, transformer.resblocks, *(part for block in chosen for part in block.modules()))
+
+
+def _is_changed(*modules: nn.Module) -> bool:
+    """One of these modules is hooked, replaced, patched or parametrised."""
+    return _has_any_global_hook() or any(
+        _OWN.get(type(module)) != _methods(type(module))
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or "attention" in module.__dict__
+        for module in modules
+    )
+
+
+def _methods(kind: type[nn.Module]) -> tuple[Any, Any]:
+    return kind.forward, getattr(kind, "attention", None)
+
+
+_OWN: dict[
+    type[nn.Module], tuple[Any, Any]
+] = {  # what the towers are built of, as it was when this module was imported
+    kind: _methods(kind)
+    for kind in (
+        Transformer,
+        nn.Sequential,
+        ResidualAttentionBlock,
+        Attention,
+        NonDynamicallyQuantizableLinear,
+        LayerNorm,
+        MLP,
+        QuickGELU,
+        nn.Linear,
+        nn.Embedding,
+    )
+}
+
+
+def _is_readable(x: Tensor) -> bool:
+    """The host may look at the values of `x` and act on them: nobody records or transforms the computation."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or type(x) is not Tensor
+        or x.is_meta
+        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 class VisionTransformer(nn.Module):
@@ -193,7 +338,9 @@ class VisionTransformer(nn.Module):
             TypeError: `image` is not a floating tensor, or `alpha` is neither floating nor bool.
             ValueError: the shapes do not fit.
         """
-        return self.project(self._class_token(self._embed(image, alpha)))
+        x = self._embed(image, alpha)
+        class_token = x.new_zeros(x.shape[1], dtype=torch.long)  # its row in each
+        return self.project(_rows(self.transformer, x, class_token))
 
     def tokens(self, image: Tensor, alpha: Tensor | None = None, layer: int = -1) -> Tensor:
         """Output of block `layer` before ``ln_post``, (B, 1 + N, width): the class token, then the N patches by row.
@@ -217,30 +364,6 @@ class VisionTransformer(nn.Module):
         *before, block = self._blocks(layer)
         x = block.ln_1(self.transformer.run(before, self._embed(image, alpha)))
         return block.attn(x, x, x, need_weights=True, average_attn_weights=False)[1]
-
-    def _class_token(self, x: Tensor) -> Tensor:
-        """(1 + N, B, width) to the class token behind the last block, (B, width), all that the features need of it."""
-        if self._is_observed():
-            return self.transformer(x)[0]
-        *before, last = self.transformer.blocks
-        return self.transformer.run([*before, last.first], x)[0]
-
-    def _is_observed(self) -> bool:
-        """Somebody hooked, replaced or patched what `_class_token` passes over."""
-        transformer = self.transformer
-        last = transformer.resblocks[-1]
-        if type(transformer) is not Transformer or type(last) is not ResidualAttentionBlock:
-            return True
-        if type(last.attn) is not Attention or last.attn_mask is not None or "attention" in last.__dict__:
-            return True
-        return any(
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or "forward" in module.__dict__
-            for module in (transformer, transformer.resblocks, *last.modules())
-        )
 
     def _blocks(self, layer: int) -> list[ResidualAttentionBlock]:
         blocks = self.transformer.blocks
@@ -284,7 +407,7 @@ class VisionTransformer(nn.Module):
         if alpha is None:  # one patch of foreground: the convolution gives a constant, added to every patch
             return image, image.new_full((1, 1, p, p), FOREGROUND)
         alpha = _as_alpha(alpha, image)
-        if not torch.compiler.is_compiling():
+        if self._unseen and _is_readable(alpha):
             self._check_alpha(alpha)
         if alpha.dtype == torch.bool:
             alpha = torch.full_like(alpha, -FOREGROUND, dtype=weight.dtype).masked_fill(alpha, FOREGROUND)
@@ -295,8 +418,6 @@ class VisionTransformer(nn.Module):
 
         Each check reads values back from the device, so it runs on the first call it applies to and never again.
         """
-        if not self._unseen or (alpha.is_cuda and torch.cuda.is_current_stream_capturing()):
-            return
         if "mask" in self._unseen and not self.training:  # in training, zero is where alpha weights start
             self._unseen.discard("mask")
             if not self.conv1_alpha.weight.any():
@@ -380,9 +501,26 @@ class CLIP(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.visual.conv1.weight.dtype
 
-    def encode_image(self, image: Tensor, alpha: Tensor | None = None) -> Tensor:
-        """Image features (B, embed_dim), not normalised; arguments and errors as in `VisionTransformer.forward`."""
-        return self.visual(image, alpha)
+    def encode_image(self, image: Tensor, alpha: Tensor | None = None, *, batch: int | None = None) -> Tensor:
+        """Image features (B, embed_dim), not normalised; arguments and errors as in `VisionTransformer.forward`.
+
+        ``batch`` bounds the memory: at most so many images, masks of one image, or pairs go through the tower at a
+        time. None: all at once. Raises ValueError if it is below 1.
+        """
+        if batch is None:
+            return self.visual(image, alpha)
+        if batch < 1:
+            raise ValueError(f"batch is {batch}, expected 1 or more images or masks at a time, or None for all at once")
+        image = _as_batch(image)
+        alphas = None if alpha is None else _as_alpha(alpha, image)
+        count = len(image) if alphas is None else max(len(image), len(alphas))
+
+        def parts(x: Tensor | None) -> Iterable[Tensor | None]:
+            return repeat(x) if x is None or len(x) == 1 else x.split(batch)
+
+        rounds = range(0, max(1, count), batch)
+        pairs = zip(rounds, parts(image), parts(alphas), strict=False)  # `parts` of a single one go on for ever
+        return torch.cat([self.visual(i, a) for _, i, a in pairs])
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Text features (N, embed_dim), not normalised.
@@ -394,13 +532,41 @@ class CLIP(nn.Module):
             TypeError: `text` is not an integer tensor.
             ValueError: `text` is not (N, L), or too long.
         """
-        text = self._check_text(text)
+        self._check_text(text)
+        ends = text.argmax(dim=-1)  # the end-of-text token has the highest id of all
+        if len(text) and _is_readable(text) and self._is_cuttable():
+            return self._encode_parts(text, ends)
+        return self._encode(text, ends)
+
+    def _encode(self, text: Tensor, ends: Tensor) -> Tensor:
+        text, ends = text.to(self.positional_embedding.device), ends.to(self.positional_embedding.device)
         x = self.token_embedding(text).to(self.dtype)  # (N, L, D)
         x = x + self.positional_embedding[: text.shape[1]].to(self.dtype)
-        x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
-        x = self.ln_final(x)
-        # The end-of-text token has the highest id of all, so argmax finds it.
-        return x[torch.arange(len(x), device=x.device), text.argmax(dim=-1)] @ self.text_projection
+        x = x.permute(1, 0, 2)  # (L, N, D)
+        if _is_changed(self.ln_final):
+            x = self.ln_final(self.transformer(x).permute(1, 0, 2))
+            x = x[torch.arange(len(x), device=x.device), ends]
+        else:
+            x = self.ln_final(_rows(self.transformer, x, ends))
+        return x @ self.text_projection
+
+    def _is_cuttable(self) -> bool:
+        """Nothing behind the end of a text reaches its features, and nobody watches it."""
+        if _is_watched(self.transformer, slice(None)) or _is_changed(self.token_embedding, self.ln_final):
+            return False
+        return all(block.is_causal() for block in self.transformer.blocks)
+
+    def _encode_parts(self, text: Tensor, ends: Tensor) -> Tensor:
+        """`_encode`, with few of the places behind the texts' ends: texts of like lengths go together."""
+        sizes, order = (ends + 1).sort()
+        lengths = sizes.tolist()  # waits for the device that the tokens are on
+        # Measured on CPUs alone; a GPU has work for all its cores in one part.
+        parts = _parts(lengths) if self.positional_embedding.device.type == "cpu" else [lengths]
+        if len(parts) == 1:
+            return self._encode(text[:, : lengths[-1]], ends)
+        members = order.split([len(part) for part in parts])
+        features = [self._encode(text[i, : part[-1]], ends[i]) for i, part in zip(members, parts, strict=True)]
+        return torch.cat(features)[order.argsort()]
 
     def forward(self, image: Tensor, text: Tensor, alpha: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cosine similarities times ``logit_scale.exp()``: logits_per_image (B, N) and logits_per_text (N, B)."""
@@ -409,7 +575,7 @@ class CLIP(nn.Module):
         logits_per_image = self.logit_scale.exp().to(self.dtype) * image_features @ text_features.T
         return logits_per_image, logits_per_image.T
 
-    def _check_text(self, text: Tensor) -> Tensor:
+    def _check_text(self, text: Tensor) -> None:
         if not isinstance(text, Tensor) or text.is_floating_point() or text.dtype == torch.bool:
             kind = text.dtype if isinstance(text, Tensor) else type(text).__name__
             raise TypeError(f"text is {kind}, expected an integer tensor of token ids: use alpha_clip.tokenize(...)")
@@ -418,12 +584,20 @@ class CLIP(nn.Module):
                 f"text is {tuple(text.shape)}, expected (N, L) with L from 1 to {self.context_length}: "
                 f"use alpha_clip.tokenize(texts, context_length={self.context_length})"
             )
-        return text.to(self.token_embedding.weight.device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's files carry them as tensors
             state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _parts(lengths: list[int]) -> list[list[int]]:
+    """Ascending lengths, split where that spares most padding, and the halves again, as long as it is worth it."""
+    longest = lengths[-1]
+    spared, split = max(((i * (longest - lengths[i - 1]), i) for i in range(1, len(lengths))), default=(0, 0))
+    if spared < _WORTH_A_PART:
+        return [lengths]
+    return _parts(lengths[:split]) + _parts(lengths[split:])
 
 
 def _random(*shape: int, std: float) -> nn.Parameter:

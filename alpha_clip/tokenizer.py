@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from textwrap import shorten
 
-import ftfy
 import numpy as np
 import regex
 import torch
 
 _MERGES = Path(__file__).with_name("assets") / "bpe_merges.npy"
-_START, _END = "<|startoftext|>", "<|endoftext|>"
+_SPECIAL = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+_START, _END = _SPECIAL.values()
 
 # Case still matters after lower(): the long s matches 's only when case is ignored.
 _WORDS = regex.compile(
@@ -32,6 +32,7 @@ _WORDS = regex.compile(
 _CACHE_CHUNKS, _CACHE_CHARS = 1 << 16, 32
 
 
+@cache
 def _byte_symbols() -> dict[int, str]:
     """One printable character for each byte, in the order of the vocabulary (as in GPT-2 and CLIP)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -42,6 +43,8 @@ def _byte_symbols() -> dict[int, str]:
 def _clean(text: str) -> str:
     # ftfy is nearly all of the time spent, and neither it nor unescape changes printable ASCII without an ampersand.
     if not (text.isascii() and text.isprintable() and "&" not in text):
+        import ftfy  # few texts need it, and it would be half of what importing this module costs
+
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return text.lower()
 
@@ -49,26 +52,30 @@ def _clean(text: str) -> str:
 class SimpleTokenizer:
     """Text to ids and back; ``encoder`` maps each token's spelling to its id, ``decoder`` the reverse.
 
-    In those spellings each byte is one printable character, and ``</w>`` ends a word. Building one takes about 0.1 s.
+    In those spellings each byte is one printable character, and ``</w>`` ends a word.
 
     >>> SimpleTokenizer().encode("hello world!")
     [3306, 1002, 256]
     """
 
     def __init__(self) -> None:
-        pairs = [(a, b) for a, b in np.load(_MERGES, allow_pickle=False).tolist()]
-        symbols = _byte_symbols()
-        vocab = [*symbols.values(), *(f"{symbol}</w>" for symbol in symbols.values())]
-        for a, b in pairs:
-            vocab.append(vocab[a] + vocab[b])
-        vocab += [_START, _END]
-        self.encoder = {token: i for i, token in enumerate(vocab)}
-        self.decoder = dict(enumerate(vocab))
-        self._pairs = pairs
-        self._merges = {pair: i for i, pair in enumerate(pairs, start=512)}
-        self._byte_ids = {byte: i for i, byte in enumerate(symbols)}
-        self._bytes = {symbol: byte for byte, symbol in symbols.items()}
+        pairs = np.load(_MERGES, allow_pickle=False).astype(np.int64)
+        self._merges = {pair: i for i, pair in enumerate((pairs[:, 0] << 16 | pairs[:, 1]).tolist(), start=512)}
+        ids = {byte: i for i, byte in enumerate(_byte_symbols())}
+        self._byte_ids = [ids[byte] for byte in range(256)]
         self._cache: dict[str, list[int]] = {}
+
+    @cached_property
+    def encoder(self) -> dict[str, int]:
+        symbols = _byte_symbols().values()
+        vocab = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
+        for pair in self._merges:
+            vocab.append(vocab[pair >> 16] + vocab[pair & 0xFFFF])
+        return {token: i for i, token in enumerate(vocab)} | _SPECIAL
+
+    @cached_property
+    def decoder(self) -> dict[int, str]:
+        return {i: token for token, i in self.encoder.items()}
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, no start or end added; a special token spelt out in it becomes its one id."""
@@ -82,13 +89,14 @@ class SimpleTokenizer:
 
         Raises KeyError for an id outside the vocabulary.
         """
+        bytes_of = {symbol: byte for byte, symbol in _byte_symbols().items()}
         spelling = "".join(self.decoder[int(i)] for i in ids)
-        return bytes(self._bytes[symbol] for symbol in spelling).decode("utf-8", "replace").replace("</w>", " ")
+        return bytes(bytes_of[symbol] for symbol in spelling).decode("utf-8", "replace").replace("</w>", " ")
 
     def _encode_chunk(self, chunk: str) -> list[int]:
         ids: list[int] = []
-        for word in _WORDS.findall(chunk):
-            ids += [self.encoder[word]] if word in (_START, _END) else self._merge(word)
+        for word in [chunk] if chunk.isalpha() else _WORDS.findall(chunk):
+            ids += [_SPECIAL[word]] if word in _SPECIAL else self._merge(word)
         if len(chunk) <= _CACHE_CHARS:
             if len(self._cache) >= _CACHE_CHUNKS:
                 self._cache.clear()
@@ -98,20 +106,20 @@ class SimpleTokenizer:
     def _merge(self, word: str) -> list[int]:
         ids = [self._byte_ids[byte] for byte in word.encode()]
         ids[-1] += 256  # the form that ends a word
-        unknown = len(self.encoder)
-        while len(ids) > 1:
-            # Ids of merged pairs rise with their rank, so the smallest id is the merge learned first.
-            merged = min(self._merges.get(pair, unknown) for pair in pairwise(ids))
-            if merged == unknown:
+        known = self._merges.get
+        ranks = [known(a << 16 | b, _START) for a, b in pairwise(ids)]  # what each pair becomes, or no id of a merge
+        while ranks:
+            merged = min(ranks)  # ids of merged pairs rise with their rank, so this is the merge learned first
+            if merged == _START:
                 break
-            first, second = self._pairs[merged - 512]
-            out: list[int] = []
-            for i in ids:
-                if i == second and out and out[-1] == first:
-                    out[-1] = merged
-                else:
-                    out.append(i)
-            ids = out
+            # The leftmost alone: what it forms was learned later, so the others of its kind come first again.
+            i = ranks.index(merged)
+            ids[i : i + 2] = [merged]
+            del ranks[i]
+            if i > 0:
+                ranks[i - 1] = known(ids[i - 1] << 16 | merged, _START)
+            if i < len(ranks):
+                ranks[i] = known(merged << 16 | ids[i + 1], _START)
         return ids
 
 
@@ -135,17 +143,16 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: boo
         raise ValueError(f"context_length is {context_length}, expected 2 or more: start and end take one place each")
     texts = _as_list(texts)
     tokenizer = shared_tokenizer()
-    start, end = tokenizer.encoder[_START], tokenizer.encoder[_END]
     result = np.zeros((len(texts), context_length), dtype=np.int32)
     for row, text in zip(result, texts, strict=True):
-        ids = [start, *tokenizer.encode(text), end]
+        ids = [_START, *tokenizer.encode(text), _END]
         if len(ids) > context_length:
             if not truncate:
                 raise RuntimeError(
                     f"Input {shorten(text, 80, placeholder='...')} is too long for context length {context_length}: "
                     f"it has {len(ids)} tokens with start and end. Shorten it, or pass truncate=True to cut it."
                 )
-            ids[context_length - 1 :] = [end]
+            ids[context_length - 1 :] = [_END]
         row[: len(ids)] = ids
     return torch.from_numpy(result)
 

@@ -162,6 +162,7 @@ def test_dir_lists_the_public_names():
         "push_to_hub",
         "save",
         "tokenize",
+        "zero_shot_classifier",
     }
     assert {*alpha_clip.__all__, "model", "tokenizer", "transforms", "weights", "api"} <= set(dir(alpha_clip))
 
@@ -201,7 +202,8 @@ MAY_IMPORT = {
     "weights": {"checkpoints", "errors", "hashes", "model", "sources", "vocabulary"},
     "sharing": {"checkpoints", "model", "vocabulary"},
     "api": {"model", "transforms", "vocabulary", "weights"},
-    "__init__": {"api", "errors", "model", "regions", "sharing", "tokenizer", "transforms", "weights"},
+    "zero_shot": {"model", "tokenizer"},
+    "__init__": {"api", "errors", "model", "regions", "sharing", "tokenizer", "transforms", "weights", "zero_shot"},
 }
 
 

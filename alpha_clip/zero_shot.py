@@ -1,0 +1,73 @@
+"""Names to classifier weights: each name's mean text feature over sentences (arXiv 2103.00020, section 3.1.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .model import CLIP
+from .tokenizer import tokenize
+
+_TEXTS = 1600  # at most so many go through the text tower at a time, or one name's if they are more
+
+
+@torch.no_grad()
+def zero_shot_classifier(
+    model: CLIP, names: Sequence[str], templates: Sequence[str] | Literal["openai80"] = ("a photo of a {}.",)
+) -> Tensor:
+    """Weights (N, D) of unit norm, in the model's dtype, so that ``features @ weights.T`` are N scores.
+
+    Args:
+        names: N things, such as ``["cat", "traffic light"]``.
+        templates: sentences with one ``{}`` each, where the name goes; or ``"openai80"``, the 80 that OpenAI's CLIP
+            used for ImageNet, which open_clip carries.
+
+    Raises:
+        TypeError: `names` or `templates` is not a sequence of strings.
+        ValueError: either is empty; a template has not exactly one ``{}``.
+        ImportError: ``"openai80"`` without open_clip.
+        RuntimeError: a sentence is too long for the model.
+
+    >>> import alpha_clip
+    >>> model, _ = alpha_clip.load("tiny", device="cpu")
+    >>> zero_shot_classifier(model, ["cat", "car"], ["a photo of a {}.", "a drawing of a {}."]).shape
+    torch.Size([2, 128])
+    """
+    if templates == "openai80":
+        templates = _openai80()
+    _check("names", names)
+    _check("templates", templates)
+    for template in templates:
+        if (places := template.count("{}")) != 1:
+            raise ValueError(f"template {template!r} has {places} places {{}}, expected 1, where the name goes")
+    step = max(1, _TEXTS // len(templates))
+    return torch.cat([_weights(model, names[i : i + step], templates) for i in range(0, len(names), step)])
+
+
+def _weights(model: CLIP, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    texts = [template.replace("{}", name) for name in names for template in templates]
+    features = model.encode_text(tokenize(texts, model.context_length)).float()  # half precision is too coarse to sum
+    features = F.normalize(features, dim=-1).unflatten(0, (len(names), len(templates)))
+    return F.normalize(features.mean(1), dim=-1).to(model.dtype)
+
+
+def _check(what: str, texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise TypeError(f"{what} is {texts!r}, expected a list of strings: put a single one in brackets")
+    if not texts:
+        raise ValueError(f"{what} is empty, expected one string or more")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{what}[{i}] is {type(text).__name__}, expected a string: convert it with str()")
+
+
+def _openai80() -> list[str]:
+    try:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+    except ImportError as error:
+        raise ImportError('templates="openai80" takes them from open_clip: pip install open_clip_torch') from error
+    return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]

@@ -1,0 +1,1 @@
+"""Speed and memory, measured beside the libraries people use instead. ``python -m benchmarks --help``."""

@@ -1,0 +1,98 @@
+"""Names and templates to classifier weights, against open_clip's builder and the loop of CLIP's notebook."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+import alpha_clip
+from alpha_clip import tokenize, zero_shot, zero_shot_classifier
+from alpha_clip.model import build_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:this model has never read")  # tiny knows few words
+
+NAMES = ["cat", "traffic light", "hot-air balloon", "{} in braces"]
+TEMPLATES = ["a photo of a {}.", "{}", "there is a {} in the scene, seen from far away on a cloudy day."]
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return alpha_clip.load("tiny", device="cpu")[0]
+
+
+@torch.no_grad()
+def by_hand(model, names, templates):
+    weights = []
+    for name in names:
+        features = model.encode_text(tokenize([template.replace("{}", name) for template in templates]))
+        features /= features.norm(dim=-1, keepdim=True)
+        mean = features.mean(dim=0)
+        weights.append(mean / mean.norm())
+    return torch.stack(weights)
+
+
+@pytest.mark.parametrize("at_once", [1, 6, 1600])
+def test_weights_are_those_of_clip_s_notebook(tiny, monkeypatch, at_once):
+    monkeypatch.setattr(zero_shot, "_TEXTS", at_once)
+    weights = zero_shot_classifier(tiny, NAMES, TEMPLATES)
+    assert weights.shape == (4, 128) and not weights.requires_grad
+    assert_close(weights, by_hand(tiny, NAMES, TEMPLATES), **TOLERANCE)
+    assert_close(weights.norm(dim=-1), torch.ones(4), **TOLERANCE)
+
+
+def test_weights_are_open_clip_s(tiny):
+    open_clip = pytest.importorskip("open_clip", reason="pip install -e '.[test]'")
+
+    class Theirs(torch.nn.Module):
+        def encode_text(self, text, normalize):
+            return F.normalize(tiny.encode_text(text), dim=-1) if normalize else tiny.encode_text(text)
+
+    theirs = open_clip.build_zero_shot_classifier(Theirs(), tokenize, NAMES[:3], TEMPLATES)
+    assert_close(zero_shot_classifier(tiny, NAMES[:3], TEMPLATES), theirs.T, **TOLERANCE)
+
+
+def test_one_template_is_the_default(tiny):
+    assert_close(zero_shot_classifier(tiny, NAMES), by_hand(tiny, NAMES, ["a photo of a {}."]), **TOLERANCE)
+
+
+def test_the_80_templates_of_clip(tiny):
+    open_clip = pytest.importorskip("open_clip", reason="pip install -e '.[test]'")
+    templates = [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    assert len(templates) == 80
+    assert_close(zero_shot_classifier(tiny, ["cat"], "openai80"), by_hand(tiny, ["cat"], templates), **TOLERANCE)
+
+
+def test_the_80_templates_need_open_clip(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ImportError, match="pip install open_clip_torch"):
+        zero_shot_classifier(tiny, ["cat"], "openai80")
+
+
+def test_weights_have_the_dtype_of_the_model(tiny):
+    half = build_model({name: value.bfloat16() for name, value in tiny.state_dict().items()})
+    weights = zero_shot_classifier(half, NAMES, TEMPLATES)
+    assert weights.dtype == torch.bfloat16
+    assert_close(weights.float(), by_hand(tiny, NAMES, TEMPLATES), rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "error", "message"),
+    [
+        ("cat", TEMPLATES, TypeError, "names is 'cat', expected a list of strings: put a single one in brackets"),
+        (["cat"], "a {}", TypeError, "templates is 'a {}', expected a list of strings"),
+        (5, TEMPLATES, TypeError, "names is 5, expected a list of strings"),
+        ([], TEMPLATES, ValueError, "names is empty, expected one string or more"),
+        (["cat"], [], ValueError, "templates is empty"),
+        (["cat", 3], TEMPLATES, TypeError, r"names\[1\] is int, expected a string: convert it with str\(\)"),
+        (["cat"], [len], TypeError, r"templates\[0\] is builtin_function_or_method, expected a string"),
+        (["cat"], ["a {}", "a photo"], ValueError, "template 'a photo' has 0 places {}, expected 1"),
+        (["cat"], ["{} and {}"], ValueError, "template '{} and {}' has 2 places {}, expected 1"),
+        (["cat " * 80], TEMPLATES, RuntimeError, "too long for context length 77"),
+    ],
+)
+def test_errors(tiny, names, templates, error, message):
+    with pytest.raises(error, match=message):
+        zero_shot_classifier(tiny, names, templates)
