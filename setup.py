@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transformers>=4.40"]
 train = ["pycocotools", "webdataset"]
+onnx = ["onnxruntime", "onnx"]
 
 setup(
     name="alpha-clip",
@@ -29,7 +30,12 @@ setup(
         "pillow",
         "numpy",
     ],
-    extras_require={"train": train, "test": test, "dev": [*test, *train, "tensorboard", "ruff", "mypy", "pre-commit"]},
+    extras_require={
+        "train": train,
+        "onnx": onnx,
+        "test": test,
+        "dev": [*test, *train, *onnx, "tensorboard", "ruff", "mypy", "pre-commit"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

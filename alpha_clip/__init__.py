@@ -46,6 +46,7 @@ _MODULES = {  # alpha_clip.model works, as in clip
     "errors",
     "hashes",
     "model",
+    "onnx",
     "scenes",
     "sharing",
     "sources",
