@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transformers>=4.40", "hypothesis", "peft"]
 train = ["filelock", "pycocotools", "webdataset"]
+onnx = ["onnxruntime", "onnx"]
 bench = ["open_clip_torch>=2.24", "transformers>=5", "openai-clip", "onnxruntime", "onnx", "onnxscript"]
 
 setup(
@@ -32,6 +33,7 @@ setup(
     ],
     extras_require={
         "train": train,
+        "onnx": onnx,
         "test": test,
         "bench": bench,
         "dev": [*test, *train, *bench, "tensorboard", "ruff", "mypy", "pre-commit"],

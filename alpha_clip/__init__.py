@@ -50,6 +50,7 @@ _MODULES = {  # alpha_clip.model works, as in clip
     "errors",
     "hashes",
     "model",
+    "onnx",
     "regions",
     "scenes",
     "sharing",

@@ -409,9 +409,7 @@ class VisionTransformer(nn.Module):
         alpha = _as_alpha(alpha, image)
         if self._unseen and _is_readable(alpha):
             self._check_alpha(alpha)
-        if alpha.dtype == torch.bool:
-            alpha = torch.full_like(alpha, -FOREGROUND, dtype=weight.dtype).masked_fill(alpha, FOREGROUND)
-        return image, alpha.to(weight.device, weight.dtype)
+        return image, _normalised(alpha, weight.dtype).to(weight.device)
 
     def _check_alpha(self, alpha: Tensor) -> None:
         """Warn once of weights that ignore the mask, and once of a mask that was not normalised.
@@ -424,12 +422,7 @@ class VisionTransformer(nn.Module):
                 warnings.warn(_BLIND, stacklevel=2)
         if "floating alpha" in self._unseen and alpha.is_floating_point():
             self._unseen.discard("floating alpha")
-            if alpha.numel() and alpha.min() >= 0 and alpha.max() <= 1:
-                warnings.warn(
-                    "all values of this floating alpha lie within [0, 1], so it is almost surely a mask that was not "
-                    "normalised. Pass a bool mask, or (mask - 0.5) / 0.26, as `preprocess(image, mask)` returns it.",
-                    stacklevel=2,
-                )
+            _warn_of_a_plain_mask(alpha)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         conv1, conv1_alpha = f"{prefix}conv1.weight", f"{prefix}conv1_alpha.weight"
@@ -532,8 +525,7 @@ class CLIP(nn.Module):
             TypeError: `text` is not an integer tensor.
             ValueError: `text` is not (N, L), or too long.
         """
-        self._check_text(text)
-        ends = text.argmax(dim=-1)  # the end-of-text token has the highest id of all
+        ends = _as_tokens(text, self.context_length).argmax(dim=-1)  # the end-of-text token has the highest id of all
         if len(text) and _is_readable(text) and self._is_cuttable():
             return self._encode_parts(text, ends)
         return self._encode(text, ends)
@@ -574,16 +566,6 @@ class CLIP(nn.Module):
         text_features = F.normalize(self.encode_text(text), dim=-1)
         logits_per_image = self.logit_scale.exp().to(self.dtype) * image_features @ text_features.T
         return logits_per_image, logits_per_image.T
-
-    def _check_text(self, text: Tensor) -> None:
-        if not isinstance(text, Tensor) or text.is_floating_point() or text.dtype == torch.bool:
-            kind = text.dtype if isinstance(text, Tensor) else type(text).__name__
-            raise TypeError(f"text is {kind}, expected an integer tensor of token ids: use alpha_clip.tokenize(...)")
-        if text.ndim != 2 or not 0 < text.shape[1] <= self.context_length:
-            raise ValueError(
-                f"text is {tuple(text.shape)}, expected (N, L) with L from 1 to {self.context_length}: "
-                f"use alpha_clip.tokenize(texts, context_length={self.context_length})"
-            )
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's files carry them as tensors
@@ -645,6 +627,34 @@ def _as_alpha(alpha: Tensor, image: Tensor) -> Tensor:
             f"{len(image)} images and {len(alpha)} alphas: the two batches must be equal, or one of them 1"
         )
     return alpha
+
+
+def _normalised(alpha: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `_as_alpha` let through, in `dtype`: a bool mask as +1.923 and -1.923, floats as they are."""
+    if alpha.dtype == torch.bool:
+        return torch.full_like(alpha, -FOREGROUND, dtype=dtype).masked_fill(alpha, FOREGROUND)
+    return alpha.to(dtype)
+
+
+def _warn_of_a_plain_mask(alpha: Tensor) -> None:
+    if alpha.numel() and alpha.min() >= 0 and alpha.max() <= 1:
+        warnings.warn(
+            "all values of this floating alpha lie within [0, 1], so it is almost surely a mask that was not "
+            "normalised. Pass a bool mask, or (mask - 0.5) / 0.26, as `preprocess(image, mask)` returns it.",
+            stacklevel=3,
+        )
+
+
+def _as_tokens(text: Tensor, context_length: int) -> Tensor:
+    if not isinstance(text, Tensor) or text.is_floating_point() or text.dtype == torch.bool:
+        kind = text.dtype if isinstance(text, Tensor) else type(text).__name__
+        raise TypeError(f"text is {kind}, expected an integer tensor of token ids: use alpha_clip.tokenize(...)")
+    if text.ndim != 2 or not 0 < text.shape[1] <= context_length:
+        raise ValueError(
+            f"text is {tuple(text.shape)}, expected (N, L) with L from 1 to {context_length}: "
+            f"use alpha_clip.tokenize(texts, context_length={context_length})"
+        )
+    return text
 
 
 def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:

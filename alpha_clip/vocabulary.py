@@ -57,13 +57,17 @@ class UnknownWords:
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if torch.compiler.is_compiling() or (args[0].is_cuda and torch.cuda.is_current_stream_capturing()):
             return
+        self.warn(args[0])
+
+    def warn(self, text: Tensor) -> None:
+        """Of the words in token ids of any shape."""
         words: set[str] = set()
-        for known, ids in groupby(args[0].flatten().tolist(), self.known.__contains__):
+        for known, ids in groupby(text.flatten().tolist(), self.known.__contains__):
             if not known:
                 words.update(shared_tokenizer().decode(ids).split())
         if words:
             warnings.warn(
                 f"this model has never read {', '.join(map(repr, sorted(words)))}: such words all mean the same to it. "
                 "Its vocabulary is small, see the model card; models by other names know them.",
-                stacklevel=2,
+                stacklevel=3,
             )

@@ -135,14 +135,20 @@ print(alpha_clip.tokenizer.shared_tokenizer.cache_info().currsize)
     assert tokenizers == "0"
 
 
-def test_the_core_imports_no_training_code(tmp_path):
+def test_the_core_imports_neither_training_code_nor_onnx(tmp_path):
     code = """
 import sys, alpha_clip
 for name in alpha_clip.__all__:
     name == "__version__" or getattr(alpha_clip, name)
-print("alpha_clip.training" in sys.modules)
+others = {"alpha_clip.training", "alpha_clip.onnx", "onnx", "onnxruntime"}
+print(sorted(others & set(sys.modules)))
 """
-    assert python("-c", code, cwd=tmp_path, path=ROOT) == "False"
+    assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"
+
+
+def test_alpha_clip_onnx_waits_with_its_packages_until_they_are_needed(tmp_path):
+    code = "import sys, alpha_clip.onnx; print(sorted({'onnx', 'onnxruntime', 'onnxscript'} & set(sys.modules)))"
+    assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"
 
 
 def test_dir_lists_the_public_names():
@@ -220,6 +226,23 @@ def imports_of_ours(path: Path) -> set[str]:
             continue
         found |= {name.split(".")[1] for name in names if name.startswith("alpha_clip.")}
     return found
+
+
+ONNX_MAY_IMPORT = {  # of its own modules; from the core, whatever it needs
+    "extra": set(),
+    "folder": set(),
+    "graph": set(),
+    "serving": {"extra", "folder"},
+    "export": {"extra", "folder", "graph", "serving"},
+    "__main__": {"export", "folder"},
+    "__init__": {"export", "serving"},
+}
+
+
+def test_imports_of_the_onnx_package_go_one_way():
+    found = {path.stem: imports_of_ours(path) - {"alpha_clip"} for path in (PACKAGE / "onnx").glob("*.py")}
+    assert found.keys() == ONNX_MAY_IMPORT.keys()
+    assert all(found[module] <= ONNX_MAY_IMPORT[module] for module in found)
 
 
 def test_every_module_of_the_core_has_a_rule():
