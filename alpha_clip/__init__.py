@@ -57,6 +57,7 @@ _MODULES = {  # alpha_clip.model works, as in clip
     "sources",
     "tokenizer",
     "towers",
+    "transformer",
     "transforms",
     "weights",
     "zero_shot",

@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from alpha_clip import model as model_module
-from alpha_clip.model import CLIP, LayerNorm, ResidualAttentionBlock, _parts
+from alpha_clip.model import CLIP, _parts
+from alpha_clip.transformer import LayerNorm, ResidualAttentionBlock, is_watched
 
 CONTEXT, END = 16, 511  # the end-of-text token has the highest id
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -356,8 +357,8 @@ def test_parametrised_weights_switch_the_shortcuts_off(images, how, name):
             parametrize.register_parametrization(module, "weight", Same())
         else:
             parametrizations.weight_norm(module)
-    assert model_module._is_watched(model.transformer, slice(-1, None))
-    assert model_module._is_watched(model.visual.transformer, slice(-1, None))
+    assert is_watched(model.transformer, slice(-1, None))
+    assert is_watched(model.visual.transformer, slice(-1, None))
     assert_close((model.encode_text(tokens), model.encode_image(images)), expected, **TOLERANCE)
 
 
@@ -367,7 +368,7 @@ def test_peft_s_lora_switches_the_shortcuts_off_and_changes_nothing_at_first(ima
     model, tokens = copy.deepcopy(MODEL), texts([2, 5, 3])
     expected = model.encode_text(tokens), model.encode_image(images)
     peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["c_fc", "c_proj"]), model)
-    assert model_module._is_watched(model.transformer, slice(-1, None))
+    assert is_watched(model.transformer, slice(-1, None))
     assert_close((model.encode_text(tokens), model.encode_image(images)), expected, **TOLERANCE)
 
 

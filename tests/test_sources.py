@@ -238,7 +238,10 @@ def in_new_process(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`load_there` in a process that ends with it."""
     (root / "arguments").write_bytes(pickle.dumps((shelf, root)))
-    code = "import pickle, sys; from test_sources import load_there; load_there(*pickle.load(open(sys.argv[1], 'rb')))"
+    code = (  # where the tests run in the background, Ctrl-C is ignored, and so it would be there
+        "import pickle, signal, sys; from test_sources import load_there; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); load_there(*pickle.load(open(sys.argv[1], 'rb')))"
+    )
     command = [sys.executable, "-c", code, str(root / "arguments")]
     env = os.environ | environment | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=stderr) as run:
@@ -593,7 +596,7 @@ def test_an_interrupted_download_leaves_nothing_to_be_taken_for_the_file(
             assert run.poll() is None
             time.sleep(0.05)
         run.send_signal(signal.SIGINT)
-        assert "KeyboardInterrupt" in run.communicate()[1].decode()
+        assert "KeyboardInterrupt" in run.communicate(timeout=120)[1].decode()
     assert not any("pth" in path.name for path in tmp_path.iterdir())
     hub.stalling.clear()
     assert_equal(load(published), published.expected())
@@ -617,7 +620,7 @@ def test_a_full_disk(published, load, environment, hub, tmp_path):
 
 def test_without_a_terminal_no_progress_is_shown(published, environment, tmp_path):
     with in_new_process(published, tmp_path, environment) as run:
-        out, err = run.communicate()
+        out, err = run.communicate(timeout=120)
     assert (run.returncode, out.decode(), err.decode().strip()) == (0, "", LICENCE)
 
 

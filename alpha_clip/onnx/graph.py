@@ -18,7 +18,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from ..model import CLIP, MLP, Attention, ResidualAttentionBlock, VisionTransformer
+from ..model import CLIP, VisionTransformer
+from ..transformer import MLP, Attention, ResidualAttentionBlock
 
 OPSET = 17  # the first with LayerNormalization
 IR_VERSION = 8  # what came with it: later ones only keep older runtimes out
