@@ -201,11 +201,8 @@ def test_scenes_of_the_ablations_are_what_their_row_says(ablations, use):
         samples = [sample for item in items for sample in item]
         captions = [s for s in samples if " and " in s.text or ", " in s.text]
         assert 0.03 < len(captions) / len(samples) < 0.2
-        if use == "phrases":
-            assert all(s.alpha is None for s in samples)
-        else:
-            assert all((s.alpha is None) == (use == "crops") for s in captions)
-            assert all(s.alpha is not None for s in samples if s.text not in {c.text for c in captions})
+        without_mask = np.mean([s.alpha is None for s in samples])
+        assert 0.03 < without_mask < 0.2 if use == "crops" else without_mask == (use == "phrases")
         phrases = {s.text for s in samples} - {s.text for s in captions}
         if use == "whole is 0":
             assert all((s.alpha < 0).all() for s in captions)
