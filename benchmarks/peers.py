@@ -157,7 +157,9 @@ def _our_onnx(folder: Path, threads: int) -> Peer:
 
     onnx = import_module("alpha_clip.onnx")
     onnx.export(ours(), folder)
-    served = onnx.load(folder, threads=threads)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*every mask is ignored")  # it is plain CLIP, as the peers are
+        served = onnx.load(folder, threads=threads)
     return Peer("alpha_clip ONNX", served.encode_image, served.encode_text, alpha_clip.tokenize, _float32_only)
 
 
