@@ -338,7 +338,8 @@ def _normal_(parameter: Tensor, std: float) -> None:
 def _as_batch(image: Tensor) -> Tensor:
     if not isinstance(image, Tensor) or not image.is_floating_point():
         kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"image is {kind}, expected a floating tensor (B, 3, H, W): use `preprocess(image)`")
+        remedy = "`*preprocess(image, mask)`" if isinstance(image, tuple) else "`preprocess(image)`"
+        raise TypeError(f"image is {kind}, expected a floating tensor (B, 3, H, W): use {remedy}")
     if image.ndim not in (3, 4) or image.shape[-3] != 3:
         raise ValueError(f"image is {tuple(image.shape)}, expected (B, 3, H, W) or (3, H, W): use `preprocess(image)`")
     return image if image.ndim == 4 else image[None]
@@ -378,12 +379,20 @@ def _normalised(alpha: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _warn_of_a_plain_mask(alpha: Tensor) -> None:
-    if alpha.numel() and alpha.min() >= 0 and alpha.max() <= 1:
-        warnings.warn(
-            "all values of this floating alpha lie within [0, 1], so it is almost surely a mask that was not "
-            "normalised. Pass a bool mask, or (mask - 0.5) / 0.26, as `preprocess(image, mask)` returns it.",
-            stacklevel=3,
-        )
+    if not alpha.numel():
+        return
+    low, high = alpha.min(), alpha.max()
+    if low >= 0 and high <= 1:
+        where = "lie within [0, 1]"
+    elif high > FOREGROUND + 0.1 or low < -FOREGROUND - 0.1:
+        where = f"reach from {low:.4g} to {high:.4g}, beyond ±{FOREGROUND:.3f}"
+    else:
+        return
+    warnings.warn(
+        f"the values of this floating alpha {where}, so it is almost surely a mask that was not normalised. Pass a "
+        "bool mask, or (mask - 0.5) / 0.26, as `preprocess(image, mask)` returns it.",
+        stacklevel=3,
+    )
 
 
 def _as_tokens(text: Tensor, context_length: int) -> Tensor:

@@ -175,10 +175,12 @@ def ensemble(
     picture: Image.Image,
     masks: NDArray[np.float32],
     chunk: int,
-    methods: Sequence[str | Method] = ("alpha", "crop"),
+    methods: Sequence[str | Method] | None = None,
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """The mean of several methods' features, weighted or not."""
+    """The mean of several methods' features, weighted or not; None: `alpha`, or else `masked_crop`, and `crop`."""
+    if methods is None:
+        methods = ("alpha" if tower.takes_alpha else "masked_crop", "crop")
     weights = [1.0] * len(methods) if weights is None else list(weights)
     if not methods or len(weights) != len(methods):
         raise ValueError(f"{len(methods)} methods and {len(weights)} weights, expected as many, and at least one")

@@ -312,8 +312,10 @@ def _reason(error: Exception) -> str:
 def _not_found(wanted: Weights, failures: list[str]) -> WeightsError:
     tried = "".join(f"\n- {failure}" for failure in failures)
     if wanted.drive is None:
+        address = f"https://huggingface.co/{wanted.repo}/resolve/{wanted.revision or 'main'}/{wanted.file}"
         return WeightsError(
-            f"{wanted.file} could not be had. Try again, or pass the path of a copy instead of the name. Tried:{tried}"
+            f"{wanted.file} (SHA-256 {wanted.sha256}) of {wanted.repo} could not be had. Try again; or get {address}, "
+            f"and put it into download_root or pass its path instead of the name. Tried:{tried}"
         )
     return AlphaWeightsNotFound(
         f"the alpha weights {wanted.file} (SHA-256 {wanted.sha256}) could not be had. Get the file from {OFFICIAL} "

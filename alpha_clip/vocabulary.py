@@ -53,6 +53,7 @@ class UnknownWords:
 
     def __init__(self, known: Tensor) -> None:
         self.known = {0, *known.tolist()}  # 0 pads, behind the end of the text
+        self.told: set[str] = set()  # words warned of already
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if torch.compiler.is_compiling() or (args[0].is_cuda and torch.cuda.is_current_stream_capturing()):
@@ -60,11 +61,13 @@ class UnknownWords:
         self.warn(args[0])
 
     def warn(self, text: Tensor) -> None:
-        """Of the words in token ids of any shape."""
+        """Once of each such word in token ids of any shape."""
         words: set[str] = set()
         for known, ids in groupby(text.flatten().tolist(), self.known.__contains__):
             if not known:
                 words.update(shared_tokenizer().decode(ids).split())
+        words -= self.told
+        self.told |= words
         if words:
             warnings.warn(
                 f"this model has never read {', '.join(map(repr, sorted(words)))}: such words all mean the same to it. "

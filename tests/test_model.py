@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from alpha_clip.model import CLIP, FOREGROUND, QuickGELU, build_model, convert_weights
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-RAW = "all values of this floating alpha lie within"
+RAW = "the values of this floating alpha lie within"
 BLIND = "the alpha weights of this model are all zero"
 
 # Inductor advises TF32 on every new GPU; these tests compare with exact float32.
@@ -248,6 +248,11 @@ def test_alpha_within_0_and_1_warns_once(model, images, masks):
     with pytest.warns(UserWarning, match=RAW):
         model.encode_image(images, masks.float())
     model.encode_image(images, masks.float())
+
+
+def test_alpha_far_beyond_the_foreground_warns(model, images, masks):
+    with pytest.warns(UserWarning, match=r"this floating alpha reach from 0 to 255, beyond ±1\.923"):
+        model.encode_image(images, masks.float() * 255)
 
 
 def test_only_the_first_floating_alpha_is_inspected(model, images, masks):

@@ -317,7 +317,7 @@ def test_a_dead_process_ends_the_job_with_its_name(tmp_path):
 
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     done = torchrun(2, tmp_path, "--stop-after", "3")
-    assert done.returncode != 0 and "stopped by SIGTERM after step 3" in done.stderr, done.stderr
+    assert done.returncode != 0 and "stopped by a signal after step 3" in done.stderr, done.stderr
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 3
     finetune(tiny_model(), Uneven(30), settings(), tmp_path, validation=Uneven(12), tokenize=words_to_ids)
     assert_same_run(tmp_path, alone)

@@ -115,9 +115,12 @@ def test_pool_is_the_mean_of_projected_values(model):
     assert_close(embed_regions(model, PICTURE, MASKS, "pool"), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_ensemble_is_the_weighted_mean(model):
+def test_ensemble_is_the_weighted_mean(model, open_clip_model):
     a, b = (embed_regions(model, PICTURE, MASKS, name) for name in ("alpha", "crop"))
     assert_close(embed_regions(model, PICTURE, MASKS, "ensemble"), F.normalize(a + b, dim=-1))
+    with_others = embed_regions(open_clip_model, PICTURE, MASKS, "ensemble")
+    c, d = (embed_regions(open_clip_model, PICTURE, MASKS, name) for name in ("masked_crop", "crop"))
+    assert_close(with_others, F.normalize(c + d, dim=-1))
     found = embed_regions(model, PICTURE, MASKS, "ensemble", methods=["alpha", METHODS["crop"]], weights=[3, 1])
     assert_close(found, F.normalize(3 * a + b, dim=-1))
 

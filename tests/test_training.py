@@ -24,7 +24,7 @@ from alpha_clip.training.data import Item, Parts, Positions, batches, collate
 from alpha_clip.training.optim import lr_at, make_optimizers
 from alpha_clip.training.pictures import BadSample
 from alpha_clip.training.state import Log
-from alpha_clip.training.views import views
+from alpha_clip.training.views import _warn_of_no_caption, views
 from alpha_clip.transforms import Preprocess, mask_box
 
 SIZE = 16
@@ -190,7 +190,7 @@ def test_a_run_whose_data_set_draws_resumes_to_the_bit(workers, tmp_path):
             signal.raise_signal(signal.SIGTERM)
         return words_to_ids(texts)
 
-    with pytest.raises(SystemExit, match="stopped by SIGTERM after step 2"):
+    with pytest.raises(SystemExit, match="stopped by a signal after step 2"):
         finetune(tiny_model(), Drawing(20), settings, tmp_path, tokenize=terminated_in_step_2)
     resumed = finetune(tiny_model(), Drawing(20), settings, tmp_path, tokenize=words_to_ids)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
@@ -406,6 +406,7 @@ def test_unions_show_two_or_three_regions_named_together_among_all_such_names():
 def test_a_kind_that_a_picture_cannot_give_is_a_region_alone():
     alone, without_caption = replace_regions(wide(), wide().regions[:1]), wide(caption=None)
     twice = replace_regions(wide(), (wide().regions[0],) * 2)
+    _warn_of_no_caption.cache_clear()
     with pytest.warns(UserWarning, match="the share of graded masks is not reached: pictures without a caption"):
         samples = seen(config(graded=1.0, **NOTHING_ELSE), without_caption, 5)
     assert all(s.second is None for s in samples)
@@ -660,19 +661,22 @@ def steps_logged(folder) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_sigterm_saves_and_leaves_and_the_run_goes_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_and_the_run_goes_on(number, tmp_path):
+    before = signal.signal(number, signal.default_int_handler)  # where the tests run in the background, SIG_IGN
     settings = config(steps=6, save_every=100)
     straight = finetune(tiny_model(), Halves(20), settings, tokenize=words_to_ids)
     calls = itertools.count()
 
     def terminated_in_step_2(texts):
         if next(calls) == 1:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         return words_to_ids(texts)
 
-    with pytest.raises(SystemExit, match=r"stopped by SIGTERM after step 2, saved in .*: the same command goes on"):
+    with pytest.raises(SystemExit, match=r"stopped by a signal after step 2, saved in .*: the same command goes on"):
         finetune(tiny_model(), Halves(20), settings, tmp_path, tokenize=terminated_in_step_2)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) is signal.default_int_handler
+    signal.signal(number, before)
     resumed = finetune(tiny_model(), Halves(20), settings, tmp_path, tokenize=words_to_ids)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
 
@@ -799,11 +803,17 @@ class Pictures:
 
 def test_a_run_is_gone_on_with_from_what_it_began_with_alone(tmp_path):
     finetune(tiny_model(), Halves(20), config(), tmp_path, tokenize=words_to_ids)
-    message = "holds a run that began with other weights or data .*20 pictures there, .*{} pictures here.: give it"
+    message = (
+        "holds a run that began with other weights or data .*20 pictures .* there, .*{} pictures .* here.: give it"
+    )
     with pytest.raises(ValueError, match=message.format(30)):
         finetune(tiny_model(), Halves(30), config(), tmp_path, tokenize=words_to_ids)
     with pytest.raises(ValueError, match=message.format(20)):
         finetune(tiny_model(seed=1), Halves(20), config(), tmp_path, tokenize=words_to_ids)
+    renamed = Halves(20)
+    renamed.keys = [str(i) for i in range(20)]
+    with pytest.raises(ValueError, match=message.format(20)):
+        finetune(tiny_model(), renamed, config(), tmp_path, tokenize=words_to_ids)
     (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"last\.pt is damaged .*: delete it to begin anew, or name another folder"):
         finetune(tiny_model(), Halves(20), config(), tmp_path, tokenize=words_to_ids)

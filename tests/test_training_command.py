@@ -74,6 +74,15 @@ def test_the_same_command_under_torchrun(data, tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 20
 
 
+def test_help_says_what_each_setting_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--alpha-lr ALPHA_LR peak learning rate of the alpha convolution [2e-4]" in text
+    assert "--steps STEPS optimizer steps in all, those before a resume included [needed]" in text
+    assert text.count("[") > 25
+
+
 def test_settings_take_the_place_of_the_presets(data, tmp_path):
     arguments = ["--model", "tiny", "--data", str(data), "--out", str(tmp_path), *SMOKE]
     changes = ["--steps", "2", "--lr", "1e-4", "--unlock-blocks", "1", "--precision", "bfloat16", "--distill", "1"]

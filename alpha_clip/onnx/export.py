@@ -43,7 +43,8 @@ def export(model: CLIP, folder: str | os.PathLike[str], *, name: str = "", int8:
         ImportError: the extra ``onnx`` is not installed.
         TypeError: `model` is not one of ours, or not in float32.
         FileExistsError: `folder` holds something.
-        ValueError: the graphs compute something else than the model: it was changed by more than its weights.
+        ValueError: the graphs compute something else than the model: it was changed by more than its weights; or they
+            cannot be made, as a module was replaced.
     """
     folder = Path(folder)
     _check(model, folder)
@@ -51,7 +52,10 @@ def export(model: CLIP, folder: str | os.PathLike[str], *, name: str = "", int8:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         made = Path(temporary, "float32")
         description = _describe(model, name)
-        _write_graphs(model, made)
+        try:
+            _write_graphs(model, made)
+        except AttributeError as error:
+            raise ValueError(f"a module of the model was replaced ({error}): put the original back") from error
         folders.write(description, made)
         samples = _Samples(model)
         if (difference := samples.difference(_load_quietly(made))) > PARITY:

@@ -11,7 +11,9 @@ The same command goes on with a run that was stopped. Then:
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
+import re
 import sys
 import typing
 import warnings
@@ -88,10 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="default: CUDA if there is one, else MPS, else the CPU")
     parser.add_argument("--preset", choices=PRESETS, default="light", help="settings to begin with")
     parser.add_argument("--tensorboard", action="store_true", help="write metrics for TensorBoard too")
-    settings = parser.add_argument_group("settings, in place of the preset's; see TrainConfig")
+    settings = parser.add_argument_group("settings, in place of the preset's, or else of these defaults")
+    # They are described once, in the source; a percent sign would be argparse's.
+    lines = re.findall(r"^    (\w+): .*?(?: = (.*?))?  # (.*)$", inspect.getsource(TrainConfig), re.MULTILINE)
+    about = {name: f"{text} [{default or 'needed'}]".replace("%", "%%") for name, default, text in lines}
     for name, kind in typing.get_type_hints(TrainConfig).items():
         option = "--" + name.replace("_", "-")
-        settings.add_argument(option, **_argument(kind))
+        settings.add_argument(option, help=about.get(name), **_argument(kind))
     return parser
 
 

@@ -230,7 +230,7 @@ def batches(
         batch_sampler=Parts(config, step, rank, world),
         num_workers=config.workers,
         collate_fn=partial(collate, size=preprocess.n),
-        worker_init_fn=leave_sigterm,
+        worker_init_fn=leave_signals,
     )
 
 
@@ -244,6 +244,7 @@ def check_readable(read: int, unreadable: int, last: Collection[BadSample]) -> N
         )
 
 
-def leave_sigterm(worker: int) -> None:
-    """In a worker process: only the process that trains decides when to end."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def leave_signals(worker: int) -> None:
+    """In a worker process: only the process that trains decides when to end, by SIGTERM or Ctrl-C."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

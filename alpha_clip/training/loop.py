@@ -72,18 +72,18 @@ def finetune(
         UnreadableData, a RuntimeError: more than 1% of the pictures cannot be read.
         FloatingPointError: the loss is not finite; the last checkpoint stays as it is, and ``bad_batch.json`` says
             which pictures it was.
-        SystemExit: SIGTERM came; the state was saved.
+        SystemExit: SIGTERM or Ctrl-C came; the state was saved. A second Ctrl-C does not wait for that.
     """
     if tensorboard and out is None:
         raise ValueError("tensorboard is True and out is None: name a folder to write to")
     device = model.logit_scale.device
     folder = None if out is None else Path(out)
-    with process_group(device), _in_float32(model), _checkpointing(model, config), _sigterm() as terminated:
+    with process_group(device), _in_float32(model), _checkpointing(model, config), _signals() as told:
         rank, world = rank_and_world()
         optimizers = make_optimizers(model, config)
         peak = [group["lr"] for group in _groups(optimizers)]
         objective = Objective(model, config, tokenize)  # before a resume: its base is what training began with
-        at = load_state(folder, model, optimizers, config, len(dataset)) if folder else Progress()
+        at = load_state(folder, model, optimizers, config, dataset) if folder else Progress()
         objective.distribute()
         preprocess = Preprocess(model.visual.input_resolution)
         parts = iter(batches(dataset, config, preprocess, at.step, rank, world))
@@ -106,7 +106,7 @@ def finetune(
                 raise _not_finite("gradient", folder, at.step, terms, batch)
             bad = [error for part in batch for error in part.bad]
             last_bad.extend(bad)
-            samples, unreadable, stop = total(sum(map(len, batch)), len(bad), terminated.is_set(), device=device)
+            samples, unreadable, stop = total(sum(map(len, batch)), len(bad), told.is_set(), device=device)
             terms |= {"lr_factor": lr_at(at.step, config)}
             at.step += 1
             at.unreadable += int(unreadable)
@@ -135,7 +135,7 @@ def finetune(
             if stop and not finished:
                 bar.close()
                 saved = f"saved in {folder}: the same command goes on" if folder else "nothing was to be saved"
-                sys.exit(f"stopped by SIGTERM after step {at.step}, {saved}")
+                sys.exit(f"stopped by a signal after step {at.step}, {saved}")
         bar.close()
     return model.eval()
 
@@ -205,14 +205,23 @@ def _checkpointing(model: CLIP, config: TrainConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, in place of ending the process in the middle of a step."""
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and the first Ctrl-C set, in place of ending the process in the middle of a step."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         yield event
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def told(number: int, _: object) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as in the background of a shell
+            signal.signal(number, told)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import Subset
 
 from .. import checkpoints
 from ..model import CLIP
 from .config import FREE, TrainConfig
+from .data import Dataset
 from .processes import gather_objects
 
 LAST, BEST, METRICS, BAD_BATCH = "last.pt", "best.safetensors", "metrics.jsonl", "bad_batch.json"
@@ -53,14 +55,17 @@ def save_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: T
     os.replace(part, folder / LAST)
 
 
-def load_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig, pictures: int) -> Progress:
+def load_state(
+    folder: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig, dataset: Dataset
+) -> Progress:
     """How far the run in `folder` is, its weights and optimizer states put in place; the beginning, if none is there.
 
     Raises:
         ValueError: it is a run with other settings, from other weights or on other data; or it is damaged; or it is
             not there for every process.
     """
-    path, origin = folder / LAST, f"{_digest(trained(model, config))}, {pictures} pictures"
+    path = folder / LAST
+    origin = f"weights {_digest(trained(model, config))}, {len(dataset)} pictures {_names(dataset)}"
     if len({*gather_objects([path.exists()])}) > 1:
         raise ValueError(f"{path} is there for some processes only: name a folder that all of them share")
     if not path.exists():
@@ -92,6 +97,13 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(tensors[name].detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:12]
+
+
+def _names(dataset: Any) -> str:
+    """A digest of what the pictures are called, as far as the data set says."""
+    if isinstance(dataset, Subset):
+        return hashlib.sha256(f"{_names(dataset.dataset)} {list(dataset.indices)}".encode()).hexdigest()[:12]
+    return hashlib.sha256(repr(list(getattr(dataset, "keys", []))).encode()).hexdigest()[:12]
 
 
 def save_best(folder: Path, model: CLIP, config: TrainConfig, metrics: Mapping[str, float]) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ..model import CLIP, VisionTransformer
 from ..transforms import Preprocess
 from .config import SHARES, TrainConfig
-from .data import Batch, Dataset, Positions, check_readable, collate, leave_sigterm
+from .data import Batch, Dataset, Positions, check_readable, collate, leave_signals
 from .processes import gather_objects, rank_and_world, total
 from .records import BadSample
 
@@ -53,7 +53,7 @@ def evaluate(
         sampler=range(rank, len(dataset), world),
         num_workers=config.workers,
         collate_fn=collate,
-        worker_init_fn=leave_sigterm,
+        worker_init_fn=leave_signals,
     )
     features, own = [], []
     drift, pictures, bad = 0.0, 0, list[BadSample]()

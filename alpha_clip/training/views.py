@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -19,7 +20,6 @@ from .records import BadSample, Picture, Region
 
 REGIONS_PER_PICTURE = 8  # drawn anew each epoch from pictures that have more
 MOST_AT_ONCE = 3  # regions under one mask
-NO_CAPTION = "the share of graded masks is not reached: pictures without a caption cannot have them"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class _Seen:
         if kind < config.graded:
             if self.caption is not None:
                 return self._graded(i, self.caption, rng.random())
-            warnings.warn(NO_CAPTION, stacklevel=2)
+            _warn_of_no_caption()
         kind -= config.graded
         if 0 <= kind < config.weighted and others:
             return self._weighted(i, int(rng.choice(others)), 1 - rng.random())
@@ -157,6 +157,12 @@ def joined(phrases: Sequence[str]) -> str:
     """
     *before, last = phrases
     return f"{', '.join(before)} and {last}" if before else last
+
+
+@lru_cache(1)
+def _warn_of_no_caption() -> None:
+    """Once in each process that reads."""
+    warnings.warn("the share of graded masks is not reached: pictures without a caption cannot have them", stacklevel=3)
 
 
 def _mask(alpha: Tensor) -> Tensor:
