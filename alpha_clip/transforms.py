@@ -28,7 +28,6 @@ Geometry: TypeAlias = Literal["crop", "pad", "squash"]
 Picture: TypeAlias = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]
 Mask: TypeAlias = Image.Image | NDArray[Any] | Tensor | str | os.PathLike[str]
 
-_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # PIL's modes that its conversion to RGB cuts off at 255
 _ROUNDING = 1e-5  # what a blur or a resize in float32 may overshoot 0 and 1 by
 
 
@@ -90,9 +89,8 @@ class Preprocess(Compose):
         Alpha is (1, n, n), or (K, 1, n, n) for K masks, and holds ``(mask - 0.5) / 0.26``: 1.923 is foreground.
 
         Raises:
-            ValueError: the picture has more than 8 bits a channel; the mask does not fit it, is empty, or has values
-                that are not a mask's; the crop leaves nothing of it; the geometry is unknown; an array is not a
-                picture's.
+            ValueError: the mask does not fit the picture, is empty, or has values that are not a mask's; the crop
+                leaves nothing of it; the geometry is unknown; an array is not a picture's.
             TypeError: the picture or a mask is of another kind than those above.
 
         Warns:
@@ -212,15 +210,10 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def _as_picture(image: Picture) -> Image.Image:
-    if isinstance(image, (str, os.PathLike)):
-        image = _open(image)
     if isinstance(image, Image.Image):
-        if image.mode not in _DEEP:
-            return image
-        raise ValueError(
-            f"image is of mode {image.mode}, which holds more than 8 bits a channel, and would turn white: scale it to "
-            "0..255, as uint8"
-        )
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return _open(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"image is {type(image).__name__}, expected a PIL image, a uint8 array (H, W, 3) or a path")
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):

@@ -251,7 +251,7 @@ def test_alpha_within_0_and_1_warns_once(model, images, masks):
 
 
 def test_alpha_far_beyond_the_foreground_warns(model, images, masks):
-    with pytest.warns(UserWarning, match=r"this floating alpha reach from 0 to 255, beyond ±1\.923"):
+    with pytest.warns(UserWarning, match=r"this floating alpha reach from 0 to 255, far beyond ±1\.923"):
         model.encode_image(images, masks.float() * 255)
 
 

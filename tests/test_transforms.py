@@ -498,10 +498,3 @@ def test_box_mask_is_a_mask(preprocess):
 def test_boxes_that_are_no_boxes(box, message):
     with pytest.raises(ValueError, match=message):
         box_mask(box, (4, 7))
-
-
-@pytest.mark.parametrize("mode", ["I", "F", "I;16"])
-def test_pictures_of_more_than_8_bits_are_refused(mode):
-    deep = Image.new(mode, (20, 10))
-    with pytest.raises(ValueError, match=f"image is of mode {mode}, which holds more than 8 bits .*scale it to 0..255"):
-        Preprocess(8)(deep)
