@@ -312,11 +312,13 @@ def _reason(error: Exception) -> str:
 def _not_found(wanted: Weights, failures: list[str]) -> WeightsError:
     tried = "".join(f"\n- {failure}" for failure in failures)
     if wanted.drive is None:
-        address = f"https://huggingface.co/{wanted.repo}/resolve/{wanted.revision or 'main'}/{wanted.file}"
-        return WeightsError(
-            f"{wanted.file} (SHA-256 {wanted.sha256}) of {wanted.repo} could not be had. Try again; or get {address}, "
-            f"and put it into download_root or pass its path instead of the name. Tried:{tried}"
-        )
+        what, remedy = wanted.file, "pass the path of a copy instead of the name"
+        if wanted.repo:
+            address = f"https://huggingface.co/{wanted.repo}/resolve/{wanted.revision or 'main'}/{wanted.file}"
+            what, remedy = f"{what} of {wanted.repo}", f"get {address}, and {remedy}"
+        if wanted.sha256:
+            what, remedy = f"{what} (SHA-256 {wanted.sha256})", f"{remedy}, or put it into download_root"
+        return WeightsError(f"{what} could not be had. Try again; or {remedy}. Tried:{tried}")
     return AlphaWeightsNotFound(
         f"the alpha weights {wanted.file} (SHA-256 {wanted.sha256}) could not be had. Get the file from {OFFICIAL} "
         f"(there linked as https://drive.google.com/file/d/{wanted.drive}/view) and put it into "
