@@ -1,0 +1,73 @@
+"""Evaluate a model: python -m alpha_clip.evaluation scenes
+
+python -m alpha_clip.evaluation scenes --quick
+python -m alpha_clip.evaluation scenes --model ViT-B/16 --methods alpha crop crop:context=2 alpha+crop
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import builtin, results
+from .run import run
+from .subjects import find
+from .ways import parse
+
+TASKS = {"scenes": builtin}
+METHODS = (
+    "alpha",
+    "whole",
+    "crop",
+    "masked_crop",
+    "cut_out",
+    "blur",
+    "gray",
+    "red_circle",
+    "maskclip",
+    "pool",
+    "alpha+crop",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = parser.add_subparsers(dest="task", required=True)
+    for name, module in TASKS.items():
+        chosen = names.add_parser(name, description=module.__doc__)
+        add_arguments(chosen)
+        module.add_arguments(chosen)
+    args = parser.parse_args()
+    task = TASKS[args.task].from_arguments(args)
+    found = [find(model, args.device, args.base) for model in args.model]
+    subjects = found + [s.base for s in found if s.base is not None and not args.no_base]
+    out = args.out or Path("runs") / f"evaluate-{args.task}"
+    answers = run(task, subjects, [parse(method) for method in args.methods], out, args.chunk, args.together)
+    results.write(answers, out, ["python", "-m", "alpha_clip.evaluation", *sys.argv[1:]])
+    print(answers.table().markdown())  # noqa: T201
+    print(f"\n{out / 'results.md'}")  # noqa: T201
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=["tiny"],
+        help="names as alpha_clip.load takes, NAME+TAG, open_clip:NAME[:PRETRAINED], hf:FOLDER",
+    )
+    parser.add_argument(
+        "--base", help="the plain CLIP to compare with, if it is not the same name without alpha weights"
+    )
+    parser.add_argument("--no-base", action="store_true", help="do not show the same to the plain CLIP")
+    parser.add_argument(
+        "--methods", nargs="+", default=METHODS, metavar="METHOD", help="such as alpha, crop:context=2, alpha+0.5*crop"
+    )
+    parser.add_argument("--together", action="store_true", help="also sum the scores of all models")
+    parser.add_argument("--out", type=Path, help="folder; a rerun goes on where the last one stopped")
+    parser.add_argument("--device")
+    parser.add_argument("--chunk", type=int, default=32, help="masks at a time")
+
+
+if __name__ == "__main__":
+    main()

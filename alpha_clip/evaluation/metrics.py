@@ -1,0 +1,93 @@
+"""Shares of right answers, and how sure they are: a bootstrap over pictures, paired between ways.
+
+All draws of all ways are the same pictures, so that a difference is of the ways and not of the draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .records import Record
+from .samples import Column
+
+DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share in [0, 1], and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int = 0  # of questions
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Which questions of which pictures were answered."""
+
+    pictures: NDArray[np.int64]  # (Q,) number of the picture that a question is about
+    classes: NDArray[np.int64]  # (Q,) number of what is right; all zeros where that does not count
+    hits: NDArray[np.bool_]  # (Q,)
+
+
+def hits(records: Sequence[Record], column: Column, keys: dict[str, int]) -> Hits:
+    """What a column counts in the records of one model and way; `keys` numbers the pictures."""
+    found = [
+        (keys[r.key], a.right, a.rank < column.k)
+        for r in records
+        for a in r.answers
+        if not column.groups or a.group in column.groups
+    ]
+    pictures, right, answered = zip(*found, strict=True) if found else ((), (), ())
+    classes = np.unique(right, return_inverse=True)[1] if column.per_class and right else np.zeros(len(right))
+    return Hits(np.array(pictures, np.int64), classes.astype(np.int64), np.array(answered, bool))
+
+
+def estimate(found: Hits) -> Estimate | None:
+    """The share, by question or as the mean over classes; None where nothing was asked."""
+    if not len(found.hits):
+        return None
+    low, high = np.percentile(_draws(found), [2.5, 97.5])
+    return Estimate(_share(found), float(low), float(high), len(found.hits))
+
+
+def difference(one: Hits, other: Hits) -> Estimate | None:
+    """How much larger the share of `one` is, and its interval, the same pictures drawn for both.
+
+    Raises:
+        ValueError: they are not of the same questions.
+    """
+    if not (np.array_equal(one.pictures, other.pictures) and np.array_equal(one.classes, other.classes)):
+        raise ValueError("these are answers to different questions: compare ways on the same samples")
+    if not len(one.hits):
+        return None
+    low, high = np.percentile(_draws(one) - _draws(other), [2.5, 97.5])
+    return Estimate(_share(one) - _share(other), float(low), float(high), len(one.hits))
+
+
+def _draws(found: Hits) -> NDArray[np.float64]:
+    """(DRAWS,) shares, of as many pictures as there are, drawn with replacement."""
+    classes, kinds = np.unique(found.classes, return_inverse=True)
+    pictures, number = np.unique(found.pictures, return_inverse=True)
+    right, asked = np.zeros((2, len(pictures), len(classes)), np.float32)
+    np.add.at(asked, (number, kinds), 1)
+    np.add.at(right, (number, kinds), found.hits)
+    rng = np.random.default_rng(0)
+    times = rng.multinomial(len(pictures), np.full(len(pictures), 1 / len(pictures)), size=DRAWS).astype(np.float32)
+    drawn = times @ asked  # (DRAWS, classes): how often each was asked about
+    return np.asarray(np.nanmean(np.where(drawn > 0, times @ right / np.maximum(drawn, 1), np.nan), axis=1), np.float64)
+
+
+def _share(found: Hits) -> float:
+    asked = np.bincount(found.classes)
+    right = np.bincount(found.classes, found.hits)
+    return float(np.mean(right[asked > 0] / asked[asked > 0]))

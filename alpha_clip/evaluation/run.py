@@ -1,0 +1,183 @@
+"""Ask a task's questions of models that look in several ways, and put the answers into figures."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import metrics
+from .metrics import Hits
+from .records import Answer, Journal, Record
+from .samples import Column, Naming, Referring, Sample, Task, UnusableSample
+from .subjects import Subject
+from .tables import Cell, Finding, Table
+from .ways import Seen, Way, look
+
+_TOP = 5  # names that a record keeps
+
+
+@dataclass(frozen=True)
+class Run:
+    """All answers to a task."""
+
+    task: Task
+    identity: Mapping[str, Any]  # of the task and the models
+    records: Sequence[Record]
+    unusable: Mapping[str, str]  # samples that could not be asked about, and why
+    findings: Sequence[Finding] = field(default_factory=list)
+
+    def of(self, model: str, way: str) -> list[Record]:
+        return [r for r in self.records if (r.model, r.way) == (model, way)]
+
+    def ways(self) -> list[tuple[str, str]]:
+        """Pairs of a model's name and a way's, in the order in which they came."""
+        return list(dict.fromkeys((r.model, r.way) for r in self.records))
+
+    def hits(self, column: Column, model: str, way: str) -> Hits:
+        keys = {key: i for i, key in enumerate(self.task.keys)}
+        return metrics.hits(sorted(self.of(model, way), key=lambda r: keys[r.key]), column, keys)
+
+    def table(self) -> Table:
+        """A row for each way; the last columns are what it costs, as a multiple of the cheapest."""
+        rows, costs = [], {pair: _cost(self.of(*pair)) for pair in self.ways()}
+        least = min((seconds for _, seconds in costs.values()), default=1.0)
+        several = len({model for model, _ in costs}) > 1
+        for (model, way), (forwards, seconds) in costs.items():
+            cells: list[Cell] = [f"{model}, {way}" if several else way]
+            cells += [metrics.estimate(self.hits(column, model, way)) for column in self.task.columns]
+            rows.append([*cells, f"{forwards:.2f}", f"{seconds / least:.1f}x"])
+        titles = [column.title for column in self.task.columns]
+        note = (
+            "95% intervals by bootstrap over pictures. Forwards and time are for each mask; time relative to the least."
+        )
+        return Table(self.task.name, ["way", *titles, "forwards", "time"], rows, note)
+
+    def differences(self, reference: tuple[str, str] | None = None) -> Table:
+        """How much better each way is than the `reference` (the first way), paired by picture."""
+        pairs = self.ways()
+        first = reference or pairs[0]
+        several = len({model for model, _ in pairs}) > 1
+        name = ", ".join(first) if several else first[1]
+        rows = []
+        for pair in pairs:
+            if pair != first:
+                cells: list[Cell] = [", ".join(pair) if several else pair[1]]
+                for column in self.task.columns:
+                    cells.append(metrics.difference(self.hits(column, *pair), self.hits(column, *first)))
+                rows.append(cells)
+        return Table(f"Difference to {name}", ["way", *(column.title for column in self.task.columns)], rows)
+
+
+def run(
+    task: Task, subjects: Sequence[Subject], ways: Sequence[Way], folder: Path, chunk: int = 32, together: bool = False
+) -> Run:
+    """Ask all that `folder` does not hold the answers to yet.
+
+    Args:
+        subjects: models; one that cannot look in a way is left out there.
+        chunk: masks at a time.
+        together: also sum the scores of all models, under the name "together"; they all have to be asked anew then.
+
+    Raises:
+        ValueError: `folder` holds another run; no sample can be used; no model can look in any of the ways.
+    """
+    pairs = [(s, way) for s in subjects for way in ways if way.fits(s)]
+    if not pairs:
+        raise ValueError(f"none of the models can look in {', '.join(w.name for w in ways)}: add a way such as 'crop'")
+    about = {"name": task.name, "templates": list(task.templates), **task.identity}
+    identity = {"task": about} | {f"model {s.name}": dict(s.identity) for s in subjects}
+    journal = Journal(folder, identity)
+    records = list(journal.read())
+    done = {record.id for record in records}
+    unusable: dict[str, str] = {}
+    names = [s.name for s in subjects] + ["together"] * together
+    for number, key in enumerate(tqdm(task.keys, task.name, unit="sample")):
+        if all((key, model, way.name) in done for model in names for way in ways if _fits(model, way, subjects)):
+            continue
+        try:
+            sample = task.read(number)
+        except UnusableSample as error:
+            unusable[key] = str(error)
+            continue
+        new = [r for r in _ask(task, sample, pairs, chunk, together) if r.id not in done]
+        journal.write(new)
+        records += new
+    if not records:
+        raise ValueError(
+            f"none of {len(task.keys)} samples can be used; the first: {next(iter(unusable.values()), '')}"
+        )
+    wanted = {(model, way.name) for model in names for way in ways}
+    return Run(task, identity, [r for r in records if (r.model, r.way) in wanted], unusable)
+
+
+def _fits(model: str, way: Way, subjects: Sequence[Subject]) -> bool:
+    return all(way.fits(s) for s in subjects if model in (s.name, "together"))
+
+
+def _ask(task: Task, sample: Sample, pairs: Iterable[tuple[Subject, Way]], chunk: int, together: bool) -> list[Record]:
+    records: list[Record] = []
+    scored: dict[str, list[tuple[Seen, list[Tensor]]]] = {}
+    for subject, way in pairs:
+        seen = look(subject.model, sample.image, sample.masks, way, chunk)
+        scores = [_scores(task, subject, seen, question) for question in sample.questions]
+        scored.setdefault(way.name, []).append((seen, scores))
+        records.append(_record(sample, subject.name, way, [seen], scores))
+    if together:
+        ways = {way.name: way for _, way in pairs}
+        for way, found in ((ways[name], found) for name, found in scored.items()):
+            seen_by_all, all_scores = zip(*found, strict=True)
+            sums = [torch.stack(parts).sum(dim=0) for parts in zip(*all_scores, strict=True)]
+            records.append(_record(sample, "together", way, seen_by_all, sums))
+    return records
+
+
+def _scores(task: Task, subject: Subject, seen: Seen, question: Naming | Referring) -> Tensor:
+    """(N,) of a region for each name, or of each region for a phrase."""
+    if isinstance(question, Naming):
+        return seen.scores(subject.names(question.names, task.templates).cpu())[question.region]
+    return seen.scores(subject.texts([question.phrase]).cpu())[:, 0]
+
+
+def _record(sample: Sample, model: str, way: Way, seen: Sequence[Seen], scores: Sequence[Tensor]) -> Record:
+    pairs = zip(sample.questions, scores, strict=True)
+    answers = tuple(_answer(question, s, sample.group) for question, s in pairs)
+    forwards, seconds = sum(s.forwards for s in seen), sum(s.seconds for s in seen)
+    return Record(sample.key, model, way.name, answers, len(sample.masks), forwards, round(seconds, 6))
+
+
+def _answer(question: Naming | Referring, scores: Tensor, group: str) -> Answer:
+    group = question.group or group
+    if isinstance(question, Naming):
+        right = question.names[question.answer]
+        order = ranking(scores, seed=f"{right} {question.region}")
+        top = tuple(question.names[i] for i in order[:_TOP])
+        return Answer(right, order.index(question.answer), question.region, group, top)
+    order = ranking(scores, seed=question.phrase)
+    rank = next((i for i, region in enumerate(order) if region in question.answers), len(order))
+    return Answer(question.phrase, rank, order[0], group)
+
+
+def ranking(scores: Tensor, seed: str) -> list[int]:
+    """Numbers of the highest score to the lowest; among equals by lot, so that one who cannot tell is right by chance.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    if not scores.isfinite().all():
+        raise ValueError("the model gives features that are not finite: load it with dtype=torch.float32")
+    lot = np.random.default_rng(zlib.crc32(seed.encode())).permutation(len(scores))
+    return np.lexsort((lot, -scores.numpy())).tolist()
+
+
+def _cost(records: Sequence[Record]) -> tuple[float, float]:
+    """Forwards and seconds for each mask; the median over samples, for the first one waits for much else."""
+    seconds = torch.tensor([r.seconds / r.regions for r in records]).median()
+    return sum(r.forwards for r in records) / sum(r.regions for r in records), float(seconds)

@@ -1,0 +1,137 @@
+"""The models that are looked at: ours, open_clip's and transformers', with what it takes to read texts with them."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..api import load
+from ..model import CLIP
+from ..tokenizer import tokenize
+
+_TEXTS = 256  # that go through a text tower at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model, and how it reads.
+
+    ``base`` is the plain CLIP that an alpha model was tuned from, where there is one to compare it with.
+    """
+
+    name: str
+    model: nn.Module
+    encode: Callable[[list[str]], Tensor]  # texts to (N, D)
+    takes_masks: bool = False
+    base: Subject | None = None
+    identity: Mapping[str, str] = field(default_factory=dict)
+    _seen: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(N, D) float32, of unit length; each text is encoded once."""
+        new = list(dict.fromkeys(text for text in texts if text not in self._seen))
+        for i in range(0, len(new), _TEXTS):
+            part = new[i : i + _TEXTS]
+            self._seen.update(zip(part, F.normalize(self.encode(part).float(), dim=-1), strict=True))
+        return torch.stack([self._seen[text] for text in texts])
+
+    def names(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """(N, D) float32, of unit length: of each name the mean over the templates."""
+        texts = [template.replace("{}", name) for name in names for template in templates]
+        return F.normalize(self.texts(texts).unflatten(0, (len(names), len(templates))).mean(1), dim=-1)
+
+
+def find(name: str, device: str | torch.device | None = None, base: str | None = None) -> Subject:
+    """The model of that name.
+
+    Args:
+        name: as `alpha_clip.load` takes it, perhaps with a tag or a file of alpha weights behind a plus,
+            ``"ViT-B/16+grit1m"``; ``"open_clip:ViT-B-16"`` or ``"open_clip:ViT-B-16:openai"``;
+            ``"hf:FOLDER"``, a CLIP or SigLIP model of transformers.
+        base: the plain CLIP to compare with; None: the same name without alpha weights.
+
+    Raises:
+        ImportError: the library of the model is not installed.
+        ValueError, OSError: there is no such model, as its library says.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "open_clip":
+        return _of_open_clip(name, rest, device)
+    if kind == "hf":
+        return _of_transformers(name, rest, device)
+    model = _ours(name, device)
+    plain = _ours(base, device) if base else _ours(name.rpartition("+")[0] or name, device, alpha=None)
+    base_name = base if base and base != name else f"plain {name}"
+    return of(name, model, of(base_name, plain, takes_masks=False))
+
+
+def of(name: str, model: CLIP, base: Subject | None = None, takes_masks: bool = True) -> Subject:
+    """A model from `load` as a subject."""
+
+    def encode(texts: list[str]) -> Tensor:
+        return model.encode_text(tokenize(texts, model.context_length, truncate=True))
+
+    return Subject(name, model, encode, takes_masks, base, {"name": name, "weights": fingerprint(model)})
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The first 16 hex digits of the SHA-256 over all names and weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _ours(name: str, device: str | torch.device | None, alpha: str | None = "auto") -> CLIP:
+    before, plus, tag = name.rpartition("+")
+    if plus and not Path(name).exists():
+        name, alpha = before, tag
+    with warnings.catch_warnings():
+        if alpha is None:  # that masks are ignored is the point here
+            warnings.filterwarnings("ignore", message=".*(alpha weights|every mask)")
+        model, _ = load(name, device, alpha_vision_ckpt_pth=alpha)
+    return model
+
+
+def _of_open_clip(name: str, rest: str, device: str | torch.device | None) -> Subject:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ImportError(f"{name!r} is a model of open_clip: pip install open_clip_torch") from error
+    architecture, _, pretrained = rest.partition(":")
+    model = open_clip.create_model(architecture, pretrained or None, device=device or "cpu").eval()
+    words = open_clip.get_tokenizer(architecture)
+    where = next(model.parameters()).device
+    identity = {"name": name, "weights": fingerprint(model)}
+    return Subject(name, model, lambda texts: model.encode_text(words(texts).to(where)), identity=identity)
+
+
+def _of_transformers(name: str, folder: str, device: str | torch.device | None) -> Subject:
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise ImportError(f"{name!r} is a model of transformers: pip install transformers") from error
+    model: Any = AutoModel.from_pretrained(folder).to(device or "cpu").eval()
+    words = AutoTokenizer.from_pretrained(folder)
+    length = model.config.text_config.max_position_embeddings
+
+    def encode(texts: list[str]) -> Tensor:
+        # SigLIP was trained on texts padded to the full length, and CLIP does not mind.
+        ids = words(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        known = {key: ids[key].to(model.device) for key in ("input_ids", "attention_mask") if key in ids}
+        if model.config.model_type == "siglip":
+            known.pop("attention_mask", None)
+        found = model.get_text_features(**known)
+        return found if isinstance(found, Tensor) else found.pooler_output  # the latter since transformers 5
+
+    return Subject(name, model, encode, identity={"name": name, "weights": fingerprint(model)})

@@ -1,0 +1,151 @@
+"""Ways to look at a region: a method with its options, or a weighted sum of several, written as on the command line.
+
+>>> parse("crop:context=2 + 0.5*alpha").parts[0]
+Part(method='crop', options={'context': 2}, weight=1.0)
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from torch import Tensor, nn
+
+from ..regions import METHODS, Method, embed_regions
+from ..towers import Tower
+from .subjects import Subject
+
+
+def squashed_mask(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int) -> Tensor:
+    """What the README of the authors' code does: the picture is cropped, the mask is squashed.
+
+    On any picture that is not square the two disagree; this is here to show what that costs.
+    """
+    rgb = tower.preprocess(picture)
+    _, found = tower.preprocess(picture, masks, geometry="squash")
+    return torch.cat([tower.encode(rgb[None], part) for part in found.split(chunk)])
+
+
+def alpha_blurred(
+    tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, sigma: float = 100
+) -> Tensor:
+    """`alpha`, on a picture that is out of focus outside of the mask; `sigma` in pixels (ReCLIP, arXiv 2204.05991).
+
+    The paper sums its scores and those of `alpha` for referring expressions.
+    """
+    blurred = picture.filter(ImageFilter.GaussianBlur(sigma))
+    found = []
+    for mask in masks:
+        sharp = Image.fromarray((255 * mask).round().astype(np.uint8))
+        rgb, alpha = tower.preprocess(Image.composite(picture, blurred, sharp), mask[None], geometry="pad")
+        found.append(tower.encode(rgb[None], alpha))
+    return torch.cat(found)
+
+
+_METHODS: dict[str, Method] = METHODS | {method.__name__: method for method in (squashed_mask, alpha_blurred)}
+_NEED_ALPHA = {"alpha", "squashed_mask", "alpha_blurred"}
+
+
+@dataclass(frozen=True)
+class Part:
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """One method, or several whose scores are summed."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    def fits(self, subject: Subject) -> bool:
+        """False where it needs a mask and the subject takes none."""
+        return subject.takes_masks or not any(part.method in _NEED_ALPHA for part in self.parts)
+
+
+def parse(text: str) -> Way:
+    """A way as it is written: ``crop``, ``crop:context=2``, ``alpha+0.5*crop:context=1.2``.
+
+    Raises:
+        ValueError: it cannot be read so, or there is no such method.
+    """
+    return Way(text, tuple(_part(part.strip(), text) for part in text.split("+")))
+
+
+def _part(text: str, whole: str) -> Part:
+    match = re.fullmatch(r"(?:([\d.]+)\s*\*\s*)?(\w+)(?::(.+))?", text)
+    if match is None or match[2] not in _METHODS:
+        raise ValueError(
+            f"{whole!r} has {text!r}, expected a method, perhaps with options and a weight, such as "
+            f"'0.5*crop:context=2'; the methods are {', '.join(_METHODS)}"
+        )
+    weight, method, options = match.groups()
+    return Part(method, _options(options, whole) if options else {}, float(weight or 1))
+
+
+def _options(text: str, whole: str) -> dict[str, Any]:
+    found = {}
+    for option in text.split(","):
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"{whole!r} has the option {option!r}, expected name=value")
+        try:
+            found[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name.strip()] = value  # a word, such as a geometry
+    return found
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Features of a picture's regions in each part of a way, and what they cost."""
+
+    features: tuple[Tensor, ...]  # of each part (K, D), float32, of unit length
+    weights: tuple[float, ...]
+    forwards: float  # pictures that went through the image tower
+    seconds: float
+
+    def scores(self, texts: Tensor) -> Tensor:
+        """(K, T): weighted sums of cosines to texts (T, D)."""
+        return torch.stack([w * f @ texts.T for w, f in zip(self.weights, self.features, strict=True)]).sum(dim=0)
+
+
+def look(model: nn.Module, image: Image.Image, masks: NDArray[np.float32], way: Way, chunk: int = 32) -> Seen:
+    """See the regions of a picture in one way; errors are those of `embed_regions`."""
+    seen = [_look(model, image, masks, part, chunk) for part in way.parts]
+    features, forwards, seconds = zip(*seen, strict=True)
+    return Seen(features, tuple(part.weight for part in way.parts), sum(forwards), sum(seconds))
+
+
+def _look(
+    model: nn.Module, image: Image.Image, masks: NDArray[np.float32], part: Part, chunk: int
+) -> tuple[Tensor, int, float]:
+    rows: list[int] = []
+    start = time.perf_counter()
+    found = embed_regions(model, image, masks, _counted(_METHODS[part.method], rows), chunk=chunk, **part.options)
+    found = found.cpu()  # waits for the device
+    return found, sum(rows), time.perf_counter() - start
+
+
+def _counted(method: Method, rows: list[int]) -> Method:
+    """`method`, writing down how many pictures it gives to the tower."""
+
+    def counted(tower: Tower, *args: Any, **options: Any) -> Tensor:
+        def features(*inputs: Tensor) -> Tensor:
+            found: Tensor = tower.features(*inputs)
+            rows.append(max(len(x) for x in inputs))
+            return found
+
+        return method(replace(tower, features=features), *args, **options)
+
+    return counted
