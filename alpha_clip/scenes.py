@@ -93,6 +93,7 @@ def draw_scene(
     scale: tuple[float, float] = (0.3, 0.5),
     overlap: float = 0.2,
     attributes: float = 0.5,
+    twins: bool = False,
 ) -> Scene:
     """Draw the scene of a seed: same arguments, same bytes.
 
@@ -100,20 +101,26 @@ def draw_scene(
         seed: any non-negative integer.
         size: the side of a square picture, or (height, width), in pixels.
         objects: fewest and most objects, inclusive.
-        nouns: what may appear; the nouns of one scene are distinct.
+        nouns: what may appear; the nouns of one scene are distinct, but for twins.
         style: one of STYLES.
         scale: smallest and largest object diameter as a share of the shorter side; many objects are shrunk to fit.
         overlap: probability that objects may hide each other; each still shows 40% of itself.
         attributes: probability that a phrase, or a noun of the caption, comes with an attribute.
+        twins: the first two objects have the same noun.
 
     Raises:
         ValueError: an unknown style or noun, an impossible range, or more objects than there are nouns or room for.
     """
     height, width = (size, size) if isinstance(size, int) else size
     _check(height, width, objects, nouns, style, scale, overlap, attributes)
+    if twins and objects[0] < 2:
+        raise ValueError(f"objects {objects} may be one alone: twins need 2 or more")
     rng = np.random.default_rng(seed)
     count = int(rng.integers(objects[0], objects[1] + 1))
-    figures = [_pose(draw(nouns[k], rng), rng) for k in rng.permutation(len(nouns))[:count]]
+    chosen = [nouns[k] for k in rng.permutation(len(nouns))[:count]]
+    if twins:
+        chosen[1] = chosen[0]
+    figures = [_pose(draw(noun, rng), rng) for noun in chosen]
     background = _pick_background(rng, {figure.drawing.color for figure in figures})
     canvas = _restyle(_paint_background(background, rng, height, width), style)
     diameters = [min(height, width) * _between(rng, *scale) for _ in figures]
@@ -353,6 +360,8 @@ _BACKGROUNDS: dict[str, _Background] = {
     "wood": _Background((178, 128, 82), (150, 102, 62), (26, 3), 20, "brown", "on wood"),
     "bricks": _Background((178, 92, 72), (152, 74, 58), (18, 9), 16, "red", "in front of bricks"),
 }
+
+BACKGROUNDS: dict[str, str] = {word: ground.phrase for word, ground in _BACKGROUNDS.items()}  # "night": "at night"
 
 
 def _pick_background(rng: np.random.Generator, colors: set[str]) -> str:

@@ -1,22 +1,37 @@
-"""The built-in benchmark: drawn scenes in sets that no single way of looking wins."""
+"""The built-in benchmark: a thousand drawn scenes, in sets that no single way of looking wins. Needs no network."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from PIL import Image
 
-from ..scenes import HELD_OUT, NOUNS, Scene, draw_scene
+from ..scenes import BACKGROUNDS, HELD_OUT, NOUNS, Region, Scene, draw_scene, relation
 from .samples import Column, Naming, Referring, Sample, Task
 
-SIZE = 144  # pixels of a side: three times what `tiny` sees, so that a crop shows more than the whole
-FIRST_SEED = 8_000_000_000  # training draws below 4e9, the examples above 9e9
+SIZE = 144  # pixels of a side: three times what `tiny` sees, so that a crop shows more of an object than the whole does
+FIRST_SEED = 8_000_000_000  # training draws below 4e9, the examples from 9e9 on
 VALIDATION_SEED = 8_500_000_000  # for choosing options
 TEMPLATES = ("a drawing of {}",)
 QUICK = 10  # one scene in so many
+
+_SEEDS_A_SET, _SEEDS_A_SCENE = 10_000_000, 10_000
+_ONE_BOX = 0.6  # share of the smaller box that lies in the other one
+
+
+@dataclass(frozen=True)
+class Set:
+    """Scenes of one kind, and what is asked of them."""
+
+    scenes: int
+    about: str
+    ask: Callable[[Scene], Sequence[Naming | Referring]]  # nothing: a scene that the set has no use for
+    drawn: Mapping[str, Any]  # how, for `draw_scene`
+    kinds: Sequence[str] = field(default_factory=tuple)  # of questions, each a column; none: the set is one
 
 
 def with_article(phrase: str) -> str:
@@ -26,45 +41,133 @@ def with_article(phrase: str) -> str:
 NAMES = tuple(with_article(noun) for noun in NOUNS)
 
 
-@dataclass(frozen=True)
-class Set:
-    """Scenes of one kind, and what is asked of them."""
-
-    count: int
-    questions: Callable[[Scene], Sequence[Naming | Referring]]
-    drawn: dict[str, Any]  # how, for `draw_scene`
+# --- questions ---
 
 
-def nouns(scene: Scene) -> list[Naming | Referring]:
+def name_all(scene: Scene) -> list[Naming | Referring]:
     """Which of all nouns is each object?"""
-    return [Naming(k, NAMES, NOUNS.index(r.noun)) for k, r in enumerate(scene.regions)]
+    return [Naming(k, NAMES, NOUNS.index(region.noun)) for k, region in enumerate(scene.regions)]
+
+
+def name_and_refer(scene: Scene) -> list[Naming | Referring]:
+    """The same, and which object is the cat?"""
+    asked = [Naming(q.region, q.names, q.answer, "plain") for q in name_all(scene) if isinstance(q, Naming)]
+    phrases = [_drawing(with_article(region.noun)) for region in scene.regions]
+    return [*asked, *(Referring(phrase, frozenset([k]), "by noun") for k, phrase in enumerate(phrases))]
+
+
+def name_overlapping(scene: Scene) -> list[Naming | Referring]:
+    """Both of two objects that share a box."""
+    one, other = (region.box for region in scene.regions)
+    across, down = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return name_all(scene) if min(across, down) > 0 and across * down >= _ONE_BOX * smaller else []
+
+
+def tell_twins(scene: Scene) -> list[Naming | Referring]:
+    """Which of two objects of one noun is the red one, the large one, the one on the left?"""
+    twins = [k for k, region in enumerate(scene.regions) if region.noun == _twin(scene)]
+    one, other = (scene.regions[k] for k in twins)
+    return [
+        Referring(_drawing(phrase), frozenset([k]), f"by {kind}", tuple(twins))
+        for k, region, twin in zip(twins, (one, other), (other, one), strict=True)
+        for kind, phrase in _differences(region, twin, scene.image.shape[1])
+    ]
+
+
+def name_surroundings(scene: Scene) -> list[Naming | Referring]:
+    """What is each object on? A cut-out cannot tell."""
+    words = list(BACKGROUNDS)
+    asked: list[Naming | Referring] = []
+    for k, region in enumerate(scene.regions):
+        names = tuple(f"{with_article(region.noun)} {phrase}" for phrase in BACKGROUNDS.values())
+        asked.append(Naming(k, names, words.index(scene.background), "by background"))
+    return asked
+
+
+def tell_neighbours(scene: Scene) -> list[Naming | Referring]:
+    """Which of two objects of one noun is left of the tree?"""
+    noun = _twin(scene)
+    twins = [k for k, region in enumerate(scene.regions) if region.noun == noun]
+    (third,) = (region for region in scene.regions if region.noun != noun)
+    lies = [relation(scene.regions[k].box, third.box) for k in twins]
+    if lies[0] == lies[1]:
+        return []
+    return [
+        Referring(_drawing(f"{with_article(noun)} {where} the {third.noun}"), frozenset([k]), "by neighbour", (*twins,))
+        for k, where in zip(twins, lies, strict=True)
+        if where is not None
+    ]
+
+
+def _drawing(phrase: str) -> str:
+    return TEMPLATES[0].format(phrase)
+
+
+def _twin(scene: Scene) -> str:
+    """The noun that there are two of."""
+    nouns = [region.noun for region in scene.regions]
+    return next(noun for noun in nouns if nouns.count(noun) == 2)
+
+
+def _differences(region: Region, twin: Region, width: int) -> Iterator[tuple[str, str]]:
+    """Kinds of phrases, and phrases, that are true of one twin and not of the other."""
+    noun = region.noun
+    if region.color != twin.color:
+        yield "colour", with_article(f"{region.color} {noun}")
+    if region.size == "large" != twin.size:  # `tiny` has never read "small"
+        yield "size", f"a large {noun}"
+    if region.box[2] < width / 2 < twin.box[0]:
+        yield "side", f"{with_article(noun)} on the left"
+    if region.box[0] > width / 2 > twin.box[2]:
+        yield "side", f"{with_article(noun)} on the right"
 
 
 SETS: dict[str, Set] = {
-    "plain": Set(120, nouns, {"objects": (2, 4)}),
-    "single": Set(80, nouns, {"objects": (1, 1)}),
-    "small": Set(100, nouns, {"objects": (2, 4), "scale": (0.1, 0.16)}),
-    "outline": Set(100, nouns, {"objects": (2, 4), "style": "outline"}),
-    "hatched": Set(100, nouns, {"objects": (2, 4), "style": "hatched"}),
-    "held-out": Set(100, nouns, {"objects": (2, 4), "nouns": HELD_OUT}),
+    "plain": Set(150, "2 to 4 objects", name_and_refer, {"objects": (2, 4)}, ("plain", "by noun")),
+    "single": Set(100, "one object", name_all, {"objects": (1, 1)}),
+    "overlap": Set(100, "two in one box", name_overlapping, {"objects": (2, 2), "overlap": 1.0, "scale": (0.45, 0.8)}),
+    "twins": Set(
+        150,
+        "two of one noun: which is meant",
+        tell_twins,
+        {"objects": (2, 3), "twins": True, "scale": (0.2, 0.55), "overlap": 0.0},
+        ("by colour", "by size", "by side"),
+    ),
+    "background": Set(50, "what the surroundings decide", name_surroundings, {"objects": (1, 2)}, ("by background",)),
+    "neighbour": Set(
+        50,
+        "what the surroundings decide: two of one noun, told by a third object",
+        tell_neighbours,
+        {"objects": (3, 3), "twins": True, "overlap": 0.0},
+        ("by neighbour",),
+    ),
+    "small": Set(100, "objects of a tenth to a sixth of the side", name_all, {"objects": (2, 4), "scale": (0.1, 0.16)}),
+    "outline": Set(100, "a style never trained on", name_all, {"objects": (2, 4), "style": "outline"}),
+    "hatched": Set(100, "another", name_all, {"objects": (2, 4), "style": "hatched"}),
+    "held-out": Set(100, "nouns that no region phrase named", name_all, {"objects": (2, 4), "nouns": HELD_OUT}),
 }
 
 
+# --- the task ---
+
+
 def sample(name: str, number: int, first_seed: int = FIRST_SEED) -> Sample:
-    """Scene `number` of the set `name`; the same at all times."""
+    """Scene `number` of the set `name`: the first from its seed on that the set has a use for."""
     chosen = SETS[name]
-    seed = first_seed + 10_000_000 * list(SETS).index(name) + number
-    scene = draw_scene(seed, SIZE, attributes=0.0, **chosen.drawn)
-    questions = tuple(chosen.questions(scene))
+    seed = first_seed + _SEEDS_A_SET * list(SETS).index(name) + _SEEDS_A_SCENE * number
+    for shift in count():
+        scene = draw_scene(seed + shift, SIZE, attributes=0.0, **chosen.drawn)
+        if questions := tuple(chosen.ask(scene)):
+            break
     return Sample(f"{name} {number}", Image.fromarray(scene.image), scene.masks, questions, name)
 
 
 def task(quick: bool = False, first_seed: int = FIRST_SEED, sets: Sequence[str] = tuple(SETS)) -> Task:
     """All sets, or every tenth scene of them."""
-    step = QUICK if quick else 1
-    numbered = [(name, i) for name in sets for i in range(0, SETS[name].count, step)]
+    numbered = [(name, i) for name in sets for i in range(0, SETS[name].scenes, QUICK if quick else 1)]
     keys = [f"{name} {i}" for name, i in numbered]
-    columns = [Column("all"), *(Column(name, (name,)) for name in sets)]
+    columns = [Column(kind, (kind,)) for name in sets for kind in SETS[name].kinds or (name,)]
     identity = {"first seed": first_seed, "pixels": SIZE}
     return Task("scenes", keys, lambda i: sample(*numbered[i], first_seed), columns, TEMPLATES, identity)
 

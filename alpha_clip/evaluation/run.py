@@ -160,7 +160,8 @@ def _answer(question: Naming | Referring, scores: Tensor, group: str) -> Answer:
         order = ranking(scores, seed=f"{right} {question.region}")
         top = tuple(question.names[i] for i in order[:_TOP])
         return Answer(right, order.index(question.answer), question.region, group, top)
-    order = ranking(scores, seed=question.phrase)
+    there = list(range(len(scores))) if question.regions is None else list(question.regions)
+    order = [there[i] for i in ranking(scores[there], seed=question.phrase)]
     rank = next((i for i, region in enumerate(order) if region in question.answers), len(order))
     return Answer(question.phrase, rank, order[0], group)
 

@@ -32,6 +32,7 @@ class Referring:
     phrase: str
     answers: frozenset[int]  # numbers of the regions that are right; empty: none is, and every choice is wrong
     group: str = ""  # empty: the sample's
+    regions: tuple[int, ...] | None = None  # numbers of those to choose from; None: all
 
 
 @dataclass(frozen=True, eq=False)
