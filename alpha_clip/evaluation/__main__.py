@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import builtin, results
@@ -31,22 +32,42 @@ METHODS = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    command = ["python", "-m", "alpha_clip.evaluation", *(sys.argv[1:] if arguments is None else arguments)]
+    try:
+        evaluate(args, command)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if args.debug:
+            raise
+        parser.exit(2, f"error: {error}\n")
+
+
+def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
+    ways = [parse(method) for method in args.methods]
+    task = TASKS[args.task].from_arguments(args)
+    asked = [find(model, args.device, args.base) for model in args.model]
+    bases = [] if args.no_base else [subject.base for subject in asked if subject.base is not None]
+    out = args.out or Path("runs") / f"evaluate-{args.task}"
+    answers = run(task, asked + bases, ways, out, args.chunk, args.together)
+    results.write(answers, out, command)
+    print(answers.table().markdown())  # noqa: T201
+    print(f"\n{out / 'results.md'}")  # noqa: T201
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m alpha_clip.evaluation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     names = parser.add_subparsers(dest="task", required=True)
     for name, module in TASKS.items():
         chosen = names.add_parser(name, description=module.__doc__)
         add_arguments(chosen)
         module.add_arguments(chosen)
-    args = parser.parse_args()
-    task = TASKS[args.task].from_arguments(args)
-    found = [find(model, args.device, args.base) for model in args.model]
-    subjects = found + [s.base for s in found if s.base is not None and not args.no_base]
-    out = args.out or Path("runs") / f"evaluate-{args.task}"
-    answers = run(task, subjects, [parse(method) for method in args.methods], out, args.chunk, args.together)
-    results.write(answers, out, ["python", "-m", "alpha_clip.evaluation", *sys.argv[1:]])
-    print(answers.table().markdown())  # noqa: T201
-    print(f"\n{out / 'results.md'}")  # noqa: T201
+    return parser
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--together", action="store_true", help="also sum the scores of all models")
     parser.add_argument("--out", type=Path, help="folder; a rerun goes on where the last one stopped")
-    parser.add_argument("--device")
+    parser.add_argument("--device", help="default: CUDA if there is one, else MPS, else the CPU")
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
     parser.add_argument("--chunk", type=int, default=32, help="masks at a time")
 
 

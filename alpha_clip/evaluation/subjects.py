@@ -57,7 +57,7 @@ def find(name: str, device: str | torch.device | None = None, base: str | None =
         name: as `alpha_clip.load` takes it, perhaps with a tag or a file of alpha weights behind a plus,
             ``"ViT-B/16+grit1m"``; ``"open_clip:ViT-B-16"`` or ``"open_clip:ViT-B-16:openai"``;
             ``"hf:FOLDER"``, a CLIP or SigLIP model of transformers.
-        base: the plain CLIP to compare with; None: the same name without alpha weights.
+        base: the plain CLIP to compare with; None: the same name without alpha weights, where that is plain CLIP.
 
     Raises:
         ImportError: the library of the model is not installed.
@@ -69,9 +69,9 @@ def find(name: str, device: str | torch.device | None = None, base: str | None =
     if kind == "hf":
         return _of_transformers(name, rest, device)
     model = _ours(name, device)
-    plain = _ours(base, device) if base else _ours(name.rpartition("+")[0] or name, device, alpha=None)
+    plain = _ours(base, device) if base else _plain(name, device)
     base_name = base if base and base != name else f"plain {name}"
-    return of(name, model, of(base_name, plain, takes_masks=False))
+    return of(name, model, None if plain is None else of(base_name, plain, takes_masks=False))
 
 
 def of(name: str, model: CLIP, base: Subject | None = None, takes_masks: bool = True) -> Subject:
@@ -92,15 +92,23 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _ours(name: str, device: str | torch.device | None, alpha: str | None = "auto") -> CLIP:
+def _ours(name: str, device: str | torch.device | None) -> CLIP:
+    base, tag = _split(name)
+    return load(base, device, alpha_vision_ckpt_pth=tag or "auto")[0]
+
+
+def _plain(name: str, device: str | torch.device | None) -> CLIP | None:
+    """The same without alpha weights; None where the rest of a file's tower stays tuned with them."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model, _ = load(_split(name)[0], device, alpha_vision_ckpt_pth=None)
+    return None if any("stays tuned" in str(warning.message) for warning in told) else model
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A name, and the tag or file of alpha weights behind its plus, if any."""
     before, plus, tag = name.rpartition("+")
-    if plus and not Path(name).exists():
-        name, alpha = before, tag
-    with warnings.catch_warnings():
-        if alpha is None:  # that masks are ignored is the point here
-            warnings.filterwarnings("ignore", message=".*(alpha weights|every mask)")
-        model, _ = load(name, device, alpha_vision_ckpt_pth=alpha)
-    return model
+    return (before, tag) if plus and not Path(name).exists() else (name, "")
 
 
 def _of_open_clip(name: str, rest: str, device: str | torch.device | None) -> Subject:
