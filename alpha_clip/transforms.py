@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
@@ -101,7 +101,9 @@ class Preprocess(Compose):
         if mask is None:
             return self._rgb(_as_picture(image), geometry)
         upright, masks, one = _read(image, mask)
-        alpha = self._alpha(masks, geometry, one)  # (K, n, n)
+        alphas, kept = zip(*(self._alpha(mask, geometry) for mask in masks), strict=True)
+        _check_kept(kept, one)
+        alpha = torch.stack(alphas)  # (K, n, n)
         return self._rgb(upright, geometry), alpha if one else alpha[:, None]
 
     def _rgb(self, picture: Image.Image, geometry: Geometry) -> Tensor:
@@ -110,17 +112,16 @@ class Preprocess(Compose):
         rgb: Tensor = super().__call__(picture)
         return rgb
 
-    def _alpha(self, masks: Tensor, geometry: Geometry, one: bool) -> Tensor:
-        """Turn masks, (K, H, W) in [0, 1], into (K, n, n) normalised, moved as `_rgb` moves the picture."""
-        square = self._square(masks, geometry, InterpolationMode.BILINEAR)
+    def _alpha(self, mask: Tensor, geometry: Geometry) -> tuple[Tensor, float]:
+        """Turn a mask, (H, W) in [0, 1], into (n, n) normalised, moved as `_rgb` moves the picture; the share kept."""
+        square = self._square(mask[None], geometry, InterpolationMode.BILINEAR)
         resized = F.resize(square, self.n, InterpolationMode.BILINEAR)
-        alpha: Tensor = F.center_crop(resized, self.n)
-        whole = masks.flatten(1).amin(1) == 1  # (K,)
-        kept = alpha.sum((1, 2)) / resized.sum((1, 2))
-        _check_kept(kept.masked_fill(whole, 1).tolist(), one)
-        alpha = alpha.masked_fill(whole[:, None, None], 1)
+        alpha: Tensor = F.center_crop(resized, self.n)[0]
+        kept = float(alpha.sum() / resized.sum())
+        if mask.min() == 1:
+            alpha, kept = torch.ones_like(alpha), 1.0
         # In float64, so that 1 becomes the model's foreground to the last bit.
-        return ((alpha.double() - ALPHA_MEAN) / ALPHA_STD).float()
+        return ((alpha.double() - ALPHA_MEAN) / ALPHA_STD).float(), kept
 
     def _square(self, picture: Any, geometry: Geometry, interpolation: InterpolationMode) -> Any:
         """Pad or squash a PIL image or a (K, H, W) tensor, so that CLIP's resize and crop have nothing left to cut."""
@@ -140,11 +141,14 @@ def read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Tens
     Both are given as `Preprocess` takes them, and what does not fit raises the same errors.
     """
     upright, masks, _ = _read(image, mask)
-    return _to_rgb(upright), masks
+    return _to_rgb(upright), torch.stack(list(masks))
 
 
-def _read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Tensor, bool]:
-    """The picture upright, its masks, and whether it was one mask without K."""
+def _read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Iterator[Tensor], bool]:
+    """The picture upright, its masks, (H, W) each, and whether it was one mask without K.
+
+    Masks are scaled when their turn comes: all of them in float32 would fill the memory.
+    """
     picture = _as_picture(image)
     upright = ImageOps.exif_transpose(picture)
     return upright, *_read_masks(mask, upright.size, picture.size)
@@ -224,8 +228,10 @@ def _as_picture(image: Picture) -> Image.Image:
     return Image.fromarray(image)
 
 
-def _read_masks(mask: Mask | Sequence[Mask], upright: tuple[int, int], stored: tuple[int, int]) -> tuple[Tensor, bool]:
-    """Return masks of any kind as (K, H, W) float32 in [0, 1], and whether it was one mask without K."""
+def _read_masks(
+    mask: Mask | Sequence[Mask], upright: tuple[int, int], stored: tuple[int, int]
+) -> tuple[Iterator[Tensor], bool]:
+    """Return masks of any kind, each as (H, W) float32 in [0, 1], and whether it was one mask without K."""
     if isinstance(mask, (list, tuple)):
         arrays, one = [mask_values(m, f"mask {i}") for i, m in enumerate(mask)], False
     else:
@@ -237,8 +243,7 @@ def _read_masks(mask: Mask | Sequence[Mask], upright: tuple[int, int], stored: t
     names = ["mask"] if one else [f"mask {i}" for i in range(len(arrays))]
     for array, name in zip(arrays, names, strict=True):
         _check_size(array, name, upright, stored)
-    masks = [torch.from_numpy(unit_mask(array, name)) for array, name in zip(arrays, names, strict=True)]
-    return torch.stack(masks), one
+    return (torch.from_numpy(unit_mask(array, name)) for array, name in zip(arrays, names, strict=True)), one
 
 
 def mask_values(mask: Mask, name: str) -> NDArray[Any]:
@@ -317,7 +322,7 @@ def unit_mask(mask: NDArray[Any], name: str) -> NDArray[np.float32]:
     return values / np.float32(255) if high > 1 else values
 
 
-def _check_kept(kept: list[float], one: bool) -> None:
+def _check_kept(kept: Sequence[float], one: bool) -> None:
     """Complain of a crop that keeps too little of a mask; ``kept`` is the share of each, in [0, 1]."""
     named = [(share, "the mask" if one else f"mask {i}") for i, share in enumerate(kept)]
     remedy = 'pass geometry="pad" to keep the whole picture'
@@ -326,4 +331,4 @@ def _check_kept(kept: list[float], one: bool) -> None:
         raise ValueError(f"the centre crop leaves nothing of {', '.join(gone)}: {remedy}")
     cut = [f"{1 - share:.0%} of {name}" for share, name in named if share < 0.9]
     if cut:
-        warnings.warn(f"the centre crop cuts off {', '.join(cut)}: {remedy}", stacklevel=4)  # at the caller of __call__
+        warnings.warn(f"the centre crop cuts off {', '.join(cut)}: {remedy}", stacklevel=3)  # at the caller of __call__

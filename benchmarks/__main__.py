@@ -69,7 +69,7 @@ def measure(kinds: list[str], scope: Scope, threads: int, folder: Path) -> Itera
     if "text" in kinds:
         yield from lines.texts(models, scope)
     if "masks" in kinds:
-        yield lines.masks(scope)
+        yield from (lines.masks(scope, *size) for size in scope.photos)
     if "tokenizer" in kinds:
         yield from lines.tokenizers(models, scope)
     if "import" in kinds:

@@ -39,13 +39,14 @@ class Scope:
     batches: Sequence[int] = (1, 8)
     prompts: Sequence[int] = (1, 80)
     masks: int = 16
+    photos: Sequence[tuple[int, int]] = ((480, 640), (3000, 4000))  # (H, W): of the web, and of a telephone
     names: int = 20
     templates: int = 80
     texts: int = 1600  # for the tokenizers
 
 
 def quick() -> Scope:
-    return Scope(rounds=1, batches=(1,), prompts=(1, 8), masks=2, names=2, templates=4, texts=200)
+    return Scope(rounds=1, batches=(1,), prompts=(1, 8), masks=2, photos=((480, 640),), names=2, templates=4, texts=200)
 
 
 def templates() -> list[str]:
@@ -82,13 +83,13 @@ def texts(models: Sequence[Peer], scope: Scope) -> Iterator[Line]:
         yield Line(f"text features, float32, {title}", in_turn(ways, scope.rounds), models[0].name, aim, roofs)
 
 
-def masks(scope: Scope) -> Line:
+def masks(scope: Scope, height: int, width: int) -> Line:
     """From a PIL image and bool masks to features: one call, and the loop that people write, with the same model."""
     model, preprocess = peers.ours(), alpha_clip.Preprocess(224)
-    pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    picture, marked = Image.fromarray(pixels), np.zeros((scope.masks, 480, 640), dtype=bool)
+    picture = Image.effect_noise((width, height), 64).convert("RGB")
+    marked = np.zeros((scope.masks, height, width), dtype=bool)
     for i, mask in enumerate(marked):
-        mask[100 : 200 + 10 * i, 150 : 250 + 12 * i] = True
+        mask[height // 5 : height // 2 + i, width // 4 : width // 2 + 2 * i] = True
 
     def together() -> Tensor:
         return model.encode_image(*preprocess(picture, marked))
@@ -104,7 +105,7 @@ def masks(scope: Scope) -> Line:
         times = in_turn(ways, scope.rounds)
     finally:
         torch.nn.init.zeros_(model.visual.conv1_alpha.weight)
-    return Line(f"{scope.masks} masks of one 640 x 480 image, PIL to features", times, "alpha_clip", 1.5)
+    return Line(f"{scope.masks} masks of one {width} x {height} image, PIL to features", times, "alpha_clip", 1.5)
 
 
 def tokenizers(models: Sequence[Peer], scope: Scope) -> Iterator[Line]:
