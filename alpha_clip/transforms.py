@@ -100,11 +100,11 @@ class Preprocess(Compose):
             raise ValueError(f"geometry is {geometry!r}, expected one of {', '.join(get_args(Geometry))}")
         if mask is None:
             return self._rgb(_as_picture(image), geometry)
-        upright, masks, one = _read(image, mask)
+        picture, masks, one = _read(image, mask)
         alphas, kept = zip(*(self._alpha(mask, geometry) for mask in masks), strict=True)
         _check_kept(kept, one)
         alpha = torch.stack(alphas)  # (K, n, n)
-        return self._rgb(upright, geometry), alpha if one else alpha[:, None]
+        return self._rgb(picture, geometry), alpha if one else alpha[:, None]
 
     def _rgb(self, picture: Image.Image, geometry: Geometry) -> Tensor:
         if geometry != "crop":  # CLIP crops in the picture's own mode; a palette would be padded with its colour 0
@@ -135,13 +135,18 @@ class Preprocess(Compose):
         return picture
 
 
+def upright(image: Picture) -> Image.Image:
+    """The picture in RGB, turned as its EXIF orientation says; given and refused as by `Preprocess`."""
+    return _to_rgb(ImageOps.exif_transpose(_as_picture(image)))
+
+
 def read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Tensor]:
     """The picture upright, in RGB, and its masks, (K, H, W) float32 in [0, 1], K being 1 for one mask.
 
     Both are given as `Preprocess` takes them, and what does not fit raises the same errors.
     """
-    upright, masks, _ = _read(image, mask)
-    return _to_rgb(upright), torch.stack(list(masks))
+    picture, masks, _ = _read(image, mask)
+    return _to_rgb(picture), torch.stack(list(masks))
 
 
 def _read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Iterator[Tensor], bool]:
@@ -149,9 +154,9 @@ def _read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Ite
 
     Masks are scaled when their turn comes: all of them in float32 would fill the memory.
     """
-    picture = _as_picture(image)
-    upright = ImageOps.exif_transpose(picture)
-    return upright, *_read_masks(mask, upright.size, picture.size)
+    stored = _as_picture(image)
+    turned = ImageOps.exif_transpose(stored)
+    return turned, *_read_masks(mask, turned.size, stored.size)
 
 
 def mask_box(mask: NDArray[Any]) -> tuple[int, int, int, int]:

@@ -1,0 +1,16 @@
+"""An alpha channel for the image towers that people run already, and for the pipelines around them.
+
+`add_alpha(tower)` puts it in place; the mask comes as a fourth channel of the pixels, as `processor_with_mask` makes
+them, or through `focus`. `load_alpha_weights` brings the authors' weights; `from_pretrained` brings back what was
+saved. None of the libraries is imported here.
+"""
+
+from .files import from_pretrained as from_pretrained
+from .processors import ProcessorWithMask as ProcessorWithMask
+from .processors import processor_with_mask as processor_with_mask
+from .towers import add_alpha as add_alpha
+from .towers import alpha_of as alpha_of
+from .towers import focus as focus
+from .towers import remove_alpha as remove_alpha
+from .weights import copy_tower as copy_tower
+from .weights import load_alpha_weights as load_alpha_weights

@@ -1,0 +1,106 @@
+"""Patch embeddings with an alpha channel beside their RGB weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..model import FOREGROUND
+
+# Alphas by the id of the patch embedding that they are for. A new thread begins without: run it in `copy_context()`.
+_FOCUS: ContextVar[Mapping[int, Tensor]] = ContextVar("alpha", default={})  # noqa: B039 - never changed in place
+
+
+@contextmanager
+def given(patches: AlphaConv2d | AlphaLinear, alpha: Tensor) -> Iterator[None]:
+    """For a while, what `patches` sees has this alpha, unless its input brings its own."""
+    token = _FOCUS.set({**_FOCUS.get(), id(patches): alpha})
+    try:
+        yield
+    finally:
+        _FOCUS.reset(token)
+
+
+class AlphaConv2d(nn.Conv2d):
+    """A patch convolution over RGB, and beside it one over alpha: no bias, weights zero at the start.
+
+    It holds the weights of the convolution that it stands in for, the same tensors under the same names, and one more,
+    ``alpha``, (width, 1, height, width of a patch). Alpha is +1.923 where the model should look, and -1.923 elsewhere.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(**_sizes(conv), device="meta")
+        self.weight, self.bias = conv.weight, conv.bias
+        self.alpha = nn.Parameter(torch.zeros_like(conv.weight[:, :1]).contiguous())
+        self.__dict__["_before"] = conv  # not a module of this one
+        self.train(conv.training)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), or (B, 4, H, W) with alpha behind RGB; without alpha anywhere, the whole image."""
+        rgb = pixels[:, :3]
+        if pixels.shape[1] > 4:
+            raise ValueError(f"pixels are {tuple(pixels.shape)}, expected 3 channels, or 4 with alpha as the last")
+        alpha = pixels[:, 3:] if pixels.shape[1] == 4 else _focused(self, rgb, rgb.shape[-2:])
+        return super().forward(rgb) + self._looked_at(alpha, rgb)
+
+    def _looked_at(self, alpha: Tensor | None, rgb: Tensor) -> Tensor:
+        if alpha is None:  # one patch gives what every patch would, unless the edges are others
+            size = self.kernel_size if self.padding == (0, 0) else rgb.shape[-2:]
+            alpha = rgb.new_full((1, 1, *size), FOREGROUND)
+        return F.conv2d(alpha.to(self.alpha.dtype), self.alpha, None, self.stride, self.padding, self.dilation)
+
+
+class AlphaLinear(nn.Linear):
+    """The same for towers that take packed patches, (B, N, 3pp), such as SigLIP 2: alpha is the last of (B, N, 4pp)."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.alpha = nn.Parameter(linear.weight.new_zeros(linear.out_features, linear.in_features // 3))
+        self.__dict__["_before"] = linear
+        self.train(linear.training)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patches (B, N, 3pp), or (B, N, 4pp) with alpha behind RGB; without alpha anywhere, the whole image."""
+        rgb, pixels = patches[..., : self.in_features], self.in_features // 3
+        if patches.shape[-1] not in (3 * pixels, 4 * pixels):
+            raise ValueError(
+                f"patches are {tuple(patches.shape)}, expected {self.in_features} values each, or {4 * pixels} with "
+                "alpha behind them"
+            )
+        own = patches.shape[-1] == 4 * pixels
+        alpha = patches[..., self.in_features :] if own else _focused(self, rgb, (rgb.shape[-2], pixels))
+        if alpha is None:
+            alpha = rgb.new_full((1, 1, pixels), FOREGROUND)
+        return super().forward(rgb) + F.linear(alpha.to(self.alpha.dtype), self.alpha)
+
+
+def without_alpha(patches: AlphaConv2d | AlphaLinear) -> nn.Module:
+    """What `patches` stands in for, with the weights that it has now."""
+    before: nn.Conv2d | nn.Linear = patches.__dict__["_before"]
+    before.weight, before.bias = patches.weight, patches.bias
+    return before.train(patches.training)
+
+
+def _sizes(conv: nn.Conv2d) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None}
+
+
+def _focused(patches: AlphaConv2d | AlphaLinear, rgb: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor | None:
+    """What `given` says, checked."""
+    alpha = _FOCUS.get().get(id(patches))
+    if alpha is None:
+        return None
+    if len(alpha) not in (1, len(rgb)) or tuple(alpha.shape[-2:]) != tuple(size):
+        raise ValueError(
+            f"the alpha in focus is {tuple(alpha.shape)}, but the tower sees {tuple(rgb.shape)}: make it 1 or "
+            f"{len(rgb)} masks of {tuple(size)}, such as by the processor that makes the pixels"
+        )
+    return alpha.to(rgb.device)

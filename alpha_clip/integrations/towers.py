@@ -1,0 +1,178 @@
+"""An alpha channel for anybody's image tower, put in place and taken away again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..model import ALPHA_MEAN, ALPHA_STD
+from ..model import VisionTransformer as OwnTower
+from .patches import AlphaConv2d, AlphaLinear, given, without_alpha
+
+Tower = TypeVar("Tower", bound=nn.Module)
+Patches = AlphaConv2d | AlphaLinear
+
+
+def add_alpha(tower: Tower) -> Tower:
+    """Give an image tower an alpha channel, in place; nothing it returns changes until alpha weights come in.
+
+    Then its pixels may have a fourth channel, (B, 4, H, W), ``(mask - 0.5) / 0.26``; or `focus` holds a mask for it.
+    Without either it sees the whole image. Its own weights, and their names, stay; one parameter comes, ``alpha``,
+    beside the weight of the patch embedding.
+
+    Args:
+        tower: a module with one patch embedding of RGB in it: an image tower of transformers (CLIP, SigLIP, SigLIP 2,
+            BLIP-2, DINOv2, DINOv3, ...), of open_clip, timm or OpenAI's clip, or a model around one.
+
+    Returns:
+        `tower` itself.
+
+    Raises:
+        ValueError: it has no patch embedding of RGB, or several, or one that something has wrapped, or an alpha
+            channel already.
+    """
+    if found := list(_with_alpha(tower)):
+        raise ValueError(f"{type(tower).__name__} has an alpha channel already, in {', '.join(n for n, _ in found)}")
+    if any(isinstance(module, OwnTower) for module in tower.modules()):
+        raise ValueError(
+            f"{type(tower).__name__} is a model of this package, which takes masks already: "
+            "model.encode_image(image, alpha)"
+        )
+    name, patches = _patch_embedding(tower)
+    if type(patches) not in (nn.Conv2d, nn.Linear):  # what a subclass does otherwise would be lost
+        raise ValueError(
+            f"the patch embedding of {type(tower).__name__}, {name}, is {type(patches).__name__}, expected a plain "
+            "Conv2d or Linear: add alpha before anything wraps or quantises it"
+        )
+    parent = tower.get_submodule(name.rpartition(".")[0])
+    made = AlphaConv2d(patches) if isinstance(patches, nn.Conv2d) else AlphaLinear(patches)
+    setattr(parent, name.rpartition(".")[2], made)
+    if isinstance(made, AlphaConv2d) and _counts_channels(parent):
+        _split_off(parent)
+    return tower
+
+
+def remove_alpha(tower: Tower) -> Tower:
+    """Take away what `add_alpha` gave: the tower is as before, with the same weights under the same names.
+
+    Raises:
+        ValueError: the tower has no alpha channel.
+    """
+    name, patches = alpha_of(tower)
+    parent = tower.get_submodule(name.rpartition(".")[0])
+    for handle in getattr(parent, _HANDLES, ()):
+        handle.remove()
+    if hasattr(parent, _HANDLES):
+        delattr(parent, _HANDLES)
+    setattr(parent, name.rpartition(".")[2], without_alpha(patches))
+    return tower
+
+
+@contextmanager
+def focus(tower: nn.Module, alpha: Tensor) -> Iterator[None]:
+    """While this lasts, a tower sees what it is given through a mask, for pipelines that make their own pixels.
+
+    >>> import numpy as np, torch  # doctest: +SKIP
+    >>> with focus(pipe.image_encoder, alpha):
+    ...     pipe(image)
+
+    The mask is that of this thread, and of the `contextvars.copy_context` that a new thread is run in; one that is
+    started otherwise sees the whole image.
+
+    Args:
+        tower: one with an alpha channel, or a model around it.
+        alpha: (1 or B, 1, H, W) or (1 or B, H, W), of the height and width that the tower sees. Floating:
+            ``(mask - 0.5) / 0.26``; bool: a mask. For packed patches, (1 or B, N, pp).
+
+    Raises:
+        ValueError: the tower has no alpha channel; or, when it is used, the mask does not fit.
+    """
+    _, patches = alpha_of(tower)
+    if alpha.dtype == torch.bool:
+        alpha = (alpha.float() - ALPHA_MEAN) / ALPHA_STD
+    if not alpha.is_floating_point():
+        raise TypeError(f"alpha has dtype {alpha.dtype}, expected floats, (mask - 0.5) / 0.26, or bools")
+    if isinstance(patches, AlphaConv2d) and alpha.ndim == 3:
+        alpha = alpha[:, None]
+    with given(patches, alpha):
+        yield
+
+
+def alpha_of(tower: nn.Module) -> tuple[str, Patches]:
+    """The name and the module of the patch embedding with alpha in `tower`.
+
+    Raises:
+        ValueError: there is none, or several.
+    """
+    found = list(_with_alpha(tower))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ValueError(f"{type(tower).__name__} has no alpha channel: call add_alpha on it first")
+    raise ValueError(f"{type(tower).__name__} has several, {', '.join(n for n, _ in found)}: pass one of the towers")
+
+
+def _with_alpha(tower: nn.Module) -> Iterator[tuple[str, Patches]]:
+    for name, module in tower.named_modules():
+        if isinstance(module, (AlphaConv2d, AlphaLinear)):
+            yield name, module
+
+
+def _patch_embedding(tower: nn.Module) -> tuple[str, nn.Conv2d | nn.Linear]:
+    found = [(name, module) for name, module in tower.named_modules() if _is_patch_embedding(name, module)]
+    if len(found) == 1 and found[0][0]:
+        return found[0]
+    listed = ", ".join(f"{name or 'itself'} ({type(module).__name__})" for name, module in found)
+    raise ValueError(
+        f"{type(tower).__name__} has {len(found) or 'no'} patch embeddings of RGB{': ' + listed if found else ''}. "
+        "Expected one: pass the image tower alone, such as model.vision_tower or pipe.image_encoder"
+    )
+
+
+def _is_patch_embedding(name: str, module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.in_channels == 3
+    # Packed patches: transformers' Siglip2VisionEmbeddings, timm's NaFlexEmbeds.
+    last = name.rpartition(".")[2]
+    side = (module.in_features / 3) ** 0.5 if isinstance(module, nn.Linear) else 0.5
+    return last in ("patch_embedding", "proj") and "embed" in name and side == int(side)
+
+
+# Towers such as DINOv2's count the channels before the convolution sees them, so the fourth is handed round the count.
+
+_HANDLES = "_alpha_handles"
+_OPEN: ContextVar[tuple[ExitStack, ...]] = ContextVar("open", default=())
+
+
+def _counts_channels(parent: nn.Module) -> bool:
+    return hasattr(parent, "num_channels")
+
+
+def _split_off(parent: nn.Module) -> None:
+    handles = [
+        parent.register_forward_pre_hook(_before, with_kwargs=True),
+        parent.register_forward_hook(_after, always_call=True),
+    ]
+    setattr(parent, _HANDLES, handles)
+
+
+def _before(parent: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    (patches,) = (child for child in parent.children() if isinstance(child, AlphaConv2d))
+    pixels = args[0] if args else kwargs["pixel_values"]
+    stack = ExitStack()
+    if pixels.shape[1] == 4:
+        stack.enter_context(given(patches, pixels[:, 3:]))
+        pixels = pixels[:, :3]
+    _OPEN.set((*_OPEN.get(), stack))
+    return ((pixels, *args[1:]), kwargs) if args else (args, kwargs | {"pixel_values": pixels})
+
+
+def _after(*_: Any) -> None:
+    *others, last = _OPEN.get()
+    last.close()
+    _OPEN.set(tuple(others))
