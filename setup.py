@@ -31,6 +31,7 @@ setup(
         "pillow",
         "numpy",
     ],
+    entry_points={"console_scripts": ["alpha-clip = alpha_clip.cli:main"]},
     extras_require={
         "train": train,
         "onnx": onnx,

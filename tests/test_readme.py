@@ -3,12 +3,17 @@
 import contextlib
 import io
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+from alpha_clip import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^```\n(alpha-clip .*?)^```\n\n```\n(.*?)^```\n", README, re.M | re.S)
 BLOCKS = re.findall(r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```\n)?", README, re.M | re.S)
 NEEDS_NETWORK: set[str] = set()  # first lines of blocks that fetch weights
 
@@ -32,3 +37,16 @@ def test_readme_block(code, printed, tmp_path, monkeypatch):
 def test_readme_has_blocks_with_output():
     assert len(BLOCKS) >= 2
     assert any(printed for _, printed in BLOCKS)
+
+
+@pytest.mark.parametrize(("line", "printed"), COMMANDS)
+def test_readme_command(line, printed, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert cli.main(shlex.split(line)[1:]) == 0
+    out = capsys.readouterr().out
+    assert re.sub(r"[\d.]+", "", out).split() == re.sub(r"[\d.]+", "", printed).split()
+    np.testing.assert_allclose(numbers(out), numbers(printed), atol=3)
+
+
+def test_readme_has_a_command_with_output():
+    assert COMMANDS
