@@ -125,7 +125,7 @@ def box(numbers: Any) -> Box:
     """
     try:
         x, y, width, height = (float(number) for number in numbers)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadAnnotation(f"its box is {numbers!r:.60}, expected four numbers", "without a box") from error
     if not (width > 0 and height > 0 and np.isfinite([x, y, width, height]).all()):
         raise BadAnnotation(f"its box is {numbers!r:.60}, expected a width and a height above 0", "without a box")
@@ -153,5 +153,5 @@ def left_out(problems: Counter[str], example: str = "") -> list[str]:
     """A line for the reader on the annotations that are not asked about; none if there are none."""
     if not problems:
         return []
-    counts = ", ".join(f"{count} {problem}" for problem, count in sorted(problems.items()))
-    return [f"Annotations left out: {counts}.{' The first that is damaged: ' + example if example else ''}"]
+    counts = ", ".join(f"{problem}: {count}" for problem, count in sorted(problems.items()))
+    return [f"Left out: {counts}.{' The first that is damaged: ' + example if example else ''}"]

@@ -56,8 +56,8 @@ class Refer:
         return self.images / self.instances.pictures[picture].file
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", default="refcoco", choices=list(SPLITTERS))
+def add_arguments(parser: argparse.ArgumentParser, dataset: str | None = "refcoco") -> None:
+    parser.add_argument("--dataset", default=dataset, choices=list(SPLITTERS), help="default: %(default)s")
     parser.add_argument("--by", help="who split it: unc, google or umd; default: unc, of refcocog umd")
     parser.add_argument("--split", default="testA", help="testA, testB or val; of refcocog by umd, test or val")
     parser.add_argument(

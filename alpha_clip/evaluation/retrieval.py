@@ -118,20 +118,23 @@ def finish(records: Sequence[Record], subjects: Sequence[Subject], ways: Sequenc
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="REFER's files, or a folder or shards as for training"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a folder or shards as for training; with --dataset, REFER's files",
     )
-    refer.add_arguments(parser)
+    refer.add_arguments(parser, dataset=None)
     add_hold_back(parser)
     parser.add_argument("--prompt", default="{}", help="around each phrase; default: nothing")
 
 
 def from_arguments(args: argparse.Namespace, validation: bool = False) -> Task:
-    if (args.data / args.dataset).is_dir():
-        return of_refer(refer.from_arguments(args, validation), args.prompt)
-    try:
+    if not args.dataset:
         return of_regions(args.data, args.prompt, args.hold_back, validation)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; or REFER's files, with a folder {args.dataset}") from error
+    if args.hold_back:
+        raise ValueError("--hold-back is for data without splits: with --dataset, choose them by --validation")
+    return of_refer(refer.from_arguments(args, validation), args.prompt)
 
 
 def _answered(asked: Sequence[Record], seen_by: Sequence[tuple[Subject, Sequence[Record]]], way: Way) -> list[Record]:

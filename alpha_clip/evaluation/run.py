@@ -161,9 +161,9 @@ def _record(sample: Sample, model: str, way: Way, seen: Sequence[Seen], scores: 
 
 
 def _answer(question: Question, scores: Tensor, group: str) -> Answer:
-    group = question.group or group
     if isinstance(question, Matching):
         return Answer(question.phrase, UNKNOWN, question.region, group)
+    group = question.group or group
     if isinstance(question, Naming):
         right = question.names[question.answer]
         order = ranking(scores, seed=f"{right} {question.region}")

@@ -48,7 +48,6 @@ class Matching:
 
     region: int  # its number among the sample's masks
     phrase: str
-    group: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,7 +99,7 @@ def _corners(polygon: Any) -> NDArray[np.float64]:
     """(N, 2): x and y of each."""
     try:
         points = np.asarray(polygon, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         points = np.empty(0)
     if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
         raise ValueError(f"the polygon is {polygon!r:.60}, expected x, y of three corners or more, all of them numbers")
