@@ -6,8 +6,10 @@ import argparse
 import json
 import pickle
 import re
+import shlex
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ from alpha_clip.evaluation import (
     tune,
 )
 from alpha_clip.evaluation import run as run_task
-from alpha_clip.evaluation.__main__ import main
+from alpha_clip.evaluation.__main__ import _parser, main
 from alpha_clip.evaluation.annotations import Instances
 from alpha_clip.evaluation.records import Answer, Record, packed, unpacked
 from alpha_clip.evaluation.refer import Refer, read_refs
@@ -1100,6 +1102,16 @@ def test_a_wrong_folder_is_named(line, message, tmp_path, capsys):
         command(*line, "--data", tmp_path / "nowhere", "--device", "cpu", "--out", tmp_path)
     assert left.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_commands_in_the_documentation_can_be_read():
+    text = (Path(__file__).parents[1] / "docs" / "protocols.md").read_text().replace("\\\n", "")
+    lines = re.findall(r"^python -m alpha_clip.evaluation (.+)", text, re.MULTILINE)
+    assert {shlex.split(line)[0] for line in lines} == {"coco", "imagenet-s", "refcoco", "retrieval"}
+    for line in lines:
+        args = _parser().parse_args(shlex.split(line))
+        assert all(parse(method) for method in args.methods)
+        assert all(tune.alternatives(method) for method in args.tune)
 
 
 def test_each_protocol_has_ways_of_its_own_that_can_be_parsed():
