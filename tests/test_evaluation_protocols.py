@@ -25,6 +25,7 @@ from alpha_clip.evaluation import (
     Sample,
     Task,
     UnusableSample,
+    builtin,
     coco,
     find,
     imagenet_s,
@@ -211,7 +212,7 @@ def test_alpha_crop_is_alpha_in_each_crop(tiny, scenes):
         top, bottom = max(0, round(y0 - (y1 - y0) / 2)), min(72, round(y1 + (y1 - y0) / 2))
         shown = image.crop((left, top, right, bottom))
         expected.append(alpha_clip.embed_regions(tiny.model, shown, mask[top:bottom, left:right]))
-    found = look(tiny.model, image, masks, parse("alpha_crop:context=2"), chunk=2).features[0]
+    found = look(tiny.model, image, masks, parse("alpha_crop:context=2"), chunk=1).features[0]
     torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=0)
 
 
@@ -851,6 +852,25 @@ def test_models_and_parts_are_summed_with_their_weights():
     assert best == {"one": ("x", "y"), "other": ("y", "x"), "together": ("x", "y")}
 
 
+def test_together_are_those_that_can_look_so():
+    table = {"x": [1.0, 0.0], "y": [0.0, 1.0]}
+    sees, blind = replace(reader(table), takes_masks=True), reader(table, "blind")
+    record = seen("a", [[0.0, 1.0]], [(0, "y"), (0, "x")], way="alpha")
+    together = replace(record, model="together", features=())
+    found = retrieval.finish([record, together], [sees, blind], [parse("alpha")])
+    assert found[0].answers == found[1].answers
+
+
+def test_retrieval_asks_once_about_what_was_said_twice(refer_folder):
+    path = refer_folder / "refcoco" / "refs(unc).p"
+    found = read_refs(path)
+    for reference in found:
+        reference["sentences"] = reference["sentences"][:1] * 2
+    path.write_bytes(pickle.dumps(found))
+    for sample in samples(retrieval.of_refer(refer_split(refer_folder))):
+        assert [question.region for question in sample.questions] == list(range(len(sample.masks)))
+
+
 def test_retrieval_reads_all_that_was_said_of_refers_objects(refer_folder, scenes):
     task = retrieval.of_refer(refer_split(refer_folder), "a {}")
     for sample, scene in zip(samples(task), scenes[2:], strict=True):
@@ -957,6 +977,12 @@ def test_sets_that_share_a_picture_are_refused(refer_folder, tiny, tmp_path):
         tune.choose(["crop:context=1|2"], task, task, [tiny], tmp_path)
 
 
+def test_the_built_in_scenes_have_others_to_choose_on():
+    validation, test = builtin.task(True, builtin.VALIDATION_SEED), builtin.task(True)
+    assert validation.keys == test.keys  # the pictures are others
+    tune.check_apart(validation, test)
+
+
 def test_what_no_model_can_look_in_cannot_be_chosen(refer_folder, tiny, tmp_path):
     validation = refcoco.task(refer_split(refer_folder, "val"))
     test = refcoco.task(refer_split(refer_folder))
@@ -993,6 +1019,7 @@ def test_what_is_held_back_is_the_rest_of_what_is_asked(name, coco_folder, image
     held, rest = task(hold_back=0.5, validation=True), task(hold_back=0.5)
     tune.check_apart(held, rest)
     assert held.keys and rest.keys
+    assert list(held.keys) == [key for key in task().keys if tune.is_held_back(key, 0.5)]
     assert sorted([*held.keys, *rest.keys]) == sorted(task().keys)
     assert held.identity != rest.identity
 
