@@ -253,8 +253,8 @@ def maskinversion(
 class _ImageTower(nn.Module):
     """As much of an open_clip model as maskinversion takes, which hooks it, freezes it and makes it float32.
 
-    So the modules are copies, on the same weights. And it gives the blocks (L, B, width), as open_clip did up to 2.23;
-    later ones take (B, L, width), and would attend from picture to picture without a word.
+    So the modules are copies, on the same weights. And it gives the blocks (L, B, width), as open_clip 2.23 does;
+    later ones may take (B, L, width), and would attend from picture to picture without a word.
     """
 
     def __init__(self, model: Any) -> None:

@@ -105,7 +105,7 @@ def _of_open_clip(model: Any) -> Tower:
     class_token = getattr(visual, "pool_type", None) == "tok" and getattr(visual, "attn_pool", None) is None
     if not class_token or not hasattr(transformer, "resblocks"):
         return Tower(model, preprocess, model.encode_image)
-    first = not getattr(transformer, "batch_first", False)  # up to 2.23 there was no choice
+    first = not getattr(transformer, "batch_first", False)  # open_clip 2.23 has no choice
     return Tower(model, preprocess, model.encode_image, False, transformer.resblocks[-1], first, visual.grid_size[0])
 
 
