@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,31 @@ class Run:
     unusable: Mapping[str, str]  # samples that could not be asked about, and why
     findings: Sequence[Finding] = field(default_factory=list)
 
+    @cached_property
+    def _of(self) -> dict[tuple[str, str], list[Record]]:
+        found: dict[tuple[str, str], list[Record]] = {}
+        for record in self.records:
+            found.setdefault((record.model, record.way), []).append(record)
+        return found
+
+    @cached_property
+    def _hits(self) -> dict[tuple[Column, str, str], Hits]:
+        return {}
+
     def of(self, model: str, way: str) -> list[Record]:
-        return [r for r in self.records if (r.model, r.way) == (model, way)]
+        return self._of.get((model, way), [])
 
     def ways(self) -> list[tuple[str, str]]:
         """Pairs of a model's name and a way's, in the order in which they came."""
-        return list(dict.fromkeys((r.model, r.way) for r in self.records))
+        return list(self._of)
 
     def hits(self, column: Column, model: str, way: str) -> Hits:
-        keys = {key: i for i, key in enumerate(self.task.keys)}
-        return metrics.hits(sorted(self.of(model, way), key=lambda r: keys[r.key]), column, keys)
+        """Worked out once, for tables and report ask for them again and again."""
+        if (column, model, way) not in self._hits:
+            keys = {key: i for i, key in enumerate(self.task.keys)}
+            records = sorted(self.of(model, way), key=lambda r: keys[r.key])
+            self._hits[column, model, way] = metrics.hits(records, column, keys)
+        return self._hits[column, model, way]
 
     def table(self) -> Table:
         """A row for each way; the last columns are what it costs, as a multiple of the cheapest."""
@@ -98,7 +114,8 @@ def run(
     about = {"name": task.name, "templates": list(task.templates), **task.identity}
     identity = {"task": about} | {f"model {s.name}": dict(s.identity) for s in subjects}
     journal = Journal(folder, identity)
-    records = list(journal.read())
+    keys = set(task.keys)
+    records = [record for record in journal.read() if record.key in keys]  # a larger run may have been here
     done = {record.id for record in records}
     unusable: dict[str, str] = {}
     names = [s.name for s in subjects] + [TOGETHER] * together
