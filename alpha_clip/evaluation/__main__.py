@@ -2,6 +2,7 @@
 
 python -m alpha_clip.evaluation scenes --quick
 python -m alpha_clip.evaluation scenes --model ViT-B/16 --methods alpha crop crop:context=2 alpha+crop
+python -m alpha_clip.evaluation --compare runs/a/results.json runs/b/results.json
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import builtin, coco, imagenet_s, refcoco, results, retrieval, tune
-from .run import run
+from . import builtin, coco, compare, imagenet_s, refcoco, results, retrieval, tune
+from .run import Run, run
 from .subjects import find
 from .ways import parse
 
@@ -31,14 +32,23 @@ METHODS = (
     "pool",
     "alpha+crop",
 )
+_NEEDS = 'no HTML ({}): pip install "alpha-clip[eval]"'
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(arguments)
     command = ["python", "-m", "alpha_clip.evaluation", *(sys.argv[1:] if arguments is None else arguments)]
+    if (args.compare is None) == (args.task is None):
+        parser.error(f"expected either --compare or one of {', '.join(TASKS)}")
+    if args.page and args.task:
+        parser.error("--out goes behind the task")
     try:
-        evaluate(args, command)
+        if args.compare:
+            one, other = args.compare
+            compare_runs(one, other, args.page)
+        else:
+            evaluate(args, command)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if args.debug:
             raise
@@ -61,6 +71,29 @@ def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
     results.write(answers, out, command)
     print(answers.table().markdown())  # noqa: T201
     print(f"\n{out / 'results.md'}")  # noqa: T201
+    print(_report(answers, out, command))  # noqa: T201
+
+
+def _report(answers: Run, out: Path, command: Sequence[str]) -> str:
+    """Write the HTML if it can be had; where it lies, or how to get it, for an hour's answers may hang on it."""
+    try:
+        from . import report
+    except ImportError as error:
+        return f"{_NEEDS.format(error)}; the same command then goes on from here and asks nothing twice"
+    return str(report.write(answers, out, command))
+
+
+def compare_runs(one: Path, other: Path, out: Path | None) -> None:
+    found = compare.read(one, other)
+    print(found.table().markdown())  # noqa: T201
+    try:
+        from . import report
+    except ImportError as error:
+        print(f"\n{_NEEDS.format(error)}")  # noqa: T201
+        return
+    path = out or other.with_name("compare.html")
+    report.write_comparison(found, path)
+    print(f"\n{path}")  # noqa: T201
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,7 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = parser.add_subparsers(dest="task", required=True)
+    parser.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="results.json of two runs of one task")
+    parser.add_argument(
+        "--out", dest="page", type=Path, metavar="HTML", help="of --compare; default: beside the second"
+    )
+    parser.set_defaults(debug=False)
+    names = parser.add_subparsers(dest="task")
     for name, module in TASKS.items():
         chosen = names.add_parser(name, description=module.__doc__)
         add_arguments(chosen)

@@ -56,6 +56,10 @@ class Run:
         """Pairs of a model's name and a way's, in the order in which they came."""
         return list(self._of)
 
+    def label(self, pair: tuple[str, str]) -> str:
+        """``"tiny, crop"``, or ``"crop"`` where there is one model."""
+        return ", ".join(pair) if len({model for model, _ in self.ways()}) > 1 else pair[1]
+
     def hits(self, column: Column, model: str, way: str) -> Hits:
         """Worked out once, for tables and report ask for them again and again."""
         if (column, model, way) not in self._hits:
@@ -66,11 +70,10 @@ class Run:
 
     def table(self) -> Table:
         """A row for each way; the last columns are what it costs, as a multiple of the cheapest."""
-        rows, costs = [], {pair: _cost(self.of(*pair)) for pair in self.ways()}
+        rows, costs = [], {pair: cost(self.of(*pair)) for pair in self.ways()}
         least = min((seconds for _, seconds in costs.values()), default=1.0)
-        several = len({model for model, _ in costs}) > 1
         for (model, way), (forwards, seconds) in costs.items():
-            cells: list[Cell] = [f"{model}, {way}" if several else way]
+            cells: list[Cell] = [self.label((model, way))]
             cells += [metrics.estimate(self.hits(column, model, way)) for column in self.task.columns]
             rows.append([*cells, f"{forwards:.2f}", f"{seconds / least:.1f}x"])
         titles = [column.title for column in self.task.columns]
@@ -83,16 +86,16 @@ class Run:
         """How much better each way is than the `reference` (the first way), paired by picture."""
         pairs = self.ways()
         first = reference or pairs[0]
-        several = len({model for model, _ in pairs}) > 1
-        name = ", ".join(first) if several else first[1]
         rows = []
         for pair in pairs:
             if pair != first:
-                cells: list[Cell] = [", ".join(pair) if several else pair[1]]
+                cells: list[Cell] = [self.label(pair)]
                 for column in self.task.columns:
                     cells.append(metrics.difference(self.hits(column, *pair), self.hits(column, *first)))
                 rows.append(cells)
-        return Table(f"Difference to {name}", ["way", *(column.title for column in self.task.columns)], rows)
+        return Table(
+            f"Difference to {self.label(first)}", ["way", *(column.title for column in self.task.columns)], rows
+        )
 
 
 def run(
@@ -204,7 +207,7 @@ def ranking(scores: Tensor, seed: str) -> list[int]:
     return np.lexsort((lot, -scores.numpy())).tolist()
 
 
-def _cost(records: Sequence[Record]) -> tuple[float, float]:
+def cost(records: Sequence[Record]) -> tuple[float, float]:
     """Forwards and seconds for each mask; the median over samples, for the first one waits for much else."""
     seconds = torch.tensor([r.seconds / r.regions for r in records]).median()
     return sum(r.forwards for r in records) / sum(r.regions for r in records), float(seconds)
