@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 from .metrics import Estimate
 from .tables import Curves
 
-# Okabe and Ito's colours, which the colour-blind tell apart; black and yellow, which a page may hide, left out.
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
 _LONGEST = 30  # characters of a label
 _INCH = 96  # CSS pixels
@@ -27,10 +25,11 @@ class Theme:
     text: str
     grid: str
     page: str
+    series: tuple[str, ...]  # Okabe and Ito's, which the colour-blind tell apart; on dark pages, lighter ones
 
 
-LIGHT = Theme("#1d1d1f", "#d8d8dc", "#ffffff")
-DARK = Theme("#e8e8ea", "#47474d", "#17171a")
+LIGHT = Theme("#1d1d1f", "#d8d8dc", "#ffffff", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
+DARK = Theme("#e8e8ea", "#47474d", "#17171a", ("#56B4E9", "#FF8A3D", "#2CC295", "#E59BC4", "#F0E442", "#A9C4FF"))
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Dot:
-    """A row of a forest: an estimate, filled if nothing is surely better."""
+    """A row of a forest: an estimate, filled if nothing is significantly better."""
 
     group: str  # rows that follow each other and share it stand under one heading
     name: str
@@ -64,7 +63,7 @@ def forest(title: str, dots: Sequence[Dot], alt: str, difference: bool = False) 
         groups = list(dict.fromkeys(dot.group for dot in dots))
         for dot, y in zip(dots, places, strict=True):
             if dot.estimate is not None:
-                color = SERIES[groups.index(dot.group) % len(SERIES)]
+                color = theme.series[groups.index(dot.group) % len(theme.series)]
                 found = dot.estimate
                 axes.plot([100 * found.low, 100 * found.high], [y, y], color=color, linewidth=1.4)
                 face = color if dot.filled else theme.page
@@ -90,7 +89,7 @@ def curves(found: Curves) -> Drawing:
     def draw(axes: Axes, theme: Theme) -> None:
         handles = []
         for i, points in enumerate(found.lines.values()):
-            color, style = SERIES[i % len(SERIES)], ("-", "--", ":")[i // len(SERIES) % 3]
+            color, style = theme.series[i % len(theme.series)], ("-", "--", ":")[i // len(theme.series) % 3]
             x = [point[0] for point in points]
             y = [p.value if isinstance(p, Estimate) else p for _, p in points]
             marker = MARKERS[i % len(MARKERS)]

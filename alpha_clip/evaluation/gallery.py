@@ -24,7 +24,7 @@ from .samples import Naming, Referring, Sample, UnusableSample
 Pair = tuple[str, str]  # names of a model and a way
 
 SIDE = 320  # pixels of a shown picture
-EACH = 6  # pictures of each kind
+EACH = 8  # pictures of each kind
 TOP = 3
 _DIMMED = 0.4  # what is left of the light around a region
 _RIGHT, _CHOSEN = (255, 214, 10), (230, 70, 0)  # outlines: what is meant, and what was taken for it
@@ -63,8 +63,8 @@ class Card:
     width: int
     height: int
     alt: str
+    title: str  # what is named or meant
     question: str
-    answer: str
     replies: Sequence[Reply]
 
 
@@ -99,11 +99,14 @@ def contrast(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
 
 
 def by_lot(cases: Collection[Case], groups: dict[Case, str]) -> list[Case]:
-    """In the order in which they are shown: the groups in turn, each picture once before any comes twice."""
+    """In the order in which they are shown: the groups in turn, each picture once before any comes twice.
+
+    The groups follow each other as their first cases do, so that none is always behind the last one shown.
+    """
     of: dict[str, list[Case]] = {}
     for case in sorted(cases, key=lambda c: zlib.crc32(f"{c.key} {c.number}".encode())):
         of.setdefault(groups[case], []).append(case)
-    in_turn = [case for row in zip_longest(*(of[group] for group in sorted(of))) for case in row if case is not None]
+    in_turn = [case for row in zip_longest(*of.values()) for case in row if case is not None]
     first = {case.key: case for case in reversed(in_turn)}
     return sorted(in_turn, key=lambda case: first[case.key] is not case)
 
@@ -159,17 +162,17 @@ def _card(found: Run, chosen: Sequence[Pair], sample: Sample, case: Case, given:
     wrong = sorted({given[pair].region for pair in chosen} - {*right}) if refers else []
     picture, shown = drawn(sample.image, sample.masks, right, wrong, numbered=refers)
     replies = [_reply(found.label(pair), a, right, refers, pair in chosen) for pair, a in given.items()]
-    meant = (" or ".join(f"region {i}" for i in right) or "none of them") if refers else answer.right
-    alt = f"{sample.key}: {meant} outlined, the surroundings dimmed"
-    return Card(sample.key, answer.group, picture, *shown, alt, _asked(question, sample, answer), meant, replies)
+    alt = f"{sample.key}: {'what is meant' if refers else answer.right} outlined, the surroundings dimmed"
+    title = f"“{answer.right}”" if refers else answer.right
+    return Card(sample.key, answer.group, picture, *shown, alt, title, _asked(question, sample, right, answer), replies)
 
 
-def _asked(question: object, sample: Sample, answer: Answer) -> str:
+def _asked(question: object, sample: Sample, right: Sequence[int], answer: Answer) -> str:
     if isinstance(question, Naming):
         return f"Which of {len(set(question.names))} names is the region's?"
     if isinstance(question, Referring):
         number = len(question.regions if question.regions is not None else sample.masks)
-        return f"Which of {number} regions is “{question.phrase}”?"
+        return f"Which of {number} regions is meant? {' or '.join(map(str, right)) or 'None of them.'}"
     return "Which of all phrases is the region's?" if answer.top else "Which of all regions is the phrase's?"
 
 
@@ -208,12 +211,19 @@ def drawn(
             line = ImageChops.subtract(region.filter(ImageFilter.MaxFilter(width)), region)
             shown.paste(paint, mask=line)
         if numbered and (box := region.getbbox()):
-            at = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-            pen = ImageDraw.Draw(shown)
-            pen.text(at, str(i), "white", ImageFont.load_default(18), "mm", stroke_width=3, stroke_fill=_HALO)
+            _write(shown, str(i), box)
     file = io.BytesIO()
     shown.save(file, "WebP", quality=82)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}", size
+
+
+def _write(shown: Image.Image, text: str, box: tuple[int, int, int, int]) -> None:
+    """Above a box, or below it, where there is no room above."""
+    x = min(max((box[0] + box[2]) / 2, 12), shown.width - 12)
+    above = box[1] > 30
+    at, anchor = (x, box[1] - 8) if above else (x, min(box[3] + 8, shown.height - 24)), "mb" if above else "mt"
+    font = ImageFont.load_default(18)
+    ImageDraw.Draw(shown).text(at, text, "white", font, anchor, stroke_width=3, stroke_fill=_HALO)
 
 
 def _resized(mask: NDArray[np.float32], size: tuple[int, int]) -> Image.Image:

@@ -30,7 +30,7 @@ class Shown:
 
     text: str = ""
     interval: str = ""
-    mark: str = ""  # "best"; "tied", not surely worse than the best; "more", "less", surely, than the reference
+    mark: str = ""  # "best"; "tied", not significantly below it; "more", "less": significantly
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def html(found: Run, command: Sequence[str]) -> str:
     models = {key.removeprefix("model "): value for key, value in found.identity.items() if key.startswith("model ")}
     return _rendered(
         "run.html",
-        title=found.task.name,
+        title=f"Evaluation: {found.task.name}",
         asked=results.asked(found) if found.records else "",
         templates=[t for t in found.task.templates if t != "{}"],
         columns=[(column.title, _meaning(column)) for column in found.task.columns] if found.records else [],
@@ -66,6 +66,7 @@ def html(found: Run, command: Sequence[str]) -> str:
         findings=[_finding(finding) for finding in found.findings],
         kinds=gallery.kinds(found),
         top=gallery.TOP,
+        each=gallery.EACH,
         made=made,
         facts={"Data": found.identity.get("task", {}), "Models": models},
         unusable=list(found.unusable.items())[:_DAMAGED],
@@ -82,7 +83,7 @@ def html_of(found: Comparison) -> str:
     """The page of a comparison."""
     forests = []
     for column in found.columns:
-        dots = [Dot("", compare.name(a, b), d := found.differences[a, column], _sure(d)) for a, b in found.pairs]
+        dots = [Dot("", compare.name(a, b), d := found.differences[a, column], _significant(d)) for a, b in found.pairs]
         alt = f"Differences in {column.title} with 95% intervals; the figures are in the tables."
         forests.append(figures.forest(column.title, dots, alt, difference=True))
     sides = [_side_by_side(found.side_by_side(column)) for column in found.columns]
@@ -114,7 +115,7 @@ def grid(table: Table) -> Grid:
 
 
 def differences(table: Table) -> Grid:
-    """A table of differences, in percentage points; those that are sure marked."""
+    """A table of differences, in percentage points; those that are significant marked."""
     rows = [(str(row[0]), [_change(cell) for cell in row[1:]]) for row in table.rows]
     return Grid(table.title, table.columns, [("", rows)], table.note)
 
@@ -141,7 +142,7 @@ def _side_by_side(table: Table) -> Grid:
 
 
 def _not_worse(found: Run) -> dict[tuple[Column, Pair], str]:
-    """Which ways are the best of a column, and which are not surely worse, compared picture by picture."""
+    """Which ways are the best of a column, and which are not significantly worse, compared picture by picture."""
     marks: dict[tuple[Column, Pair], str] = {}
     for column in found.task.columns:
         hits = {pair: found.hits(column, *pair) for pair in found.ways()}
@@ -152,12 +153,12 @@ def _not_worse(found: Run) -> dict[tuple[Column, Pair], str]:
         for pair, share in shares.items():
             if share == shares[best]:
                 marks[column, pair] = "best"
-            elif not _sure(metrics.difference(hits[best], hits[pair])):
+            elif not _significant(metrics.difference(hits[best], hits[pair])):
                 marks[column, pair] = "tied"
     return marks
 
 
-def _sure(difference: Estimate | None) -> bool:
+def _significant(difference: Estimate | None) -> bool:
     """Its interval holds no 0."""
     return difference is not None and not difference.low <= 0 <= difference.high
 
@@ -175,9 +176,14 @@ def _shown(cell: Cell, mark: str) -> Shown:
 def _change(cell: Cell) -> Shown:
     if not isinstance(cell, Estimate):
         return Shown(cell or "")
-    mark = ("more" if cell.value > 0 else "less") if _sure(cell) else ""
-    value, low, high = (f"{100 * x:+.1f}".replace("-", MINUS) for x in (cell.value, cell.low, cell.high))
+    mark = ("more" if cell.value > 0 else "less") if _significant(cell) else ""
+    value, low, high = (_points(x) for x in (cell.value, cell.low, cell.high))
     return Shown(value, f"{low} to {high}", mark)
+
+
+def _points(share: float) -> str:
+    points = round(100 * share, 1)
+    return f"{points:+.1f}".replace("-", MINUS) if points else "0.0"
 
 
 # --- figures ---
