@@ -55,12 +55,12 @@ def contents(found: Run, command: Sequence[str]) -> dict[str, Any]:
 
 
 def _way(found: Run, pair: tuple[str, str], keys: Sequence[str]) -> dict[str, Any]:
-    """One model's answers, looking in one way, in the order of `keys`; None for what it was not asked about."""
+    """One model's answers, looking in one way, in the order of `keys`."""
     records = found.of(*pair)
     forwards, seconds = cost(records)
     ranks = {record.key: [answer.rank for answer in record.answers] for record in records}
     cells = {"model": pair[0], "way": pair[1], "forwards": forwards, "seconds": seconds}
-    return cells | {"ranks": [ranks.get(key) for key in keys]}
+    return cells | {"ranks": [ranks[key] for key in keys]}
 
 
 def made(command: Sequence[str]) -> Mapping[str, Any]:
@@ -111,8 +111,7 @@ class Results:
     @property
     def keys(self) -> list[str]:
         """The samples that every way was asked about."""
-        first, *others = self.ways.values()
-        return [key for key in first if all(key in other for other in others)]
+        return list(next(iter(self.ways.values())))
 
 
 def read(path: Path) -> Results:
@@ -147,10 +146,9 @@ def read(path: Path) -> Results:
 def _records(samples: Mapping[str, Any], way: Mapping[str, Any]) -> dict[str, Record]:
     found = {}
     for (key, questions), ranks in zip(samples.items(), way["ranks"], strict=True):
-        if ranks is not None:
-            pairs = zip(questions, ranks, strict=True)
-            answers = tuple(Answer(right, rank, region=0, group=group) for (right, group), rank in pairs)
-            found[key] = Record(key, way["model"], way["way"], answers, 0, way["forwards"], way["seconds"])
+        pairs = zip(questions, ranks, strict=True)
+        answers = tuple(Answer(right, rank, region=0, group=group) for (right, group), rank in pairs)
+        found[key] = Record(key, way["model"], way["way"], answers, 0, way["forwards"], way["seconds"])
     return found
 
 

@@ -132,6 +132,7 @@ def run(
             continue
         journal.write(new)
         records += new
+    records = [record for record in records if record.key not in unusable]  # of another run: all ways on the same
     if not records:
         raise ValueError(
             f"none of {len(task.keys)} samples can be used; the first: {next(iter(unusable.values()), '')}"
