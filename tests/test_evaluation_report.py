@@ -24,10 +24,14 @@ from alpha_clip.evaluation import (
     Sample,
     Task,
     UnusableSample,
+    builtin,
     compare,
+    find,
     metrics,
+    parse,
     results,
 )
+from alpha_clip.evaluation import run as ask
 from alpha_clip.evaluation.__main__ import main
 from alpha_clip.evaluation.metrics import Estimate
 from alpha_clip.evaluation.records import Answer, Record
@@ -220,6 +224,24 @@ def test_a_run_that_only_looked_into_a_model_is_written_but_cannot_be_compared(t
     assert "What noise does" in (tmp_path / "results.md").read_text()
     with pytest.raises(ValueError, match="holds findings about models, but no answers"):
         results.read(tmp_path / "results.json")
+
+
+def test_a_picture_that_cannot_be_read_any_more_and_those_of_a_larger_run_are_left_out(tmp_path):
+    """All ways stand on the same samples, whatever the folder holds already."""
+
+    def read(number: int) -> Sample:
+        if number == 0:
+            raise UnusableSample("gone")
+        return drawn(number)
+
+    def drawn(number: int) -> Sample:
+        return dataclasses.replace(builtin.sample("plain", number), key=f"picture {number}")
+
+    tiny = find("tiny", "cpu")
+    ask(task(drawn, count=3), [tiny], [parse("whole")], tmp_path)
+    found = ask(task(read, count=2), [tiny], [parse("whole"), parse("crop")], tmp_path)
+    assert [(r.key, r.way) for r in found.records] == [("picture 1", "whole"), ("picture 1", "crop")]
+    assert found.unusable == {"picture 0": "gone"} and len(found.differences().rows) == 1
 
 
 # --- the page ---
