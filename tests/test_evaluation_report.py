@@ -326,7 +326,7 @@ def test_the_best_is_marked_and_what_is_not_significantly_below_it(report):
 
 def test_differences_are_signed_and_the_significant_marked(report):
     rows = [["a", Estimate(0.1, 0.05, 0.2), Estimate(-0.1, -0.2, -0.05)], ["b", Estimate(-0.0001, -0.1, 0.1), None]]
-    ((_, shown),) = report.differences(Table("d", ["way", "x", "y"], rows)).groups
+    ((_, shown),) = report.grid(Table("d", ["way", "x", "y"], rows, signed=True)).groups
     cells = [cell for _, row in shown for cell in row]
     assert [(c.text.replace(report.MINUS, "~"), c.interval.replace(report.MINUS, "~"), c.mark) for c in cells] == [
         ("+10.0", "+5.0 to +20.0", "more"),
@@ -352,7 +352,7 @@ def test_figures_come_in_light_and_dark_and_the_same_each_time_without_pyplot(fi
     one, other = (figures.forest("all", dots, "a dot") for _ in range(2))
     assert one == other and one.light != one.dark and (one.width, one.alt) == (374, "a dot")
     svg = base64.b64decode(one.light.removeprefix("data:image/svg+xml;base64,")).decode()
-    assert svg.startswith("<?xml") and figures.LIGHT.series[0].lower() in svg
+    assert svg.startswith("<?xml") and figures.SERIES[0] in svg
 
 
 def test_curves_have_a_band_where_there_are_estimates(figures):
@@ -543,10 +543,14 @@ def test_models_of_other_names_stand_against_each_other_in_their_order(first, tm
     second = written(tmp_path / "second", dataclasses.replace(run(), records=both))
     found = compare.read(first, second)
     assert found.pairs == [(("tiny", "crop"), ("tiny", "crop"))]  # tiny is in both
-    assert found.alone[0].startswith("tiny, alpha (only in ") and len(found.alone) == 2 + 3
+    assert found.alone == {
+        "first": ["tiny, alpha", "tiny, whole"],
+        "second": ["mine, alpha", "mine, crop", "mine, whole"],
+    }
     found = compare.read(first, written(tmp_path / "third", run(model="mine", ways=("crop", "alpha"))))
     assert found.pairs == [(("tiny", way), ("mine", way)) for way in ("alpha", "crop")]
-    assert found.table().rows[0][0] == "tiny / mine, alpha"
+    assert found.table().rows[0][0] == "tiny / mine, alpha" and found.alone == {"first": ["tiny, whole"]}
+    assert "| tiny / mine, alpha | +0.0% [+0.0%, +0.0%] |" in found.table().markdown()
 
 
 @pytest.mark.parametrize(

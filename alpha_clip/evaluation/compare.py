@@ -37,10 +37,11 @@ class Comparison:
         return sum(len(first[key].answers) for key in self.keys)
 
     @property
-    def alone(self) -> list[str]:
+    def alone(self) -> dict[str, list[str]]:
         """What only one of them looked at."""
-        sides = [(self.one, {a for a, _ in self.pairs}), (self.other, {b for _, b in self.pairs})]
-        return [f"{', '.join(p)} (only in {s.path})" for s, seen in sides for p in s.ways if p not in seen]
+        sides = {"first": (self.one, {a for a, _ in self.pairs}), "second": (self.other, {b for _, b in self.pairs})}
+        found = {key: [", ".join(p) for p in side.ways if p not in seen] for key, (side, seen) in sides.items()}
+        return {key: names for key, names in found.items() if names}
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -68,7 +69,7 @@ class Comparison:
             f"Second run minus first, paired on the {len(self.keys):,} samples ({self.questions:,} questions) that are "
             "in both; 95% intervals by bootstrap over pictures."
         )
-        return Table("Difference", titles, rows, note)
+        return Table("Difference", titles, rows, note, signed=True)
 
     def side_by_side(self, column: Column) -> Table:
         """One column of both runs, and how many questions only one of them has right."""

@@ -62,7 +62,7 @@ def html(found: Run, command: Sequence[str]) -> str:
         columns=[(column.title, _meaning(column)) for column in found.task.columns] if found.records else [],
         summary=_summary(found, tied) if found.records else None,
         forests=_forests(found, tied) if found.records else [],
-        differences=differences(found.differences()) if len(found.ways()) > 1 else None,
+        differences=grid(found.differences()) if len(found.ways()) > 1 else None,
         findings=[_finding(finding) for finding in found.findings],
         kinds=gallery.kinds(found),
         top=gallery.TOP,
@@ -81,17 +81,18 @@ def write_comparison(found: Comparison, path: Path) -> None:
 
 def html_of(found: Comparison) -> str:
     """The page of a comparison."""
+    ends = [abs(end) for d in found.differences.values() if d is not None for end in (d.low, d.high)]
     forests = []
     for column in found.columns:
         dots = [Dot("", compare.name(a, b), d := found.differences[a, column], _significant(d)) for a, b in found.pairs]
         alt = f"Differences in {column.title} with 95% intervals; the figures are in the tables."
-        forests.append(figures.forest(column.title, dots, alt, difference=True))
+        forests.append(figures.forest(column.title, dots, alt, span=max([0.01, *ends])))
     sides = [_side_by_side(found.side_by_side(column)) for column in found.columns]
     return _rendered(
         "compare.html",
         title=f"{found.one.task}: two runs",
         found=found,
-        differences=differences(found.table()),
+        differences=grid(found.table()),
         forests=forests,
         sides=sides,
         facts=compare.facts(found),
@@ -102,21 +103,12 @@ def html_of(found: Comparison) -> str:
 
 
 def grid(table: Table) -> Grid:
-    """Any table, the best of each column marked."""
+    """A table of shares, the best of each column marked, or of differences, those marked that are significant."""
     best = [table.best(i) for i in range(len(table.columns))]
     rows = [
-        (
-            str(row[0] or ""),
-            [_shown(cell, "best" if _equal(cell, top) else "") for cell, top in zip(row[1:], best[1:], strict=True)],
-        )
+        (str(row[0] or ""), [_cell(cell, top, table.signed) for cell, top in zip(row[1:], best[1:], strict=True)])
         for row in table.rows
     ]
-    return Grid(table.title, table.columns, [("", rows)], table.note)
-
-
-def differences(table: Table) -> Grid:
-    """A table of differences, in percentage points; those that are significant marked."""
-    rows = [(str(row[0]), [_change(cell) for cell in row[1:]]) for row in table.rows]
     return Grid(table.title, table.columns, [("", rows)], table.note)
 
 
@@ -163,8 +155,11 @@ def _significant(difference: Estimate | None) -> bool:
     return difference is not None and not difference.low <= 0 <= difference.high
 
 
-def _equal(cell: Cell, best: Estimate | None) -> bool:
-    return isinstance(cell, Estimate) and best is not None and cell.value == best.value
+def _cell(cell: Cell, best: Estimate | None, signed: bool) -> Shown:
+    if signed:
+        return _change(cell)
+    is_best = isinstance(cell, Estimate) and best is not None and cell.value == best.value
+    return _shown(cell, "best" if is_best else "")
 
 
 def _shown(cell: Cell, mark: str) -> Shown:

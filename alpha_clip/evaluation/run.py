@@ -93,9 +93,8 @@ class Run:
                 for column in self.task.columns:
                     cells.append(metrics.difference(self.hits(column, *pair), self.hits(column, *first)))
                 rows.append(cells)
-        return Table(
-            f"Difference to {self.label(first)}", ["way", *(column.title for column in self.task.columns)], rows
-        )
+        titles = ["way", *(column.title for column in self.task.columns)]
+        return Table(f"Difference to {self.label(first)}", titles, rows, signed=True)
 
 
 def run(
