@@ -79,7 +79,8 @@ def sample(number: int, size: tuple[int, int] = (60, 40)) -> Sample:
 
 def task(read=sample, count: int = 12) -> Task:
     columns = [Column("all"), Column("even", ("even",)), Column("by phrase", ("by phrase",), per_class=True)]
-    return Task("few", [f"picture {i}" for i in range(count)], read, columns, identity={"seed": 1})
+    keys = [f"picture {i}" for i in range(count)]
+    return Task("few", keys, read, columns, identity={"seed": 1}, notes=["Two were <left> out."])
 
 
 def record(number: int, way: str, first: int, second: int, model: str = "tiny") -> Record:
@@ -284,6 +285,7 @@ def test_the_page_says_what_was_asked_of_what_and_how(page):
         "a photo of a {}.",
         "mean over what is right of its share of questions of by phrase with the right answer first",
         "Not <much>.",
+        "Two were <left> out.",
         "1. The most frequent reasons:",
     ):
         assert words in text

@@ -60,6 +60,7 @@ def html(found: Run, command: Sequence[str]) -> str:
         asked=results.asked(found) if found.records else "",
         templates=[t for t in found.task.templates if t != "{}"],
         columns=[(column.title, _meaning(column)) for column in found.task.columns] if found.records else [],
+        notes=found.task.notes,
         summary=_summary(found, tied) if found.records else None,
         forests=_forests(found, tied) if found.records else [],
         differences=grid(found.differences()) if len(found.ways()) > 1 else None,
