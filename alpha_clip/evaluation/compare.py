@@ -11,10 +11,9 @@ from typing import Any
 from . import metrics, results
 from .metrics import Estimate, Hits
 from .results import Results
+from .run import Pair
 from .samples import Column
 from .tables import Cell, Table
-
-Pair = tuple[str, str]  # names of a model and a way
 
 
 @dataclass(frozen=True)

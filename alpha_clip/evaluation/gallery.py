@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from .records import Answer
-from .run import Run
+from .run import Pair, Run
 from .samples import Naming, Referring, Sample, UnusableSample
-
-Pair = tuple[str, str]  # names of a model and a way
 
 SIDE = 320  # pixels of a shown picture
 EACH = 8  # pictures of each kind

@@ -15,13 +15,13 @@ from .compare import Comparison
 from .figures import Dot, Drawing
 from .metrics import Estimate
 from .records import write_whole
-from .run import Run
+from .run import Pair, Run
 from .samples import Column
 from .tables import Cell, Finding, Table
 
 MINUS = "\N{MINUS SIGN}"
+_ROUNDING = 1e-6  # of a mean over many classes; a question more or less moves it further
 _DAMAGED = 20  # samples that could not be used, of those shown
-Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def _not_worse(found: Run) -> dict[tuple[Column, Pair], str]:
 
 
 def _significant(difference: Estimate | None) -> bool:
-    """Its interval holds no 0."""
-    return difference is not None and not difference.low <= 0 <= difference.high
+    """Its interval holds no 0, but for rounding."""
+    return difference is not None and (difference.low > _ROUNDING or difference.high < -_ROUNDING)
 
 
 def _cell(cell: Cell, best: Estimate | None, signed: bool) -> Shown:
@@ -189,21 +189,14 @@ def _forests(found: Run, tied: Mapping[tuple[Column, Pair], str]) -> list[Drawin
     several = len({model for model, _ in found.ways()}) > 1
     drawings = []
     for column in found.task.columns:
-        dots = [
-            Dot(
-                pair[0] if several else "", pair[1], metrics.estimate(found.hits(column, *pair)), (column, pair) in tied
-            )
-            for pair in found.ways()
-        ]
-        known = {
-            found.label(pair): dot.estimate.value for pair, dot in zip(found.ways(), dots, strict=True) if dot.estimate
-        }
+        estimates = {pair: metrics.estimate(found.hits(column, *pair)) for pair in found.ways()}
+        known = {pair: e.value for pair, e in estimates.items() if e is not None}
         if known:
-            best = max(known, key=lambda name: known[name])
-            alt = (
-                f"{column.title}: a dot and a 95% interval for each way; the highest is {best} with {known[best]:.1%}."
-            )
-            drawings.append(figures.forest(column.title, dots, f"{alt} All figures are in the table."))
+            best = max(known, key=lambda pair: known[pair])
+            named = f"the highest is {found.label(best)} with {known[best]:.1%}"
+            alt = f"{column.title}: a dot and a 95% interval for each way; {named}. All figures are in the table."
+            dots = [Dot(p[0] if several else "", p[1], e, (column, p) in tied) for p, e in estimates.items()]
+            drawings.append(figures.forest(column.title, dots, alt))
     return drawings
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .records import Answer, Record, write_whole
-from .run import Run, cost
+from .run import Pair, Run, cost
 from .samples import Column
 from .tables import Table
 
@@ -54,7 +54,7 @@ def contents(found: Run, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _way(found: Run, pair: tuple[str, str], keys: Sequence[str]) -> dict[str, Any]:
+def _way(found: Run, pair: Pair, keys: Sequence[str]) -> dict[str, Any]:
     """One model's answers, looking in one way, in the order of `keys`."""
     records = found.of(*pair)
     forwards, seconds = cost(records)
@@ -106,7 +106,7 @@ class Results:
     columns: tuple[Column, ...]
     identity: Mapping[str, Any]
     made: Mapping[str, Any]
-    ways: Mapping[tuple[str, str], Mapping[str, Record]]  # of a model's name and a way's, by sample
+    ways: Mapping[Pair, Mapping[str, Record]]  # of a model's name and a way's, by sample
 
     @property
     def keys(self) -> list[str]:

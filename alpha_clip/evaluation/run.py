@@ -23,6 +23,7 @@ from .subjects import Subject
 from .tables import Cell, Finding, Table
 from .ways import Seen, Way, look
 
+Pair = tuple[str, str]  # names of a model and a way
 _TOP = 5  # names that a record keeps
 TOGETHER = "together"  # the name of all models' sum
 UNKNOWN = -1  # a rank, as long as an answer waits for other samples
@@ -39,8 +40,8 @@ class Run:
     findings: Sequence[Finding] = field(default_factory=list)
 
     @cached_property
-    def _of(self) -> dict[tuple[str, str], list[Record]]:
-        found: dict[tuple[str, str], list[Record]] = {}
+    def _of(self) -> dict[Pair, list[Record]]:
+        found: dict[Pair, list[Record]] = {}
         for record in self.records:
             found.setdefault((record.model, record.way), []).append(record)
         return found
@@ -52,11 +53,11 @@ class Run:
     def of(self, model: str, way: str) -> list[Record]:
         return self._of.get((model, way), [])
 
-    def ways(self) -> list[tuple[str, str]]:
+    def ways(self) -> list[Pair]:
         """Pairs of a model's name and a way's, in the order in which they came."""
         return list(self._of)
 
-    def label(self, pair: tuple[str, str]) -> str:
+    def label(self, pair: Pair) -> str:
         """``"tiny, crop"``, or ``"crop"`` where there is one model."""
         return ", ".join(pair) if len({model for model, _ in self.ways()}) > 1 else pair[1]
 
@@ -82,7 +83,7 @@ class Run:
         )
         return Table(self.task.name, ["way", *titles, "forwards", "time"], rows, note)
 
-    def differences(self, reference: tuple[str, str] | None = None) -> Table:
+    def differences(self, reference: Pair | None = None) -> Table:
         """How much better each way is than the `reference` (the first way), paired by picture."""
         pairs = self.ways()
         first = reference or pairs[0]
