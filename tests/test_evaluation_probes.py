@@ -556,6 +556,29 @@ def test_the_doctor_refuses_a_model_without_alpha(tiny):
         examine(tiny.base)
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_model_whose_features_say_nothing_is_not_healthy(tiny, doctor_scenes, breaking, value):
+    dead = breaking.broken("as it is", tiny)
+    with torch.no_grad():
+        dead.model.visual.proj.fill_(value)
+    (failure,) = examine(dead, doctor_scenes[:8]).failures
+    assert "features are not finite, or the same for all" in failure.because
+
+
+def test_the_doctor_says_what_no_file_confirms(tiny, doctor_scenes, breaking):
+    unsure = breaking.broken("as it is", tiny)
+    unsure.model.confirmed = False
+    found = examine(unsure, doctor_scenes[:8])
+    assert found.name == "healthy, as far as can be told"
+    assert "whether heads and activation are right" in found.unclear[0]
+
+
+def test_the_doctor_needs_some_pictures(tiny, doctor_scenes):
+    nameless = [replace(sample, questions=()) for sample in doctor_scenes]
+    with pytest.raises(ValueError, match=r"there are 7 samples with named regions, expected 8 or more"):
+        examine(tiny, doctor_scenes[:7] + nameless)
+
+
 def run_doctor(*args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "alpha_clip.evaluation", "doctor", *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)

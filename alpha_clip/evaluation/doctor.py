@@ -7,6 +7,7 @@ have learned to name drawings. Where the scenes are beyond the model, it says so
 from __future__ import annotations
 
 import argparse
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,16 @@ import torch
 from ..regions import embed_regions
 from . import builtin
 from .probes import attention, identity, sensitivity
-from .probes.seeing import CHUNK, own_name
+from .probes.seeing import CHUNK, clip_of, own_name
 from .probes.seeing import namings as questions_of
 from .samples import Naming, Sample
 from .subjects import Subject, find
 
 SCENES = 48
+FEWEST = 8
+
+_BY_PICTURE, _BY_MASK, _BY_BOTH = "features differ by the picture", "... by the mask", "... by what is under the mask"
+_KEPT = "kept of plain CLIP's features"
 
 
 @dataclass(frozen=True)
@@ -101,18 +106,25 @@ REMEDIES: Mapping[str, str] = {
 def examine(
     subject: Subject, samples: Sequence[Sample] | None = None, thresholds: Thresholds | None = None
 ) -> Diagnosis:
-    """Look for what is wrong with `subject`, on 8 samples or more with named regions; None: `SCENES` built-in ones.
+    """Look for what is wrong with `subject`, on samples with named regions; None: `SCENES` built-in ones.
 
     Raises:
-        ValueError: the subject takes no masks.
+        ValueError: the subject takes no masks, or there are fewer than `FEWEST` samples with named regions.
     """
     if not subject.takes_masks:
         raise ValueError(f"{subject.name} takes no masks: the doctor looks at models of alpha_clip.load")
     scenes = [builtin.sample("plain", i) for i in range(SCENES)] if samples is None else samples
+    scenes = [sample for sample in scenes if questions_of(sample)]
+    if len(scenes) < FEWEST:
+        raise ValueError(f"there are {len(scenes)} samples with named regions, expected {FEWEST} or more")
     limits, found = thresholds or Thresholds(), Diagnosis()
+    if not clip_of(subject).confirmed:
+        found.unclear.append(
+            "whether heads and activation are right: no file says so (`python -m alpha_clip.weights verify FILE`)."
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*every mask is ignored")  # it says so itself
-        if _reads_silhouettes(subject, scenes, limits, found):
+        if _is_dead(subject, scenes, found) or _reads_silhouettes(limits, found):
             return found  # there is no picture in its features, so nothing else can be said of them
         if _is_incompatible(subject, scenes, limits, found):
             return found  # so are all features
@@ -127,20 +139,23 @@ def _fail(found: Diagnosis, name: str, because: str) -> bool:
     return True
 
 
-def _reads_silhouettes(subject: Subject, scenes: Sequence[Sample], limits: Thresholds, found: Diagnosis) -> bool:
+def _is_dead(subject: Subject, scenes: Sequence[Sample], found: Diagnosis) -> bool:
     why = sensitivity.measure_causes(subject, scenes)
-    found.figures |= {
-        "features differ by the picture": why.picture,
-        "... by the mask": why.mask,
-        "... by what is under the mask": why.both,
-    }
-    if not why.mask > limits.silhouette:
+    if math.isnan(why.mask):
+        return _fail(found, "incompatible tower", "features are not finite, or the same for all pictures and masks.")
+    found.figures |= {_BY_PICTURE: why.picture, _BY_MASK: why.mask, _BY_BOTH: why.both}
+    return False
+
+
+def _reads_silhouettes(limits: Thresholds, found: Diagnosis) -> bool:
+    mask, both = found.figures[_BY_MASK], found.figures[_BY_BOTH]
+    if mask <= limits.silhouette:
         return False
     return _fail(
         found,
         "silhouette reader",
-        f"{why.mask:.0%} of what features differ by is the mask, whatever picture it lies on; what lies under it "
-        f"makes {why.both:.0%}.",
+        f"{mask:.0%} of what features differ by is the mask, whatever picture it lies on; what lies under it makes "
+        f"{both:.0%}.",
     )
 
 
@@ -156,7 +171,7 @@ def _is_incompatible(subject: Subject, scenes: Sequence[Sample], limits: Thresho
             "cosine of alpha = 1 to plain CLIP": same.cosine,
             "... 5th percentile": same.low,
             "cosine of different pictures": same.between,
-            "kept of plain CLIP's features": same.kept,
+            _KEPT: same.kept,
             "related to plain CLIP's features": same.related,
             "cosine of patches, last block but one": same.patches,
         }
@@ -204,11 +219,14 @@ def _has_foreign_texts(subject: Subject, scenes: Sequence[Sample], limits: Thres
 
 
 def _cut_outs(subject: Subject, scenes: Sequence[Sample]) -> tuple[torch.Tensor, list[Naming]]:
-    """All named regions cut out of their pictures, (R, D), seen with alpha = 1."""
+    """All regions whose question offers the same names as the first, cut out, (R, D), seen with alpha = 1."""
+    names = next(iter(questions_of(scenes[0]).values())).names
     features: list[torch.Tensor] = []
     asked: list[Naming] = []
     for sample in scenes:
-        questions = questions_of(sample)
+        questions = {k: q for k, q in questions_of(sample).items() if q.names == names}
+        if not questions:
+            continue
         cut = embed_regions(subject.model, sample.image, sample.masks[list(questions)], "cut_out", chunk=CHUNK)
         features.append(cut.cpu())
         asked += questions.values()
@@ -216,7 +234,7 @@ def _cut_outs(subject: Subject, scenes: Sequence[Sample]) -> tuple[torch.Tensor,
 
 
 def _has_drifted(subject: Subject, limits: Thresholds, found: Diagnosis) -> bool:
-    kept = found.figures.get("kept of plain CLIP's features")
+    kept = found.figures.get(_KEPT)
     if kept is None or kept >= limits.kept:
         return False
     return _fail(
@@ -228,7 +246,7 @@ def _has_drifted(subject: Subject, limits: Thresholds, found: Diagnosis) -> bool
 
 
 def _is_blind(limits: Thresholds, found: Diagnosis) -> bool:
-    by_mask = found.figures["... by the mask"] + found.figures["... by what is under the mask"]
+    by_mask = found.figures[_BY_MASK] + found.figures[_BY_BOTH]
     if by_mask >= limits.blind:
         return False
     return _fail(found, "mask-blind", f"masks make {by_mask:.1%} of what features differ by.")
