@@ -19,7 +19,7 @@ from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Cell, Curves, Finding, Table
 from ..ways import Way, look
-from .seeing import CHUNK, TEMPLATES, does_not_apply, fitting, namings, own_name, share
+from .seeing import CHUNK, TEMPLATES, does_not_apply, fitting, in_words, namings, own_name, share
 
 NAME, TITLE = "noise", "How good must a mask be?"
 WANTED = (0.8, 0.6, 0.4)
@@ -172,7 +172,7 @@ def _note(found: Sequence[Trial]) -> str:
 
 
 def _row(kind: str, wanted: str, some: Sequence[Trial], names: Sequence[str]) -> list[Cell]:
-    return [kind, wanted, f"{np.mean([t.iou for t in some]):.2f}", *(_share(some, way) for way in names)]
+    return [kind, wanted, f"{np.mean([t.iou for t in some]):.2f}", *(in_words(_share(some, way)) for way in names)]
 
 
 def _share(some: Sequence[Trial], way: str) -> Estimate | None:

@@ -89,6 +89,11 @@ def apart(features: Tensor) -> float:
     return float(cosines[~torch.eye(len(cosines), dtype=torch.bool)].mean())
 
 
+def in_words(found: Estimate | None) -> str | None:
+    """A cell of a table whose columns have no best one, which would stand in bold."""
+    return None if found is None else str(found)
+
+
 def percent(found: Estimate | None) -> str:
     return "-" if found is None else f"{found.value:.1%}"
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from ... import masks
 from ...regions import GREY
 from ...towers import tower_of
-from ..metrics import Estimate
 from ..samples import Naming, Sample
 from ..subjects import Subject
 from ..tables import Cell, Finding, Table
@@ -28,6 +27,7 @@ from .seeing import (
     apart,
     does_not_apply,
     encode,
+    in_words,
     is_named,
     namings,
     no_masks,
@@ -196,13 +196,9 @@ def probe(subject: Subject, samples: Sequence[Sample], templates: Sequence[str] 
         Table(
             f"What features differ by, {GRID} pictures under {GRID} masks each", ["", "share of the variance"], variance
         ),
-        Table("Controls", ["", "share"], [[control, _text(named[control])] for control in CONTROLS], chance),
+        Table("Controls", ["", "share"], [[control, in_words(named[control])] for control in CONTROLS], chance),
     ]
     return Finding(NAME, TITLE, verdict, tables)
-
-
-def _text(found: Estimate | None) -> str | None:
-    return None if found is None else str(found)  # in words: there is no best one among controls
 
 
 def _mean(values: Sequence[float]) -> str | None:

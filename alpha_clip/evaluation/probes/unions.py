@@ -18,7 +18,7 @@ from ..metrics import Estimate
 from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Cell, Finding, Table
-from .seeing import TEMPLATES, does_not_apply, namings, no_masks, own_name, percent, see, share
+from .seeing import TEMPLATES, does_not_apply, in_words, namings, no_masks, own_name, percent, see, share
 
 NAME, TITLE = "unions", "Several objects under one mask"
 MOST = 3  # objects under one mask, as in training
@@ -100,7 +100,7 @@ def probe(subject: Subject, samples: Sequence[Sample], templates: Sequence[str] 
     for question in order:
         if some := asked.get(question):
             figures[question] = [share([(number, answer[i]) for number, *answer in some]) for i in (0, 1)]
-            rows.append([question, str(len(some)), *figures[question]])
+            rows.append([question, str(len(some)), *map(in_words, figures[question])])
     pair, three = (figures.get(named_as(size)) for size in (2, 3))
     if pair is None:
         return does_not_apply(NAME, TITLE, "no picture has two objects of different names.")
