@@ -69,6 +69,16 @@ def zero_shot_classifier(
     return torch.cat([_weights(model, rows[i : i + step], templates) for i in range(0, len(rows), step)])
 
 
+def joined(names: Sequence[str]) -> str:
+    """One name for several things.
+
+    >>> joined(["a cat", "a dog", "a car"])
+    'a cat, a dog and a car'
+    """
+    *before, last = names
+    return f"{', '.join(before)} and {last}" if before else last
+
+
 def _weights(model: CLIP, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     texts = [template.replace("{}", name) for name in names for template in templates]
     features = model.encode_text(tokenize(texts, model.context_length)).float()  # half precision is too coarse to sum

@@ -2,7 +2,9 @@
 
 python -m alpha_clip.evaluation scenes --quick
 python -m alpha_clip.evaluation scenes --model ViT-B/16 --methods alpha crop crop:context=2 alpha+crop
+python -m alpha_clip.evaluation scenes --quick --probes all
 python -m alpha_clip.evaluation --compare runs/a/results.json runs/b/results.json
+python -m alpha_clip.evaluation doctor tiny
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import builtin, coco, compare, imagenet_s, refcoco, results, retrieval, tune
+from . import builtin, coco, compare, doctor, imagenet_s, refcoco, results, retrieval, tune
+from .probes import PROBES, probe
 from .run import Run, run
 from .subjects import find
 from .ways import parse
@@ -40,10 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     command = ["python", "-m", "alpha_clip.evaluation", *(sys.argv[1:] if arguments is None else arguments)]
     if (args.compare is None) == (args.task is None):
-        parser.error(f"expected either --compare or one of {', '.join(TASKS)}")
+        parser.error(f"expected either --compare or one of {', '.join(TASKS)}, doctor")
     if args.page and args.task:
         parser.error("--out goes behind the task")
     try:
+        if args.task == "doctor":
+            parser.exit(doctor.main(args))
         if args.compare:
             one, other = args.compare
             compare_runs(one, other, args.page)
@@ -67,9 +72,12 @@ def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
         chosen, finding = tune.choose(args.tune, validation, task, asked + bases, out / "tuning", args.chunk)
         ways += [way for way in chosen if way not in ways]
         findings.append(finding)
-    answers = replace(run(task, asked + bases, ways, out, args.chunk, args.together), findings=findings)
+    answers = run(task, asked + bases, ways, out, args.chunk, args.together)
+    answers = replace(answers, findings=[*findings, *probe(args.probes, asked, task, ways)])
     results.write(answers, out, command)
     print(answers.table().markdown())  # noqa: T201
+    for finding in answers.findings:
+        print(f"\n{finding.title}\n{finding.verdict}")  # noqa: T201
     print(f"\n{out / 'results.md'}")  # noqa: T201
     print(_report(answers, out, command))  # noqa: T201
 
@@ -113,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         add_arguments(chosen)
         module.add_arguments(chosen)
         chosen.set_defaults(methods=getattr(module, "METHODS", METHODS))
+    doctor.add_arguments(names.add_parser("doctor", description=doctor.__doc__))
     return parser
 
 
@@ -138,6 +147,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with alternatives, such as 'crop:context=1|1.5|2': what is best on other pictures is shown too",
     )
     parser.add_argument("--together", action="store_true", help="also sum the scores of all models")
+    parser.add_argument(
+        "--probes", nargs="+", default=(), choices=["all", *PROBES], help="single questions about each model"
+    )
     parser.add_argument("--out", type=Path, help="folder; a rerun goes on where the last one stopped")
     parser.add_argument("--device", help="default: CUDA if there is one, else MPS, else the CPU")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
