@@ -1,0 +1,47 @@
+"""Caption a region of a picture with BLIP-2.
+
+python examples/pipelines/caption_region.py  # small and offline: it shows the mechanism, and talks nonsense
+
+At full size, which has not been tried: those on the Hub have EVA's ViT-g, for which no alpha weights are released
+(with --alpha grit20m this says so). Train some, save the model with `save_pretrained`, and
+
+python examples/pipelines/caption_region.py --model my_blip2/ --image photo.jpg --box 40 60 200 220 --tokens 30
+
+The one with CLIP's ViT-L is in LAVIS: see docs/integrations.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import region
+import small
+import speakers
+
+from alpha_clip.integrations import load_alpha_weights, processor_with_mask
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    region.add_arguments(parser)
+    speakers.add_arguments(parser)
+    parser.add_argument("--prompt", default="a picture", help="how captions begin")
+    args = parser.parse_args(argv)
+    image, mask = region.read(parser, args)
+
+    if args.model:
+        model, prepare = speakers.load(args)
+    else:
+        print(region.NONSENSE)
+        model, plain = small.blip2_with_clip()
+        load_alpha_weights(model, "tiny", "scenes")
+        prepare = processor_with_mask(plain)
+
+    for name, where in (("whole picture", None), ("the region", mask), ("all but it", 1.0 - mask)):
+        caption, _ = speakers.say(model, prepare, image, where, args.prompt, args.tokens)
+        print(f"{name + ':':<15}{args.prompt} {caption}")
+
+
+if __name__ == "__main__":
+    main()
