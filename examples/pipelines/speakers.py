@@ -50,7 +50,9 @@ def swap(model: Any, weights: str, alpha: str) -> None:
 
 
 def question(prepare: ProcessorWithMask, text: str) -> str:
-    """`text` about a picture, in the form that a model for conversations expects."""
+    """`text` about a picture, in the form that a model for conversations expects; BLIP-2 is none."""
+    if getattr(prepare, "chat_template", None) is None:
+        return text
     content = [{"type": "image"}, {"type": "text", "text": text}]
     return str(prepare.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
 
