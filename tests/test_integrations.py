@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextvars
 import copy
 import io
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import ModuleType
 
 import numpy as np
+import packaging.version
 import pytest
 import torch
 from PIL import Image
@@ -405,6 +408,20 @@ def test_the_tower_of_another_library_sees_as_ours_does(name):
         torch.testing.assert_close(seen(tower, given), ours, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+def test_the_tower_of_openai_s_clip_sees_as_ours_does(monkeypatch):
+    shim = ModuleType("pkg_resources")  # which it imports, and today's setuptools no longer has
+    shim.packaging = packaging
+    monkeypatch.setitem(sys.modules, "pkg_resources", shim)
+    clip = pytest.importorskip("clip.model", reason='pip install "alpha-clip[bench]"')
+    model, tower = small_clip(), clip.VisionTransformer(SIDE, PATCH, WIDTH, 2, 1, 32).eval()
+    copy_tower(model.visual, tower)
+    expected = model.encode_image(pixels(), left())
+    torch.testing.assert_close(tower(torch.cat([pixels(), left()], dim=1)), expected, rtol=1e-5, atol=1e-5)
+    with focus(tower, left()):
+        torch.testing.assert_close(tower(pixels()), expected, rtol=1e-5, atol=1e-5)
+
+
 class CutTower(nn.Module):
     """Laid out as the ViT-L in LAVIS's BLIP-2: OpenAI's names, no block after the last that is used, no norm there."""
 
@@ -443,7 +460,7 @@ def test_a_tower_that_ends_before_the_last_blocks_gets_the_first():
 
 
 @torch.no_grad()
-def test_a_whole_clip_of_transformers_and_one_of_openai_get_their_image_tower_alone():
+def test_a_whole_clip_of_transformers_gets_its_image_tower_alone():
     model = small_clip()
     theirs = transformers.CLIPModel(clip_config()).eval()
     texts = {k: v.clone() for k, v in theirs.text_model.state_dict().items()}
@@ -475,7 +492,7 @@ def test_weights_come_by_name(tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused_and_nothing_is_changed():
-    for name in ("siglip", "blip2", "dinov2", "timm"):
+    for name in ("siglip", "blip2", "dinov2", "dinov3", "vit", "timm", "eva"):
         tower = made(name)
         with pytest.raises(IncompatibleCheckpoint, match=r"has no CLIP ViT .*EVA's \(BLIP-2 with ViT-g\), SigLIP's"):
             copy_tower(small_clip().visual, tower)

@@ -18,8 +18,6 @@ import region
 import small
 import speakers
 
-from alpha_clip.integrations import load_alpha_weights, processor_with_mask
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,18 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--question", default="what is in this picture ?")
     args = parser.parse_args(argv)
     image, mask = region.read(parser, args)
-
-    if args.model:
-        model, prepare = speakers.load(args)
-    else:
-        print(region.NONSENSE)
-        model, plain = small.llava_next() if args.next else small.llava()
-        load_alpha_weights(model, "tiny", "scenes")
-        prepare = processor_with_mask(plain)
-
+    model, prepare = speakers.load(args, small.llava_next if args.next else small.llava)
     text = speakers.question(prepare, args.question)
-    for name, where in (("whole picture", None), ("the region", mask), ("all but it", 1.0 - mask)):
-        answer, _ = speakers.say(model, prepare, image, where, text, args.tokens)
+    for name, answer in speakers.answers(model, prepare, image, mask, text, args.tokens):
         print(f"{name + ':':<15}{answer}")
 
 

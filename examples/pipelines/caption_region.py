@@ -19,8 +19,6 @@ import region
 import small
 import speakers
 
-from alpha_clip.integrations import load_alpha_weights, processor_with_mask
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,17 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", default="a picture", help="how captions begin")
     args = parser.parse_args(argv)
     image, mask = region.read(parser, args)
-
-    if args.model:
-        model, prepare = speakers.load(args)
-    else:
-        print(region.NONSENSE)
-        model, plain = small.blip2_with_clip()
-        load_alpha_weights(model, "tiny", "scenes")
-        prepare = processor_with_mask(plain)
-
-    for name, where in (("whole picture", None), ("the region", mask), ("all but it", 1.0 - mask)):
-        caption, _ = speakers.say(model, prepare, image, where, args.prompt, args.tokens)
+    model, prepare = speakers.load(args, small.blip2_with_clip)
+    for name, caption in speakers.answers(model, prepare, image, mask, args.prompt, args.tokens):
         print(f"{name + ':':<15}{args.prompt} {caption}")
 
 

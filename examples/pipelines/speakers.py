@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import region
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,14 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=12, help="of an answer, at most")
 
 
-def load(args: argparse.Namespace) -> tuple[Any, ProcessorWithMask]:
-    """A model from the Hub or a folder, with alpha weights, and its processor, which takes masks."""
+def load(args: argparse.Namespace, small: Callable[[], tuple[Any, Any]]) -> tuple[Any, ProcessorWithMask]:
+    """A model from the Hub or a folder, or else the small one, with alpha weights; its processor, which takes masks."""
+    if args.model is None:
+        print(region.NONSENSE)
+        made, plain_processor = small()
+        return load_alpha_weights(made, "tiny", "scenes"), processor_with_mask(plain_processor)
     if args.alpha is None:
         model: Any = from_pretrained(AutoModelForImageTextToText, args.model, dtype="auto")
+        model.to(args.device).eval()
     else:
         model = plain(args)
         swap(model, args.weights, args.alpha)
-    return model.to(args.device).eval(), processor(args)
+    return model, processor(args)
 
 
 def plain(args: argparse.Namespace) -> Any:
@@ -69,3 +76,11 @@ def say(
     if torch.equal(said[: len(asked)], asked):  # BLIP-2 with T5 leaves it out
         said = said[len(asked) :]
     return prepare.tokenizer.decode(said, skip_special_tokens=True).strip(), first
+
+
+def answers(
+    model: Any, prepare: ProcessorWithMask, image: Image.Image, mask: np.ndarray, text: str, tokens: int
+) -> Iterator[tuple[str, str]]:
+    """What is looked at, and what the model says of it."""
+    for name, where in (("whole picture", None), ("the region", mask), ("all but it", 1.0 - mask)):
+        yield name, say(model, prepare, image, where, text, tokens)[0]
