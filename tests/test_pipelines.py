@@ -191,6 +191,16 @@ def test_tiles_have_the_mask_where_they_have_the_picture():
         assert pixels.shape[1] == 3 and pixels[0, 1:, 3].std() > 0.5
 
 
+def test_padding_is_background_in_a_mask_and_foreground_without():
+    prepare = processor_with_mask(SPEAKERS["llava_next"]()[1].image_processor)
+    pixels = prepare([picture(), picture()], [np.ones((60, 96), bool), None])["pixel_values"]
+    assert (pixels[1, :, 3] == FOREGROUND).all()
+    whole, left, right = pixels[0, :, 3].sign()  # the first is not padded, the others at the picture's sides
+    assert whole.eq(1).all()
+    for tile in (left, right.flip(-1)):
+        assert tile[:, :8].eq(-1).all() and tile[:, 12:].eq(1).all()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llava", "llava_next", "blip2"])
 def test_a_saved_model_comes_back_with_its_alpha_weights(name, tmp_path):
