@@ -64,7 +64,7 @@ def speaker(name):
     """A model, and a function from a picture and a mask to its inputs."""
     model, processor = SPEAKERS[name]()
     prepare = processor_with_mask(processor)
-    text = speakers.question(prepare, "what is in this picture ?")
+    text = speakers.question(prepare, "what is in this picture?")
     assert ("<image>" in text) == name.startswith("llava")
     return model, lambda image, mask=None: prepare(image, mask, text=text)
 
@@ -464,7 +464,7 @@ def test_swap_clip_takes_a_model_from_a_folder(folder, capsys):
     args = ["--model", str(folder / "llava"), "--weights", "tiny", "--alpha", "scenes", "--device", "cpu"]
     swap_clip.main([*args, "--image", str(folder / "photo.png"), "--mask", str(folder / "mask.png")])
     printed = capsys.readouterr().out
-    assert "LlavaForConditionalGeneration, 1 pictures" in printed and "AlphaConv2d" in printed
+    assert "for the image tower of LlavaForConditionalGeneration; pictures: 1" in printed and "AlphaConv2d" in printed
 
 
 @pytest.mark.parametrize("kind", ["variation", "unclip", "ip-adapter"])

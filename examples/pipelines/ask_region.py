@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     region.add_arguments(parser)
     speakers.add_arguments(parser)
     parser.add_argument("--next", action="store_true", help="LLaVA-Next, at small size")
-    parser.add_argument("--question", default="what is in this picture ?")
+    parser.add_argument("--question", default="what is in this picture?")
     args = parser.parse_args(argv)
     image, mask = region.read(parser, args)
     model, prepare = speakers.load(args, small.llava_next if args.next else small.llava)

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     region.add_arguments(parser)
     speakers.add_arguments(parser)
     parser.add_argument("--pictures", type=int, default=20, help="drawn scenes, where no --image is given")
-    parser.add_argument("--prompt", default="what is in this picture ?")
+    parser.add_argument("--prompt", default="what is in this picture?")
     args = parser.parse_args(argv)
     if args.model:
         if args.alpha is None:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     masked = [look(model, prepare, image, mask, text, args.tokens) for image, mask in pictures]
     inside = [patches_inside(model, prepare, image, mask, text) for image, mask in pictures]
 
-    print(f"\n{weights} {alpha} in {type(model).__name__}, {len(pictures)} pictures, {weights}'s base before\n")
+    print(f"\n{weights} {alpha} for the image tower of {type(model).__name__}; pictures: {len(pictures)}\n")
     print(table(before, whole, masked, inside))
     print("\nThe first picture's caption: " + "; ".join(shown(before, whole, masked)))
     print("\nWhat is new in the model:")
