@@ -8,6 +8,7 @@ test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transf
 train = ["filelock", "pycocotools", "webdataset"]
 evaluation = ["matplotlib", "jinja2", "pycocotools"]
 onnx = ["onnxruntime", "onnx"]
+diffusion = ["diffusers>=0.42", "transformers>=5", "accelerate"]
 bench = ["open_clip_torch>=2.24", "transformers>=5", "openai-clip", "onnxruntime", "onnx", "onnxscript"]
 
 docs = ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]
@@ -40,6 +41,7 @@ setup(
         "eval": evaluation,
         "onnx": onnx,
         "test": test,
+        "diffusion": diffusion,
         "bench": bench,
         "docs": docs,
         "dev": [
@@ -47,6 +49,7 @@ setup(
             *train,
             *evaluation,
             *bench,
+            *diffusion,
             *docs,
             "playwright",  # drives the Chromium of the system, which shows the report
             "scikit-learn",
