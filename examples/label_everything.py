@@ -118,7 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         run(args)
-    except (OSError, ValueError, TypeError, ImportError, alpha_clip.WeightsError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         parser.exit(1, f"label_everything: {error}\n")
 
 

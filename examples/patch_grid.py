@@ -52,7 +52,7 @@ def main() -> None:
     try:
         model, preprocess = alpha_clip.load(args.model)
         rgb, alphas = preprocess(image, masks)
-    except (OSError, ValueError, alpha_clip.WeightsError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         parser.exit(1, f"patch_grid: {error}\n")
 
     whole, grids = patch_grid(model, rgb), patch_grid(model, rgb, alphas)

@@ -31,6 +31,7 @@ from alpha_clip.scenes import NOUNS
 from alpha_clip.transforms import IMAGE_MEAN, IMAGE_STD
 
 GRID, DEPTH = 20, 16  # voxels on a side; samples along a ray
+FAR = 1.75  # half of a ray's length: just more than to the cube's corners
 TEXTS = ("a red apple", "a blue balloon")
 SIDES = 12  # views that judge, all around
 
@@ -49,14 +50,15 @@ class Volume(torch.nn.Module):
     def render(self, azimuth: Tensor, elevation: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Views along parallel rays from angles (B,) in radians.
 
-        Returns colour times opacity, (B, 3, n, n), and opacity, (B, 1, n, n), in [0, 1]. The usual quadrature: a sample's weight is its own opacity times what the samples before it let through.
+        Returns colour times opacity, (B, 3, n, n), and opacity, (B, 1, n, n), in [0, 1]. A sample counts by its own
+        opacity, 1 - exp(-density * distance), times what the samples before it let through.
         """
         points = _rays(n) @ _rotation(azimuth, elevation)[:, None]  # (B, D, n * n, 3)
         voxels = self.voxels.expand(len(azimuth), -1, -1, -1, -1)
         found = F.grid_sample(voxels, points[..., None, :], align_corners=True)[..., 0]  # (B, 4, D, n * n), 0 outside
         inside = (points.abs() <= 1).all(dim=-1)  # (B, D, n * n)
-        density = 8 * F.softplus(found[:, 0]) * inside
-        passed = torch.exp(-density * (2 / DEPTH)).cumprod(dim=1)  # (B, D, n * n) what gets past each sample
+        density = 4 * F.softplus(found[:, 0]) * inside
+        passed = torch.exp(-density * 2 * FAR / (DEPTH - 1)).cumprod(dim=1)  # (B, D, n * n) what gets past each sample
         before = torch.cat([torch.ones_like(passed[:, :1]), passed[:, :-1]], dim=1)
         colour = ((before - passed)[:, None] * found[:, 1:].sigmoid()).sum(dim=2)  # (B, 3, n * n)
         return colour.unflatten(-1, (n, n)), (1 - passed[:, -1:]).unflatten(-1, (n, n))
@@ -64,7 +66,7 @@ class Volume(torch.nn.Module):
 
 def _rays(n: int) -> Tensor:
     """Points (D, n * n, 3) in the order x, y, z, nearest first; a little more than the cube is seen."""
-    across, along = torch.linspace(-1.25, 1.25, n), torch.linspace(-1.7, 1.7, DEPTH)
+    across, along = torch.linspace(-1.25, 1.25, n), torch.linspace(-FAR, FAR, DEPTH)
     z, y, x = torch.meshgrid(along, across, across, indexing="ij")
     return torch.stack([x, y, z], dim=-1).flatten(1, 2)
 

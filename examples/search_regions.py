@@ -100,7 +100,7 @@ def main() -> None:
     args = parse()
     try:
         (args.run or run_demo)(args)
-    except (OSError, ValueError, TypeError, ImportError, alpha_clip.WeightsError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         sys.exit(f"search_regions: {error}")
     except KeyboardInterrupt:
         sys.exit("search_regions: interrupted; the same command goes on from here")
