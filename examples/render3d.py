@@ -23,17 +23,18 @@ import torch.nn.functional as F
 from everything.drawing import INK, PAPER
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.transforms.functional import normalize, to_pil_image
+from torchvision.transforms.functional import normalize, to_pil_image, to_tensor
 
 import alpha_clip
 from alpha_clip.model import ALPHA_MEAN, ALPHA_STD, CLIP
-from alpha_clip.scenes import NOUNS
+from alpha_clip.scenes import NOUNS, draw_scene
 from alpha_clip.transforms import IMAGE_MEAN, IMAGE_STD
 
 GRID, DEPTH = 20, 16  # voxels on a side; samples along a ray
 FAR = 1.75  # half of a ray's length: just more than to the cube's corners
 TEXTS = ("a red apple", "a blue balloon")
 SIDES = 12  # views that judge, all around
+FIRST_SEED = 9_900_000_000  # of drawn scenes: training draws below 4e9
 
 
 class Volume(torch.nn.Module):
@@ -118,25 +119,35 @@ def encode(model: CLIP, image: Tensor, opacity: Tensor | None) -> Tensor:
 
 def backgrounds(count: int, n: int, generator: torch.Generator) -> Tensor:
     """(B, 3, n, n) in [0, 1]: plain, or of large or small smooth patches, so that only the volume is always there."""
-    patches = int(torch.randint(1, 7, (), generator=generator))
-    coarse = torch.rand(count, 3, patches, patches, generator=generator)
-    return F.interpolate(coarse, (n, n), mode="bicubic", align_corners=False).clamp(0, 1)
+    made = []
+    for patches in torch.randint(1, 7, (count,), generator=generator).tolist():
+        coarse = torch.rand(1, 3, patches, patches, generator=generator)
+        made.append(F.interpolate(coarse, (n, n), mode="bicubic", align_corners=False))
+    return torch.cat(made).clamp(0, 1)
+
+
+def clutter(count: int, n: int, noun: str) -> Tensor:
+    """(B, 3, n, n) in [0, 1]: drawn scenes of two or three things that are not the noun."""
+    others = [other for other in NOUNS if other != noun]
+    scenes = [draw_scene(FIRST_SEED + i, n, objects=(2, 3), nouns=others) for i in range(count)]
+    return torch.stack([to_tensor(scene.image) for scene in scenes])
 
 
 @torch.no_grad()
 def judge(model: CLIP, volume: Volume, text: str) -> list[float]:
-    """With and without the mask, the share of views around the volume that are nearest to the text's noun; the opacity.
+    """The share of views all around the volume that are nearest to the text's noun, of all nouns that `tiny` knows.
 
-    Of all nouns that `tiny` knows, on backgrounds that were not in the optimisation.
+    On backgrounds as in the optimisation, but others, with the mask and without; then on drawn scenes with other
+    things in them, with and without. Last, the mean opacity.
     """
-    noun = text.split()[-1]
-    nouns = _text_features(model, [f"a {name}" for name in NOUNS])
+    nouns, noun = _text_features(model, [f"a {name}" for name in NOUNS]), text.split()[-1]
     colour, opacity = look_around(volume, model.visual.input_resolution, SIDES)
-    image = colour + (1 - opacity) * backgrounds(SIDES, colour.shape[-1], torch.Generator().manual_seed(10**6))
+    plain = backgrounds(SIDES, colour.shape[-1], torch.Generator().manual_seed(FIRST_SEED))
     shares = []
-    for mask in (opacity, None):
-        nearest = (encode(model, image, mask) @ nouns.T).argmax(dim=1)
-        shares.append(float((nearest == NOUNS.index(noun)).float().mean()))
+    for background in (plain, clutter(SIDES, colour.shape[-1], noun)):
+        for mask in (opacity, None):
+            nearest = (encode(model, colour + (1 - opacity) * background, mask) @ nouns.T).argmax(dim=1)
+            shares.append(float((nearest == NOUNS.index(noun)).float().mean()))
     return [*shares, float(opacity.mean())]
 
 
@@ -201,7 +212,10 @@ def main() -> None:
                     shown[name] = frames(volume, SIDES)
             cells = [f"{m:.0%} ({low:.0%}-{high:.0%})" for m, low, high in _spread(torch.tensor(scores))]
             rows.append(f"| {text} | {'opacity' if masked else 'none'} | {' | '.join(cells)} |")
-    print("| text | mask while shaping | named right, judged with mask | without | opaque |\n|---|---|---|---|---|")
+    print(
+        "| text | mask while shaping | named right: with mask | without | among things: with mask | without | opaque |"
+    )
+    print("|---|---|---|---|---|---|---|")
     print("\n".join(rows))
     print(f"mean (least-most) over {args.seeds} seeds, {args.steps} steps, {SIDES} views each; ", end="")
     print(f"{time.perf_counter() - start:.0f} seconds")
