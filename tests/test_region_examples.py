@@ -197,6 +197,10 @@ def folder_of(tmp_path_factory):
             folders[make] = tmp_path_factory.mktemp(make.__name__)
             for part in make():
                 part.save_pretrained(folders[make])
+            if make is sam3:  # facebook/sam3 says it is a model of videos, of which the tracker is a part
+                config = folders[make] / "config.json"
+                tracker = json.loads(config.read_text())
+                config.write_text(json.dumps({"model_type": "sam3_video", "tracker_config": tracker}))
         return str(folders[make])
 
     return saved
@@ -205,11 +209,18 @@ def folder_of(tmp_path_factory):
 @pytest.mark.parametrize(("make", "name"), [(sam, "SamModel"), (sam2, "Sam2Model"), (sam3, "Sam3TrackerModel")])
 def test_segmenter_asks_any_sam_at_a_grid_of_points(make, name, folder_of, monkeypatch):
     segmenter = Segmenter(folder_of(make), points=3, device="cpu", **ANYTHING)
-    assert type(segmenter._generate.model).__name__ == name
-    asked, original = [], segmenter._generate.model.forward
-    monkeypatch.setattr(
-        segmenter._generate.model, "forward", lambda *a, **k: (asked.append(k["input_points"]), original(*a, **k))[1]
-    )
+    found = segmenter._generate.model
+    assert type(found).__name__ == name
+    torch.manual_seed(0)
+    for name, value in make()[0].state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+    asked, original = [], found.forward
+
+    def forward(*args, **kwargs):
+        asked.append(kwargs["input_points"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(found, "forward", forward)
     picture = Image.fromarray(draw_scene(0, (60, 80)).image)
     masks = list(segmenter(picture))
     assert sum(points.shape[1] for points in asked) == 9
@@ -541,6 +552,45 @@ def test_index_and_search_from_the_command_line(photos, tmp_path, monkeypatch, c
     assert colours_of("search_regions.png") > 1000
     exact = run(search_regions, capsys, monkeypatch, "search", "index", "a cat", "-k", "3", "--exact")
     assert exact == out
+
+
+def test_without_faiss_every_feature_is_read(photos, tiny, tmp_path, monkeypatch):
+    model, settings = tiny
+    monkeypatch.setattr(approximate, "is_installed", lambda: False)
+    index = RegionIndex.create(tmp_path / "index", settings)
+    indexing.fill(index, photos, model, grid)
+    found = indexing.find(index, model, ["a cat", "a bus"], 4)
+    assert names(found) == names(indexing.find(index, model, ["a cat", "a bus"], 4, exact=True))
+    assert [len(hits) for hits in found] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("0.png", b""),
+        ("0.png", "cut"),
+        ("0.masks.npz", b"no archive"),
+        ("0.masks.npz", b""),
+        ("0.masks.npz", "cut"),
+        ("0.masks.json", b"{"),
+        ("0.masks.json", b'[{"segmentation": [[1, 2, 3]]}]'),
+        ("0.masks.json", b'[{"segmentation": 7}]'),
+        ("0.masks.json", b'[{"segmentation": {"size": 7, "counts": "x"}}]'),
+        ("0.masks.png", b"no picture"),
+    ],
+)
+def test_a_broken_picture_or_file_of_masks_is_named_and_left_out(name, content, photos, tiny, tmp_path, capsys):
+    model, settings = tiny
+    if not name.startswith("0.masks.npz"):
+        (photos / "0.masks.npz").unlink()
+    if content == "cut":
+        content = (photos / name).read_bytes()[:200]
+    (photos / name).write_bytes(content)
+    index = RegionIndex.create(tmp_path / "index", settings)
+    assert indexing.fill(index, photos, model, grid) == (4, 0, 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("skipped 0.png: ")
+    assert len(index.pictures) == 4
 
 
 def test_search_refuses_another_model_in_a_line(photos, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from alpha_clip.model import CLIP
 from alpha_clip.transforms import upright
 
 KINDS = {kind for kind, name in Image.registered_extensions().items() if name in Image.OPEN}
+UNREADABLE = (  # what Pillow, NumPy and json raise at pictures and files of masks that are damaged
+    OSError, ValueError, TypeError, SyntaxError, EOFError, zipfile.BadZipFile, Image.DecompressionBombError,
+)  # fmt: skip
 PART = 32  # pictures that are written at a time, and lost when the process is killed
 
 
@@ -81,8 +85,8 @@ def fill(index: RegionIndex, folder: Path, model: CLIP, source: Source) -> tuple
                     if index.pictures.get(str(path)) != key:  # a copy, or moved
                         waiting.append(Seen(str(path), key, None))
                 keys.add(key)
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
-                tqdm.write(f"skipped {path.name}: {error}", file=sys.stderr)
+            except UNREADABLE as error:
+                tqdm.write(f"skipped {path.name}: {error}".splitlines()[0], file=sys.stderr)
                 broken += 1
             if len(waiting) == PART:
                 index.add(waiting)

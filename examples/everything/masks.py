@@ -103,7 +103,7 @@ def _from_png(file: Path, size: tuple[int, int]) -> Iterator[NDArray[Any]]:
 
 
 def _from_npz(file: Path, size: tuple[int, int]) -> Iterator[NDArray[Any]]:
-    with np.load(file, allow_pickle=False) as arrays:
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
         if "masks" not in arrays:
             raise ValueError(f"{file.name} holds {sorted(arrays)}, expected an array named masks")
         masks = arrays["masks"]
