@@ -184,6 +184,26 @@ def arrange(rows: dict[str, list[Image.Image]]) -> Image.Image:
     return canvas
 
 
+def compare(
+    model: CLIP, texts: Sequence[str], seeds: int, steps: int
+) -> tuple[list[str], dict[str, list[Image.Image]]]:
+    """Lines of a table, and the views of the first seed's volumes, for each text with and without mask."""
+    lines = [
+        "| text | mask while shaping | named right: with mask | without | among things: with mask | without | opaque |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    shown = {}
+    for text in texts:
+        for masked in (True, False):
+            volumes = [shape(model, Run(text, masked, seed), steps) for seed in range(seeds)]
+            scores = torch.tensor([judge(model, volume, text) for volume in volumes])  # (seeds, 5)
+            spread = zip(scores.mean(0).tolist(), scores.amin(0).tolist(), scores.amax(0).tolist(), strict=True)
+            cells = " | ".join(f"{mean:.0%} ({least:.0%}-{most:.0%})" for mean, least, most in spread)
+            lines.append(f"| {text} | {'opacity' if masked else 'none'} | {cells} |")
+            shown[f"{text}, {'mask' if masked else 'no mask'}"] = frames(volumes[0], SIDES)
+    return lines, shown
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", nargs="+", default=TEXTS, help='the last word is the noun, one of "tiny"')
@@ -194,41 +214,25 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.texts, args.seeds, args.steps = args.texts[:1], 1, 3
+    if args.seeds < 1:
+        parser.error(f"--seeds is {args.seeds}, expected 1 or more")
     for text in args.texts:
-        if text.split()[-1:] and text.split()[-1] not in NOUNS:
+        if (text.split() or [""])[-1] not in NOUNS:
             parser.error(f"{text!r} ends in no noun that tiny knows: choose from {', '.join(NOUNS)}")
 
     model, _ = alpha_clip.load("tiny", "cpu")
     model.requires_grad_(False)
-    args.out.mkdir(parents=True, exist_ok=True)
-    start, rows, shown = time.perf_counter(), [], {}
-    for text in args.texts:
-        for masked in (True, False):
-            scores, name = [], f"{text}, {'mask' if masked else 'no mask'}"
-            for seed in range(args.seeds):
-                volume = shape(model, Run(text, masked, seed), args.steps)
-                scores.append(judge(model, volume, text))
-                if seed == 0:
-                    shown[name] = frames(volume, SIDES)
-            cells = [f"{m:.0%} ({low:.0%}-{high:.0%})" for m, low, high in _spread(torch.tensor(scores))]
-            rows.append(f"| {text} | {'opacity' if masked else 'none'} | {' | '.join(cells)} |")
-    print(
-        "| text | mask while shaping | named right: with mask | without | among things: with mask | without | opaque |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    start = time.perf_counter()
+    lines, shown = compare(model, args.texts, args.seeds, args.steps)
+    print("\n".join(lines))
     print(f"mean (least-most) over {args.seeds} seeds, {args.steps} steps, {SIDES} views each; ", end="")
     print(f"{time.perf_counter() - start:.0f} seconds")
+    args.out.mkdir(parents=True, exist_ok=True)
     for name, views in shown.items():
         stem = name.replace(", ", "-").replace(" ", "_")
         views[0].save(args.out / f"{stem}.gif", save_all=True, append_images=views[1:], duration=120, loop=0)
     arrange({name: views[::2] for name, views in shown.items()}).save(args.out / "views.png")
     print(f"frames: {args.out}/views.png and a GIF for each row")
-
-
-def _spread(scores: Tensor) -> list[tuple[float, float, float]]:
-    """Of each column of (runs, columns): mean, least, most."""
-    return list(zip(scores.mean(0).tolist(), scores.amin(0).tolist(), scores.amax(0).tolist(), strict=True))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_shaping_brings_views_nearer_to_the_text(masked):
             colour, opacity = render3d.look_around(volume, 48, 4)
             image = colour + (1 - opacity) * 0.5
             cosines.append(float((render3d.encode(model, image, opacity if masked else None) @ target.T).mean()))
-    assert cosines[1] > cosines[0] + 0.1
+    assert cosines[1] > cosines[0] + 0.05
     first, again = (render3d.shape(model, run, 2, views=2) for _ in range(2))
     assert torch.equal(first.voxels, again.voxels)
 
@@ -117,11 +117,19 @@ def test_render3d_writes_frames_and_a_table(tmp_path, monkeypatch, capsys):
         assert frames.n_frames == render3d.SIDES
 
 
-def test_render3d_refuses_what_tiny_does_not_know(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["render3d", "--texts", "a red zebra"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--texts", "a red zebra"], "'a red zebra' ends in no noun that tiny knows"),
+        (["--texts", ""], "'' ends in no noun"),
+        (["--seeds", "0"], "--seeds is 0, expected 1 or more"),
+    ],
+)
+def test_render3d_says_in_a_line_what_is_wrong(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["render3d", *arguments])
     with pytest.raises(SystemExit, match="2"):
         render3d.main()
-    assert "'a red zebra' ends in no noun that tiny knows" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 # --- Point-E ---
