@@ -18,12 +18,14 @@ from pathlib import Path
 
 from everything import approximate, demo
 from everything.index import RegionIndex
-from everything.indexing import fill, find, load
+from everything.indexing import distinct, fill, find, load
 from everything.masks import Segmenter, grid
 from everything.sheet import sheet
 
 import alpha_clip
 from alpha_clip.regions import METHODS
+
+SPARE = 10  # times as many hits are looked for as are shown: some lie on others
 
 
 def run_index(args: argparse.Namespace) -> None:
@@ -46,7 +48,7 @@ def run_search(args: argparse.Namespace) -> None:
     index = RegionIndex.open(args.index)
     model, settings = load(args.model or index.settings.model, args.device, index.settings.method, index.settings.masks)
     index.check(settings)
-    hits = find(index, model, [args.text], args.k, exact=args.exact)[0]
+    hits = distinct(find(index, model, [args.text], SPARE * args.k, exact=args.exact)[0], args.k)
     if not hits:
         raise ValueError(f"{args.index} holds no regions: index some pictures first")
     for rank, hit in enumerate(hits, 1):

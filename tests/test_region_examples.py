@@ -556,6 +556,17 @@ def test_index_and_search_from_the_command_line(photos, tmp_path, monkeypatch, c
     assert exact == out
 
 
+def test_of_hits_on_one_another_the_best_is_shown():
+    def hit(path, x0, x1):
+        outline = np.zeros((OUTLINE, OUTLINE), bool)
+        outline[:, x0:x1] = True
+        return Hit(0.5, (path,), (0, 0, 1, 1), outline)
+
+    hits = [hit("a", 0, 20), hit("a", 5, 10), hit("b", 0, 20), hit("a", 11, 31), hit("a", 10, 30), hit("a", 0, 64)]
+    assert indexing.distinct(hits, 9) == [hits[0], hits[2], hits[3]]
+    assert indexing.distinct(hits, 2) == [hits[0], hits[2]]
+
+
 def test_without_faiss_every_feature_is_read(photos, tiny, tmp_path, monkeypatch):
     model, settings = tiny
     monkeypatch.setattr(approximate, "is_installed", lambda: False)

@@ -104,6 +104,16 @@ def find(index: RegionIndex, model: CLIP, texts: list[str], k: int, *, exact: bo
     return index.search(queries, k) if found is None else found
 
 
+def distinct(hits: list[Hit], k: int) -> list[Hit]:
+    """The first `k`, without those that lie on a better one of the same picture: half of the smaller is in common."""
+    chosen: list[Hit] = []
+    for hit in hits:
+        same = [other.outline for other in chosen if other.paths == hit.paths]
+        if all(2 * (hit.outline & mask).sum() < min(hit.outline.sum(), mask.sum()) for mask in same):
+            chosen.append(hit)
+    return chosen[:k]
+
+
 def load(name: str, device: str | None, method: str, masks: str) -> tuple[CLIP, Settings]:
     model, _ = alpha_clip.load(name, device=device)
     return model, Settings(name, fingerprint(model), model.visual.output_dim, method, masks)
