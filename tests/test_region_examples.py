@@ -562,7 +562,7 @@ def test_of_hits_on_one_another_the_best_is_shown():
         outline[:, x0:x1] = True
         return Hit(0.5, (path,), (0, 0, 1, 1), outline)
 
-    hits = [hit("a", 0, 20), hit("a", 5, 10), hit("b", 0, 20), hit("a", 11, 31), hit("a", 10, 30), hit("a", 0, 64)]
+    hits = [hit("a", 0, 20), hit("a", 5, 10), hit("b", 0, 20), hit("a", 13, 33), hit("a", 12, 32), hit("a", 0, 64)]
     assert indexing.distinct(hits, 9) == [hits[0], hits[2], hits[3]]
     assert indexing.distinct(hits, 2) == [hits[0], hits[2]]
 

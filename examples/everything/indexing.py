@@ -23,6 +23,7 @@ KINDS = {kind for kind, name in Image.registered_extensions().items() if name in
 UNREADABLE = (  # what Pillow, NumPy and json raise at pictures and files of masks that are damaged
     OSError, ValueError, TypeError, SyntaxError, EOFError, zipfile.BadZipFile, Image.DecompressionBombError,
 )  # fmt: skip
+SHARED = 0.4  # of the smaller of two regions: with so much in common, one lies on the other
 PART = 32  # pictures that are written at a time, and lost when the process is killed
 
 
@@ -105,11 +106,11 @@ def find(index: RegionIndex, model: CLIP, texts: list[str], k: int, *, exact: bo
 
 
 def distinct(hits: list[Hit], k: int) -> list[Hit]:
-    """The first `k`, without those that lie on a better one of the same picture: half of the smaller is in common."""
+    """The first `k`, without those that lie on a better one of the same picture."""
     chosen: list[Hit] = []
     for hit in hits:
         same = [other.outline for other in chosen if other.paths == hit.paths]
-        if all(2 * (hit.outline & mask).sum() < min(hit.outline.sum(), mask.sum()) for mask in same):
+        if all((hit.outline & mask).sum() < SHARED * min(hit.outline.sum(), mask.sum()) for mask in same):
             chosen.append(hit)
     return chosen[:k]
 
