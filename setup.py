@@ -11,6 +11,7 @@ onnx = ["onnxruntime", "onnx"]
 diffusion = ["diffusers>=0.42", "transformers>=5", "accelerate"]
 bench = ["open_clip_torch>=2.24", "transformers>=5", "openai-clip", "onnxruntime", "onnx", "onnxscript"]
 
+search = ["faiss-cpu"]  # for the example; without it the search is exact
 docs = ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]
 
 setup(
@@ -44,6 +45,7 @@ setup(
         "diffusion": diffusion,
         "bench": bench,
         "docs": docs,
+        "search": search,
         "dev": [
             *test,
             *train,
@@ -51,6 +53,7 @@ setup(
             *bench,
             *diffusion,
             *docs,
+            *search,
             "playwright",  # drives the Chromium of the system, which shows the report
             "scikit-learn",
             "tensorboard",
