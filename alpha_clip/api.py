@@ -78,7 +78,7 @@ def load(
     if not weight[0].any() and not weight.any():  # the first filter mostly settles it, without waking all threads
         _warn_of_zeros(name, found.silenced)
 
-    device = _default_device() if device is None else torch.device(device)
+    device = default_device() if device is None else torch.device(device)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     _cast(model, dtype)
@@ -136,7 +136,8 @@ def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
     raise RuntimeError(f"Model {name} not found; available models = {available_models()}, or a path")
 
 
-def _default_device() -> torch.device:
+def default_device() -> torch.device:
+    """CUDA if there is one, else MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

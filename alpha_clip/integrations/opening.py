@@ -1,0 +1,94 @@
+"""Models of other libraries by name, with an alpha channel and their tokenizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..api import default_device
+from .files import from_pretrained
+from .towers import add_alpha
+
+KINDS = ("hf", "open_clip")  # what stands before the colon
+
+
+class Words:
+    """A tokenizer of transformers: texts to (N, L) ids, cut and padded to the full length, as SigLIP was trained."""
+
+    def __init__(self, tokenizer: Any, length: int) -> None:
+        self.tokenizer, self.length = tokenizer, length
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        found = self.tokenizer(
+            list(texts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        )
+        ids: Tensor = found["input_ids"]
+        return ids
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+
+def open_tower(
+    name: str, device: str | torch.device | None = None
+) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
+    """A CLIP or SigLIP of another library, in ``eval()`` and float32, with an alpha channel, and its tokenizer.
+
+    Alpha weights that the files hold are there; else they are zero.
+
+    Args:
+        name: ``"hf:FOLDER"``, a CLIPModel or SiglipModel with its tokenizer, as ``save_pretrained`` wrote them;
+            ``"open_clip:NAME"``, or ``"open_clip:NAME:PRETRAINED"`` with a tag of open_clip or a file.
+        device: None means CUDA if there is one, else MPS, else the CPU.
+
+    Raises:
+        ImportError: the library is not installed.
+        ValueError, RuntimeError, OSError: there is no such model, as its library says; or the name is of another form.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in KINDS or not rest:
+        raise ValueError(f"the model is {name!r}, expected hf:FOLDER, open_clip:NAME or open_clip:NAME:PRETRAINED")
+    opened = _of_transformers if kind == "hf" else _of_open_clip
+    model, words = opened(name, rest)
+    return model.float().to(default_device() if device is None else device).eval(), words
+
+
+def _of_transformers(name: str, folder: str) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise ImportError(f"{name!r} is a model of transformers: pip install transformers") from error
+    model: Any = from_pretrained(AutoModel, folder)
+    text = getattr(model.config, "text_config", None)
+    if text is None:
+        kind = model.config.model_type
+        raise ValueError(f"{name!r} is transformers' {kind!r}, expected a model of images and texts, CLIP or SigLIP")
+    return model, Words(AutoTokenizer.from_pretrained(folder), text.max_position_embeddings)
+
+
+def _of_open_clip(name: str, rest: str) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ImportError(f"{name!r} is a model of open_clip: pip install open_clip_torch") from error
+    architecture, _, pretrained = rest.partition(":")
+    with_alpha = _holds_alpha(Path(pretrained))
+    model = add_alpha(open_clip.create_model(architecture, None if with_alpha else pretrained or None))
+    if with_alpha:
+        model.load_state_dict(load_file(pretrained))
+    return model, open_clip.get_tokenizer(architecture)
+
+
+def _holds_alpha(path: Path) -> bool:
+    """It is a file of weights that was written after `add_alpha`."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    with safe_open(path, framework="pt") as weights:
+        return any(key.endswith(".alpha") for key in weights.keys())  # noqa: SIM118
