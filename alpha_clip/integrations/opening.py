@@ -70,7 +70,13 @@ def _of_transformers(name: str, folder: str) -> tuple[nn.Module, Callable[[Seque
     if text is None:
         kind = model.config.model_type
         raise ValueError(f"{name!r} is transformers' {kind!r}, expected a model of images and texts, CLIP or SigLIP")
-    return model, Words(AutoTokenizer.from_pretrained(folder), text.max_position_embeddings)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:  # of many lines, and not of the folder
+        raise ValueError(
+            f"{folder} holds no tokenizer: put the model's there, tokenizer.save_pretrained(...)"
+        ) from error
+    return model, Words(tokenizer, text.max_position_embeddings)
 
 
 def _of_open_clip(name: str, rest: str) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:

@@ -52,8 +52,8 @@ class _Foreign(Trainable):
     def see(self, visual: nn.Module, image: Tensor, alpha: Tensor | None) -> Tensor:
         weight = next(visual.parameters())
         pixels = image if alpha is None else torch.cat([image, alpha], dim=1)
-        features: Tensor = visual(pixels.to(weight.device, weight.dtype))
-        return features
+        features: Tensor = visual(_one_at_least(pixels).to(weight.device, weight.dtype))
+        return features[: len(image)]
 
     def see_with_tokens(self, visual: nn.Module, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
         kept: list[Tensor] = []
@@ -67,7 +67,7 @@ class _Foreign(Trainable):
         finally:
             handle.remove()
         tokens = kept[0].transpose(0, 1) if self.tokens_first else kept[0]
-        return features, tokens[:, self.prefix :]
+        return features, tokens[: len(image), self.prefix :]
 
     def ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
         return tokenize(texts or [""])[: len(texts)]  # padding matters to some
@@ -95,8 +95,8 @@ class OpenClipModel(_Foreign):
             self.tokens_first = not model.visual.transformer.batch_first
 
     def read(self, ids: Tensor) -> Tensor:
-        features: Tensor = self.model.encode_text(ids)
-        return features
+        features: Tensor = self.model.encode_text(_one_at_least(ids))
+        return features[: len(ids)]
 
     def checkpoint_blocks(self, on: bool) -> None:
         self.model.set_grad_checkpointing(on)
@@ -118,15 +118,17 @@ class TransformersModel(_Foreign):
         self.prefix = 1 if model.config.model_type == "clip" else 0
 
     def read(self, ids: Tensor) -> Tensor:
-        found = self.model.get_text_features(input_ids=ids)
+        found = self.model.get_text_features(input_ids=_one_at_least(ids))
         features: Tensor = getattr(found, "pooler_output", found)  # the former since transformers 5
-        return features
+        return features[: len(ids)]
 
     def checkpoint_blocks(self, on: bool) -> None:
+        kind = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"  # before 5.24
         if on:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable = getattr(self.model, f"{kind}_checkpointing_enable")
+            enable(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
         else:
-            self.model.gradient_checkpointing_disable()
+            getattr(self.model, f"{kind}_checkpointing_disable")()
 
     def save(self, path: Path, with_text: bool, about: Mapping[str, str], tokenize: Tokenize) -> None:
         """As `save_pretrained` does, with the tokenizer if it is known; each file is renamed into place when whole."""
@@ -138,6 +140,11 @@ class TransformersModel(_Foreign):
                 tokenize.save_pretrained(part)
             for file in sorted(Path(part).iterdir()):
                 os.replace(file, folder / file.name)
+
+
+def _one_at_least(batch: Tensor) -> Tensor:
+    """The batch, or one row of zeros in place of none, which not every tower takes."""
+    return batch if len(batch) else batch.new_zeros(1, *batch.shape[1:])
 
 
 class _ImageFeatures(nn.Module):

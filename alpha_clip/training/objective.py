@@ -64,6 +64,8 @@ class Towers(nn.Module):
         self.seen = trainable(model)
         self.train_text = config.train_text
         self.want_tokens = bool(config.distill and config.distill_tokens)
+        if self.want_tokens:
+            self.seen.blocks(self.seen.visual, "distill_tokens")  # or it is said before anything is done
         self.autocast = config.precision == "bfloat16"
 
     def forward(self, part: Inputs, read: bool = True) -> Features:
@@ -145,7 +147,7 @@ class Objective:
             with torch.no_grad():
                 every: list[Features] = [self.towers(part) for part in parts]
             images, texts = ([x.requires_grad_() for x in (getattr(f, name) for f in every)] for name in _COMPARED)
-            temperature = tuple(x.clone().requires_grad_() for x in every[0].temperature)
+            temperature = tuple(x.detach().clone().requires_grad_() for x in every[0].temperature)
             del every  # and with it the patch tokens
             terms, loss = self._compare(parts, images, texts, temperature, counts)
             loss.backward()
