@@ -68,6 +68,9 @@ def _open_siglip() -> nn.Module:
 MODELS = {f.__name__[1:]: f for f in (_siglip, _clip, _open_clip, _open_siglip)}
 
 
+LONG = ("clip", "open_siglip")  # what runs for long is shown by the others
+
+
 def ids(texts: Sequence[str]) -> Tensor:
     """Start 5, one id for the word, end 7; as those of real tokenizers, it takes a text of nothing too."""
     return torch.tensor([[5, WORDS.index(t) + 1 if t else 0, 7] for t in texts])
@@ -221,7 +224,7 @@ def test_the_loss_is_the_models_own(name, loss):
 # --- a run ---
 
 
-@every_model
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in MODELS])
 def test_a_model_learns_to_follow_the_mask(name, tmp_path):
     model = made(name)
     before = {n: p.clone() for n, p in model.named_parameters()}
