@@ -75,7 +75,11 @@ def small_siglip(words: Vocabulary) -> SiglipModel:
     """With random weights, and SigLIP's start of the temperature."""
     torch.manual_seed(0)
     vision = BLOCK | {"num_hidden_layers": 4, "image_size": SIZE, "patch_size": 8}
-    text = BLOCK | {"num_hidden_layers": 2, "vocab_size": len(words), "max_position_embeddings": CONTEXT_LENGTH}
+    text: dict[str, Any] = BLOCK | {
+        "num_hidden_layers": 2,
+        "vocab_size": len(words),
+        "max_position_embeddings": CONTEXT_LENGTH,
+    }
     text |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}  # its own are of another vocabulary
     model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
     with torch.no_grad():
