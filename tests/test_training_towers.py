@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -367,15 +371,19 @@ def small_open_clip(tmp_path_factory) -> str:
 
 
 def test_a_model_of_open_clip_comes_back_from_its_file(small_open_clip, tmp_path):
-    model, words = open_tower(f"open_clip:{small_open_clip}", "cpu")
-    assert not model.training and words(["a dog"]).shape == (1, 16)
-    start = copy.deepcopy(model)
+    _, words = open_tower(f"open_clip:{small_open_clip}", "cpu")
+    assert words(["a dog"]).shape == (1, 16)
+    half = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}  # as a tag of pretrained weights says it, and the name not
+    model = open_clip.create_model(small_open_clip, force_preprocess_cfg=half, force_quick_gelu=True).eval()
+    start = copy.deepcopy(add_alpha(model))
     finetune(model, Halves32(20), config(alpha_lr=1e-2), tmp_path, tokenize=words)
     again, _ = open_tower(f"open_clip:{small_open_clip}:{tmp_path / 'best.safetensors'}", "cpu")
     pixels = torch.randn(2, 4, 32, 32)
     with torch.no_grad():
         assert torch.equal(again.encode_image(pixels), model.encode_image(pixels))
+        assert trainable(again).preprocess.transforms[-1].mean == half["mean"]
         assert not torch.equal(again.encode_image(pixels), start.encode_image(pixels))
+    assert not again.training
     by_hand = add_alpha(open_clip.create_model(small_open_clip))
     by_hand.load_state_dict(load_file(tmp_path / "best.safetensors"))  # strictly
 
@@ -559,6 +567,23 @@ def test_a_setting_that_the_model_cannot_have_is_one_line(folder, data, tmp_path
     arguments = ["--model", f"hf:{folder}", "--data", str(data), "--out", str(tmp_path / "run"), *SMOKE]
     with pytest.raises(SystemExit, match=r"error: TrainConfig\.unlock_blocks is 9, expected 0 to 3, the blocks there"):
         main([*arguments, "--unlock-blocks", "9"])
+
+
+@pytest.mark.slow
+def test_the_example_trains_measures_and_goes_on_where_it_was(tmp_path):
+    command = [sys.executable, "-W", "error", "examples/siglip_alpha.py", "--quick", "--out", str(tmp_path)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    tables = []
+    for _ in range(2):
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[1], env=env, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+        tables.append(done.stdout)
+    assert tables[0] == tables[1]
+    for row in ("base, crop", "with alpha, mask", "mask less crop"):
+        assert re.search(rf"^\| {row} \| -?\d+\.\d% \[.*\] \| .* \| .* \|$", tables[0], re.M), row
+    assert (tmp_path / "base" / "model.safetensors").exists() and (tmp_path / "alpha" / "best").is_dir()
 
 
 # --- what is refused ---

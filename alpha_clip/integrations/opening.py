@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from .files import from_pretrained
 from .towers import add_alpha
 
 KINDS = ("hf", "open_clip")  # what stands before the colon
+OPEN_CLIP = "open_clip"  # in the metadata of a file: options of its `create_model`, which the weights do not tell
 
 
 class Words:
@@ -85,16 +87,21 @@ def _of_open_clip(name: str, rest: str) -> tuple[nn.Module, Callable[[Sequence[s
     except ImportError as error:
         raise ImportError(f"{name!r} is a model of open_clip: pip install open_clip_torch") from error
     architecture, _, pretrained = rest.partition(":")
-    with_alpha = _holds_alpha(Path(pretrained))
-    model = add_alpha(open_clip.create_model(architecture, None if with_alpha else pretrained or None))
-    if with_alpha:
+    made = _made_with(Path(pretrained))
+    if made is None:
+        model = add_alpha(open_clip.create_model(architecture, pretrained or None))
+    else:
+        model = add_alpha(open_clip.create_model(architecture, **made))
         model.load_state_dict(load_file(pretrained))
     return model, open_clip.get_tokenizer(architecture)
 
 
-def _holds_alpha(path: Path) -> bool:
-    """It is a file of weights that was written after `add_alpha`."""
+def _made_with(path: Path) -> dict[str, Any] | None:
+    """What `create_model` needs to know for weights that were saved after `add_alpha`; None: it is no file of such."""
     if path.suffix != ".safetensors" or not path.is_file():
-        return False
+        return None
     with safe_open(path, framework="pt") as weights:
-        return any(key.endswith(".alpha") for key in weights.keys())  # noqa: SIM118
+        if not any(key.endswith(".alpha") for key in weights.keys()):  # noqa: SIM118
+            return None
+        made: dict[str, Any] = json.loads((weights.metadata() or {}).get(OPEN_CLIP, "{}"))
+        return made

@@ -5,6 +5,7 @@ Neither package is imported: a model is known by what it has.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import checkpoints
 from ..integrations import alpha_of
+from ..integrations.opening import OPEN_CLIP
 from ..model import CLIP
 from ..towers import tower_of
 from .trainable import OwnModel, Tokenize, Trainable
@@ -102,7 +104,12 @@ class OpenClipModel(_Foreign):
         self.model.set_grad_checkpointing(on)
 
     def save(self, path: Path, with_text: bool, about: Mapping[str, str], tokenize: Tokenize) -> None:
-        """All weights, so that they load strictly."""
+        """All weights, so that they load strictly, and what a tag said of the model, which its name does not."""
+        made = {
+            "force_preprocess_cfg": getattr(self.visual, "preprocess_cfg", {}),
+            "force_quick_gelu": any(type(module).__name__ == "QuickGELU" for module in self.visual.modules()),
+        }
+        about = {**about, OPEN_CLIP: json.dumps(made)}
         checkpoints.write(self.trained(with_text=True), path, confirmed=False, about=about)
 
 
