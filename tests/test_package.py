@@ -140,7 +140,8 @@ def test_the_core_imports_none_of_the_folders(tmp_path):
 import sys, alpha_clip
 for name in alpha_clip.__all__:
     name == "__version__" or getattr(alpha_clip, name)
-others = {"alpha_clip.training", "alpha_clip.onnx", "alpha_clip.evaluation", "onnx", "onnxruntime", "matplotlib"}
+folders = {"alpha_clip.training", "alpha_clip.onnx", "alpha_clip.evaluation", "alpha_clip.integrations"}
+others = folders | {"onnx", "onnxruntime", "matplotlib"}
 print(sorted(others & set(sys.modules)))
 """
     assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"
@@ -148,6 +149,14 @@ print(sorted(others & set(sys.modules)))
 
 def test_alpha_clip_onnx_waits_with_its_packages_until_they_are_needed(tmp_path):
     code = "import sys, alpha_clip.onnx; print(sorted({'onnx', 'onnxruntime', 'onnxscript'} & set(sys.modules)))"
+    assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"
+
+
+def test_alpha_clip_integrations_imports_neither_the_trainer_nor_the_libraries(tmp_path):
+    code = """
+import sys, alpha_clip.integrations
+print(sorted({"alpha_clip.training", "alpha_clip.evaluation", "transformers", "open_clip", "timm"} & set(sys.modules)))
+"""
     assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"
 
 

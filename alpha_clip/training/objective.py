@@ -77,6 +77,12 @@ class Towers(nn.Module):
         image, text = (F.normalize(x.float(), dim=-1) for x in (image, text))
         return Features(image, text, self.seen.temperature(), patches)
 
+    @torch.no_grad()
+    def leaves(self, part: Inputs, temperature: tuple[Tensor, ...]) -> Features:
+        """The same to take gradients with respect to, without what they come from."""
+        image, text, _, _ = self(part)
+        return Features(image.requires_grad_(), text.requires_grad_(), temperature, None)
+
     def see(
         self, visual: nn.Module, image: Tensor, alpha: Tensor | None, whole: Tensor
     ) -> tuple[Tensor, Tensor | None]:
@@ -85,9 +91,6 @@ class Towers(nn.Module):
             return self.seen.see(visual, image, alpha), None
         features, tokens = self.seen.see_with_tokens(visual, image, alpha)
         return features, tokens[whole].float()
-
-
-_COMPARED = ("image", "text")
 
 
 @dataclass(frozen=True)
@@ -140,18 +143,15 @@ class Objective:
             raise RuntimeError(f"nothing of a whole batch could be read: {'; '.join(bad[:3])}")
         if len(parts) == 1:
             seen: Features = self.trained(parts[0])
-            terms, loss = self._compare(parts, [seen.image], [seen.text], seen.temperature, counts)
+            terms, loss = self._compare(parts, [seen], counts)
             drift = self._drift(parts[0], seen.image, seen.patches, counts)
             (loss + drift).backward()
         else:
-            with torch.no_grad():
-                every: list[Features] = [self.towers(part) for part in parts]
-            images, texts = ([x.requires_grad_() for x in (getattr(f, name) for f in every)] for name in _COMPARED)
-            temperature = tuple(x.detach().clone().requires_grad_() for x in every[0].temperature)
-            del every  # and with it the patch tokens
-            terms, loss = self._compare(parts, images, texts, temperature, counts)
+            temperature = tuple(x.detach().clone().requires_grad_() for x in self.towers.seen.temperature())
+            leaves = [self.towers.leaves(part, temperature) for part in parts]
+            terms, loss = self._compare(parts, leaves, counts)
             loss.backward()
-            drift = self._replay(parts, images, texts, temperature, counts)
+            drift = self._replay(parts, leaves, counts)
         if self.config.distill:
             terms["distill"] = drift.detach() / self.config.distill
         values = total(*torch.stack(list(terms.values())).tolist(), device=self.device)
@@ -159,28 +159,21 @@ class Objective:
         weights = {"contrast": 1.0, "rivals": self.config.same_image} | vars(self.config)
         return {"loss": sum(value * weights[name] for name, value in means.items())} | means
 
-    def _replay(
-        self,
-        parts: Sequence[Inputs],
-        images: list[Tensor],
-        texts: list[Tensor],
-        temperature: tuple[Tensor, ...],
-        counts: _Counts,
-    ) -> Tensor:
+    def _replay(self, parts: Sequence[Inputs], leaves: Sequence[Features], counts: _Counts) -> Tensor:
         """Run each part again, and carry the gradients of its features into the weights."""
         drifts = []
-        for part, image, text in zip(parts, images, texts, strict=True):
+        for part, leaf in zip(parts, leaves, strict=True):
             last = part is parts[-1]
             waits = not last and isinstance(self.trained, DistributedDataParallel)
             with self.trained.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 own: Features = self.trained(part, read=self.config.train_text)
                 drift = self._drift(part, own.image, own.patches, counts)
-                assert image.grad is not None
-                carrier = (own.image * image.grad).sum() + drift
+                assert leaf.image.grad is not None
+                carrier = (own.image * leaf.image.grad).sum() + drift
                 if self.config.train_text:
-                    assert text.grad is not None
-                    carrier = carrier + (own.text * text.grad).sum()
-                    for own_value, value in zip(own.temperature, temperature, strict=True):
+                    assert leaf.text.grad is not None
+                    carrier = carrier + (own.text * leaf.text.grad).sum()
+                    for own_value, value in zip(own.temperature, leaf.temperature, strict=True):
                         assert value.grad is not None
                         carrier = carrier + own_value * value.grad * last
                 carrier.backward()
@@ -188,20 +181,15 @@ class Objective:
         return torch.stack(drifts).sum()
 
     def _compare(
-        self,
-        parts: Sequence[Inputs],
-        images: list[Tensor],
-        texts: list[Tensor],
-        temperature: tuple[Tensor, ...],
-        counts: _Counts,
+        self, parts: Sequence[Inputs], seen: Sequence[Features], counts: _Counts
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The terms that compare samples with each other; `world` makes the processes' mean the whole's loss."""
-        image = torch.cat([x[part.sample] for x, part in zip(images, parts, strict=True)])  # (P, D)
-        text = torch.cat([x[part.text] for x, part in zip(texts, parts, strict=True)])
+        image = torch.cat([x.image[part.sample] for x, part in zip(seen, parts, strict=True)])  # (P, D)
+        text = torch.cat([x.text[part.text] for x, part in zip(seen, parts, strict=True)])
         labels = Labels.join([part.labels for part in parts])
         rows = row_counts(len(labels.weight), self.device)
         all_text, every, first = gather(text, rows), labels.map(lambda x: gather(x, rows)), sum(rows[: self.rank])
-        scale, *bias = temperature
+        scale, *bias = seen[0].temperature
         if bias:
             contrast = sigmoid_sum(image, text, labels, all_text, every, first, scale, *bias)
         else:
@@ -216,8 +204,7 @@ class Objective:
             loss = loss + self.config.same_image * among
         if self.config.same_image and counts.rivalled:
             sums = [
-                rivals_sum(x, y, part.first, part.rivals, scale)
-                for x, y, part in zip(images, texts, parts, strict=True)
+                rivals_sum(x.image, x.text, part.first, part.rivals, scale) for x, part in zip(seen, parts, strict=True)
             ]
             apart = torch.stack(sums).sum() * self.world / counts.rivalled
             terms["rivals"] = apart.detach()
