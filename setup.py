@@ -9,6 +9,8 @@ train = ["filelock", "pycocotools", "webdataset"]
 onnx = ["onnxruntime", "onnx"]
 bench = ["open_clip_torch>=2.24", "transformers>=5", "openai-clip", "onnxruntime", "onnx", "onnxscript"]
 
+docs = ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]
+
 setup(
     name="alpha-clip",
     version="0.1.0",
@@ -31,12 +33,14 @@ setup(
         "pillow",
         "numpy",
     ],
+    entry_points={"console_scripts": ["alpha-clip = alpha_clip.cli:main"]},
     extras_require={
         "train": train,
         "onnx": onnx,
         "test": test,
         "bench": bench,
-        "dev": [*test, *train, *bench, "tensorboard", "ruff", "mypy", "pre-commit"],
+        "docs": docs,
+        "dev": [*test, *train, *bench, *docs, "tensorboard", "ruff", "mypy", "pre-commit"],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

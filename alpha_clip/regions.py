@@ -93,14 +93,14 @@ def whole(
 
 def crop(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, context: float = 1.5) -> Tensor:
     """The box around the mask, `context` times as long on each side, as far as the picture goes."""
-    return _encode(tower, (_cropped(picture, mask, context) for mask in masks), chunk)
+    return _encode(tower, (cropped(picture, mask, context) for mask in masks), chunk)
 
 
 def masked_crop(
     tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, context: float = 1.1
 ) -> Tensor:
     """The same of a picture that is grey outside of the mask (as in OVSeg, arXiv 2210.04150)."""
-    return _encode(tower, (_cropped(_painted(picture, mask), mask, context) for mask in masks), chunk)
+    return _encode(tower, (cropped(_painted(picture, mask), mask, context) for mask in masks), chunk)
 
 
 def cut_out(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int) -> Tensor:
@@ -215,7 +215,8 @@ def _patches(
     return rgb[None], covered.clamp(0, 1)
 
 
-def _cropped(picture: Image.Image, mask: NDArray[np.float32], context: float) -> Image.Image:
+def cropped(picture: Image.Image, mask: NDArray[np.float32], context: float) -> Image.Image:
+    """`picture` in the box around `mask`, `context` times as long on each side, as far as the picture goes."""
     if not context > 0:
         raise ValueError(f"context is {context}, expected more than 0: 1 is the box itself")
     x0, y0, x1, y1 = mask_box(mask)

@@ -31,6 +31,10 @@ Mask: TypeAlias = Image.Image | NDArray[Any] | Tensor | str | os.PathLike[str]
 _ROUNDING = 1e-5  # what a blur or a resize in float32 may overshoot 0 and 1 by
 
 
+class RegionLost(ValueError):
+    """Nothing of a mask is left in what a model would see."""
+
+
 class Preprocess(Compose):
     """CLIP's image transform to ``n`` x ``n`` pixels, which also takes a mask, or K masks, of the picture.
 
@@ -333,7 +337,7 @@ def _check_kept(kept: Sequence[float], one: bool) -> None:
     remedy = 'pass geometry="pad" to keep the whole picture'
     gone = [name for share, name in named if share < 0.005]
     if gone:
-        raise ValueError(f"the centre crop leaves nothing of {', '.join(gone)}: {remedy}")
+        raise RegionLost(f"the centre crop leaves nothing of {', '.join(gone)}: {remedy}")
     cut = [f"{1 - share:.0%} of {name}" for share, name in named if share < 0.9]
     if cut:
         warnings.warn(f"the centre crop cuts off {', '.join(cut)}: {remedy}", stacklevel=3)  # at the caller of __call__

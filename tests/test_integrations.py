@@ -20,9 +20,11 @@ from alpha_clip.errors import IncompatibleCheckpoint
 from alpha_clip.integrations import (
     add_alpha,
     alpha_of,
+    alpha_weight,
     copy_tower,
     focus,
     from_pretrained,
+    has_alpha,
     load_alpha_weights,
     processor_with_mask,
     remove_alpha,
@@ -129,7 +131,7 @@ def left(count: int = 2) -> torch.Tensor:
 def wake(tower: nn.Module) -> nn.Module:
     """Alpha weights that are not zero."""
     with torch.no_grad():
-        alpha_of(tower)[1].alpha.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+        alpha_weight(tower).normal_(std=0.05, generator=torch.Generator().manual_seed(1))
     return tower
 
 
@@ -168,7 +170,7 @@ def test_a_mask_is_the_fourth_channel_or_in_focus_and_none_is_the_whole(name):
 def test_gradients_reach_the_alpha_weights(name):
     tower = add_alpha(made(name))
     seen(tower, torch.cat([pixels(), left()], dim=1)).square().sum().backward()
-    assert alpha_of(tower)[1].alpha.grad.abs().sum() > 0
+    assert alpha_weight(tower).grad.abs().sum() > 0
 
 
 @every_tower
@@ -210,7 +212,7 @@ def test_copies_have_an_alpha_channel_of_their_own(name):
 @torch.no_grad()
 def test_half_precision_and_other_devices_are_the_towers_own():
     tower = wake(add_alpha(made("clip_vision"))).to(torch.bfloat16)
-    assert alpha_of(tower)[1].alpha.dtype == torch.bfloat16
+    assert alpha_weight(tower).dtype == torch.bfloat16
     with focus(tower, left()):
         assert seen(tower, pixels()).dtype == torch.bfloat16
 
@@ -264,12 +266,34 @@ def test_no_patch_embedding_or_several_are_listed():
         add_alpha(nn.Conv2d(3, 8, 8, 8))
 
 
-def test_alpha_is_added_once_and_not_to_our_own():
+def test_alpha_is_added_once():
     tower = add_alpha(made("clip_vision"))
     with pytest.raises(ValueError, match=r"has an alpha channel already, in .*patch_embedding"):
         add_alpha(tower)
-    with pytest.raises(ValueError, match=r"takes masks already: model.encode_image\(image, alpha\)"):
-        add_alpha(small_clip())
+    own = add_alpha(small_clip())
+    with pytest.raises(ValueError, match="has an alpha channel already, in visual"):
+        add_alpha(own)
+    with pytest.raises(ValueError, match="has 2 image towers of this package: pass one of them"):
+        add_alpha(nn.ModuleList([small_clip(), small_clip()]))
+
+
+@torch.no_grad()
+def test_our_own_tower_learns_the_fourth_channel_and_the_focus():
+    model = small_clip()
+    expected, whole = model.encode_image(pixels(), left()), model.encode_image(pixels())
+    assert add_alpha(model) is model and has_alpha(model)
+    assert alpha_weight(model) is model.visual.conv1_alpha.weight
+    assert torch.equal(model.encode_image(torch.cat([pixels(), left()], dim=1)), expected)
+    assert torch.equal(model.encode_image(pixels(), left()), expected)
+    assert torch.equal(model.visual(image=pixels(), alpha=left()), expected)
+    with focus(model, left() > 0):
+        torch.testing.assert_close(model.encode_image(pixels()), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.encode_image(pixels()), whole)
+    copy_tower(small_clip().visual, model)
+    remove_alpha(model)
+    assert not has_alpha(model) and not model.visual._forward_pre_hooks
+    with pytest.raises(ValueError, match="image is"):
+        model.encode_image(torch.cat([pixels(), left()], dim=1))
 
 
 def test_a_wrapped_patch_embedding_is_refused():
@@ -462,13 +486,13 @@ def test_alpha_survives_in_shards(tmp_path):
     tower.save_pretrained(tmp_path, max_shard_size="100KB")
     assert list(tmp_path.glob("*.index.json"))
     again = from_pretrained(type(tower), tmp_path)
-    assert torch.equal(alpha_of(again)[1].alpha, alpha_of(tower)[1].alpha)
+    assert torch.equal(alpha_weight(again), alpha_weight(tower))
 
 
 def test_plain_weights_give_an_alpha_of_zero(tmp_path):
     made("clip_vision").save_pretrained(tmp_path)
     tower = from_pretrained(transformers.CLIPVisionModel, tmp_path)
-    assert not alpha_of(tower)[1].alpha.any()
+    assert not alpha_weight(tower).any()
 
 
 def test_a_folder_that_is_not_there_or_does_not_fit(tmp_path):

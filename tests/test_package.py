@@ -219,6 +219,8 @@ MAY_IMPORT = {
     "sharing": {"checkpoints", "model", "vocabulary"},
     "api": {"model", "transforms", "vocabulary", "weights"},
     "zero_shot": {"model", "tokenizer"},
+    "cli": {"api", "model", "regions", "tokenizer", "transforms", "weights", "zero_shot"},
+    "__main__": {"cli"},
     "__init__": {"api", "errors", "model", "regions", "sharing", "tokenizer", "transforms", "weights", "zero_shot"},
 }
 

@@ -8,6 +8,7 @@ them of `Subject`s that look in several `Way`s; what it finds is written down as
 from .run import Run as Run
 from .run import run as run
 from .samples import Column as Column
+from .samples import Matching as Matching
 from .samples import Naming as Naming
 from .samples import Referring as Referring
 from .samples import Sample as Sample

@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from . import builtin, results
+from . import builtin, coco, imagenet_s, refcoco, results, retrieval, tune
 from .run import run
 from .subjects import find
 from .ways import parse
 
-TASKS = {"scenes": builtin}
+TASKS = {"scenes": builtin, "imagenet-s": imagenet_s, "coco": coco, "refcoco": refcoco, "retrieval": retrieval}
 METHODS = (
     "alpha",
     "whole",
@@ -50,7 +51,13 @@ def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
     asked = [find(model, args.device, args.base) for model in args.model]
     bases = [] if args.no_base else [subject.base for subject in asked if subject.base is not None]
     out = args.out or Path("runs") / f"evaluate-{args.task}"
-    answers = run(task, asked + bases, ways, out, args.chunk, args.together)
+    findings = []
+    if args.tune:
+        validation = TASKS[args.task].from_arguments(args, validation=True)
+        chosen, finding = tune.choose(args.tune, validation, task, asked + bases, out / "tuning", args.chunk)
+        ways += [way for way in chosen if way not in ways]
+        findings.append(finding)
+    answers = replace(run(task, asked + bases, ways, out, args.chunk, args.together), findings=findings)
     results.write(answers, out, command)
     print(answers.table().markdown())  # noqa: T201
     print(f"\n{out / 'results.md'}")  # noqa: T201
@@ -67,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         chosen = names.add_parser(name, description=module.__doc__)
         add_arguments(chosen)
         module.add_arguments(chosen)
+        chosen.set_defaults(methods=getattr(module, "METHODS", METHODS))
     return parser
 
 
@@ -83,6 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-base", action="store_true", help="do not show the same to the plain CLIP")
     parser.add_argument(
         "--methods", nargs="+", default=METHODS, metavar="METHOD", help="such as alpha, crop:context=2, alpha+0.5*crop"
+    )
+    parser.add_argument(
+        "--tune",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="with alternatives, such as 'crop:context=1|1.5|2': what is best on other pictures is shown too",
     )
     parser.add_argument("--together", action="store_true", help="also sum the scores of all models")
     parser.add_argument("--out", type=Path, help="folder; a rerun goes on where the last one stopped")

@@ -169,7 +169,8 @@ def task(quick: bool = False, first_seed: int = FIRST_SEED, sets: Sequence[str] 
     keys = [f"{name} {i}" for name, i in numbered]
     columns = [Column(kind, (kind,)) for name in sets for kind in SETS[name].kinds or (name,)]
     identity = {"first seed": first_seed, "pixels": SIZE}
-    return Task("scenes", keys, lambda i: sample(*numbered[i], first_seed), columns, TEMPLATES, identity)
+    pictures = [f"{key} from seed {first_seed}" for key in keys]
+    return Task("scenes", keys, lambda i: sample(*numbered[i], first_seed), columns, TEMPLATES, identity, pictures)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

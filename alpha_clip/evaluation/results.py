@@ -31,6 +31,7 @@ def contents(found: Run, command: Sequence[str]) -> dict[str, Any]:
         "identity": found.identity,
         "made": made(command),
         "tables": [asdict(table) for table in tables(found)],
+        "notes": list(found.task.notes),
         "findings": [asdict(finding) for finding in found.findings],
         "unusable": found.unusable,
         "records": [asdict(record) for record in found.records],
@@ -53,6 +54,7 @@ def tables(found: Run) -> list[Any]:
 
 def markdown(found: Run, command: Sequence[str]) -> str:
     parts = [table.markdown() for table in tables(found)] + [finding.markdown() for finding in found.findings]
+    parts += found.task.notes
     if found.unusable:
         parts.append(
             f"{len(found.unusable)} samples could not be used; the first: {next(iter(found.unusable.values()))}"

@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..transforms import RegionLost
 from . import metrics
 from .metrics import Hits
-from .records import Answer, Journal, Record
-from .samples import Column, Naming, Referring, Sample, Task, UnusableSample
+from .records import Answer, Journal, Record, packed
+from .samples import Column, Matching, Naming, Question, Sample, Task, UnusableSample
 from .subjects import Subject
 from .tables import Cell, Finding, Table
 from .ways import Seen, Way, look
 
 _TOP = 5  # names that a record keeps
+TOGETHER = "together"  # the name of all models' sum
+UNKNOWN = -1  # a rank, as long as an answer waits for other samples
 
 
 @dataclass(frozen=True)
@@ -98,16 +101,15 @@ def run(
     records = list(journal.read())
     done = {record.id for record in records}
     unusable: dict[str, str] = {}
-    names = [s.name for s in subjects] + ["together"] * together
+    names = [s.name for s in subjects] + [TOGETHER] * together
     for number, key in enumerate(tqdm(task.keys, task.name, unit="sample")):
         if all((key, model, way.name) in done for model in names for way in ways if _fits(model, way, subjects)):
             continue
         try:
-            sample = task.read(number)
-        except UnusableSample as error:
+            new = [r for r in _ask(task, task.read(number), pairs, chunk, together) if r.id not in done]
+        except (UnusableSample, RegionLost) as error:
             unusable[key] = str(error)
             continue
-        new = [r for r in _ask(task, sample, pairs, chunk, together) if r.id not in done]
         journal.write(new)
         records += new
     if not records:
@@ -115,11 +117,12 @@ def run(
             f"none of {len(task.keys)} samples can be used; the first: {next(iter(unusable.values()), '')}"
         )
     wanted = {(model, way.name) for model in names for way in ways}
-    return Run(task, identity, [r for r in records if (r.model, r.way) in wanted], unusable)
+    records = [r for r in records if (r.model, r.way) in wanted]
+    return Run(task, identity, task.finish(records, subjects, ways) if task.finish else records, unusable)
 
 
 def _fits(model: str, way: Way, subjects: Sequence[Subject]) -> bool:
-    return all(way.fits(s) for s in subjects if model in (s.name, "together"))
+    return all(way.fits(s) for s in subjects if model in (s.name, TOGETHER))
 
 
 def _ask(task: Task, sample: Sample, pairs: Iterable[tuple[Subject, Way]], chunk: int, together: bool) -> list[Record]:
@@ -135,12 +138,14 @@ def _ask(task: Task, sample: Sample, pairs: Iterable[tuple[Subject, Way]], chunk
         for way, found in ((ways[name], found) for name, found in scored.items()):
             seen_by_all, all_scores = zip(*found, strict=True)
             sums = [torch.stack(parts).sum(dim=0) for parts in zip(*all_scores, strict=True)]
-            records.append(_record(sample, "together", way, seen_by_all, sums))
+            records.append(_record(sample, TOGETHER, way, seen_by_all, sums))
     return records
 
 
-def _scores(task: Task, subject: Subject, seen: Seen, question: Naming | Referring) -> Tensor:
-    """(N,) of a region for each name, or of each region for a phrase."""
+def _scores(task: Task, subject: Subject, seen: Seen, question: Question) -> Tensor:
+    """(N,) of a region for each name, or of each region for a phrase; none yet where they wait for other samples."""
+    if isinstance(question, Matching):
+        return torch.empty(0)
     if isinstance(question, Naming):
         return seen.scores(subject.names(question.names, task.templates).cpu())[question.region]
     return seen.scores(subject.texts([question.phrase]).cpu())[:, 0]
@@ -150,10 +155,14 @@ def _record(sample: Sample, model: str, way: Way, seen: Sequence[Seen], scores: 
     pairs = zip(sample.questions, scores, strict=True)
     answers = tuple(_answer(question, s, sample.group) for question, s in pairs)
     forwards, seconds = sum(s.forwards for s in seen), sum(s.seconds for s in seen)
-    return Record(sample.key, model, way.name, answers, len(sample.masks), forwards, round(seconds, 6))
+    waits = len(seen) == 1 and any(isinstance(question, Matching) for question in sample.questions)
+    features = tuple(map(packed, seen[0].features)) if waits else ()
+    return Record(sample.key, model, way.name, answers, len(sample.masks), forwards, round(seconds, 6), features)
 
 
-def _answer(question: Naming | Referring, scores: Tensor, group: str) -> Answer:
+def _answer(question: Question, scores: Tensor, group: str) -> Answer:
+    if isinstance(question, Matching):
+        return Answer(question.phrase, UNKNOWN, question.region, group)
     group = question.group or group
     if isinstance(question, Naming):
         right = question.names[question.answer]

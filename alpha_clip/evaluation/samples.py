@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .records import Record
+from .subjects import Subject
+from .ways import Way
+
 
 class UnusableSample(ValueError):
     """A sample that cannot be asked about; the others can."""
@@ -35,6 +39,17 @@ class Referring:
     regions: tuple[int, ...] | None = None  # numbers of those to choose from; None: all
 
 
+@dataclass(frozen=True)
+class Matching:
+    """Which of all phrases of the task is the region's, and which of all regions is the phrase's?
+
+    Answered by `Task.finish`, when the features of all samples are there; until then a record keeps them.
+    """
+
+    region: int  # its number among the sample's masks
+    phrase: str
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One picture, its regions, and what is asked about them."""
@@ -42,8 +57,11 @@ class Sample:
     key: str  # its name in its data set
     image: Image.Image  # RGB, upright
     masks: NDArray[np.float32]  # (K, H, W) in [0, 1], each with some above 0.5
-    questions: tuple[Naming | Referring, ...]
+    questions: tuple[Question, ...]
     group: str = ""  # the part of the data set that it belongs to
+
+
+Question = Naming | Referring | Matching
 
 
 @dataclass(frozen=True)
@@ -66,3 +84,6 @@ class Task:
     columns: Sequence[Column]
     templates: Sequence[str] = ("a photo of a {}.",)  # around the names of `Naming`; phrases are taken as they are
     identity: Mapping[str, Any] = field(default_factory=dict)  # what makes it this data set: files, hashes, options
+    pictures: Sequence[str] = ()  # what they are to other tasks, such as files, to tell if some are in both; none: keys
+    notes: Sequence[str] = ()  # for the reader of the results: what was left out, what to compare with
+    finish: Callable[[Sequence[Record], Sequence[Subject], Sequence[Way]], list[Record]] | None = None

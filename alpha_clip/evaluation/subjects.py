@@ -107,7 +107,7 @@ def _plain(name: str, device: str | torch.device | None) -> CLIP | None:
 
 def _split(name: str) -> tuple[str, str]:
     """A name, and the tag or file of alpha weights behind its plus, if any."""
-    before, plus, tag = name.rpartition("+")
+    before, plus, tag = name.partition("+")  # a tag may hold another, as grit1m+mim does
     return (before, tag) if plus and not Path(name).exists() else (name, "")
 
 

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
-from ..regions import METHODS, Method, embed_regions
+from ..regions import METHODS, Method, alpha, cropped, embed_regions
 from ..towers import Tower
+from ..training.masks import box
+from ..transforms import Geometry
 from .subjects import Subject
 
 
@@ -35,7 +37,12 @@ def squashed_mask(tower: Tower, picture: Image.Image, masks: NDArray[np.float32]
 
 
 def alpha_blurred(
-    tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, sigma: float = 100
+    tower: Tower,
+    picture: Image.Image,
+    masks: NDArray[np.float32],
+    chunk: int,
+    sigma: float = 100,
+    geometry: Geometry = "pad",
 ) -> Tensor:
     """`alpha`, on a picture that is out of focus outside of the mask; `sigma` in pixels (ReCLIP, arXiv 2204.05991).
 
@@ -45,13 +52,39 @@ def alpha_blurred(
     found = []
     for mask in masks:
         sharp = Image.fromarray((255 * mask).round().astype(np.uint8))
-        rgb, alpha = tower.preprocess(Image.composite(picture, blurred, sharp), mask[None], geometry="pad")
+        rgb, alpha = tower.preprocess(Image.composite(picture, blurred, sharp), mask[None], geometry=geometry)
         found.append(tower.encode(rgb[None], alpha))
     return torch.cat(found)
 
 
-_METHODS: dict[str, Method] = METHODS | {method.__name__: method for method in (squashed_mask, alpha_blurred)}
-_NEED_ALPHA = {"alpha", "squashed_mask", "alpha_blurred"}
+def alpha_box(
+    tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, geometry: Geometry = "pad"
+) -> Tensor:
+    """`alpha`, with the filled box around each mask in its place: what a mask is worth beyond a box."""
+    return alpha(tower, picture, np.stack([box(mask) for mask in masks]), chunk, geometry)
+
+
+def alpha_crop(
+    tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, context: float = 1.5
+) -> Tensor:
+    """`alpha`, in the box around the mask, `context` times as long on each side: how the paper shows COCO's objects."""
+    found = []
+    for i in range(0, len(masks), chunk):
+        pairs = [_cropped_both(tower, picture, mask, context) for mask in masks[i : i + chunk]]
+        found.append(tower.encode(*map(torch.stack, zip(*pairs, strict=True))))
+    return torch.cat(found)
+
+
+def _cropped_both(
+    tower: Tower, picture: Image.Image, mask: NDArray[np.float32], context: float
+) -> tuple[Tensor, Tensor]:
+    shown = cropped(Image.fromarray(mask), mask, context)
+    return tower.preprocess(cropped(picture, mask, context), np.asarray(shown), geometry="pad")
+
+
+_OURS = (squashed_mask, alpha_blurred, alpha_box, alpha_crop)
+_METHODS: dict[str, Method] = METHODS | {method.__name__: method for method in _OURS}
+_NEED_ALPHA = {"alpha", *(method.__name__ for method in _OURS)}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from .processors import ProcessorWithMask as ProcessorWithMask
 from .processors import processor_with_mask as processor_with_mask
 from .towers import add_alpha as add_alpha
 from .towers import alpha_of as alpha_of
+from .towers import alpha_weight as alpha_weight
 from .towers import focus as focus
+from .towers import has_alpha as has_alpha
 from .towers import remove_alpha as remove_alpha
 from .weights import copy_tower as copy_tower
 from .weights import load_alpha_weights as load_alpha_weights

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .towers import add_alpha, alpha_of
+from .towers import add_alpha, alpha_of, alpha_weight
 
 Made = TypeVar("Made")
 
@@ -52,18 +52,16 @@ def from_pretrained(cls: type[Made], folder: str | os.PathLike[str], **options: 
 
 def _restore(model: nn.Module, folder: Path) -> None:
     add_alpha(model)
-    name, patches = alpha_of(model)
+    name, alpha = alpha_of(model)[0], alpha_weight(model)
     last = name.rpartition(".")[2] + _KEY  # names on disk and in memory differ further up
     found = [tensor for key, tensor in _alphas(folder) if key.endswith(last)]
     if len(found) > 1:
         raise ValueError(f"{folder} holds {len(found)} alpha weights, expected 1: load its towers one by one")
-    if found and found[0].shape != patches.alpha.shape:
-        raise ValueError(
-            f"the alpha weights in {folder} are {tuple(found[0].shape)}, expected {tuple(patches.alpha.shape)}"
-        )
+    if found and found[0].shape != alpha.shape:
+        raise ValueError(f"the alpha weights in {folder} are {tuple(found[0].shape)}, expected {tuple(alpha.shape)}")
     with torch.no_grad():
         for tensor in found:
-            patches.alpha.copy_(tensor)
+            alpha.copy_(tensor)
 
 
 def _alphas(folder: Path) -> Iterator[tuple[str, Tensor]]:

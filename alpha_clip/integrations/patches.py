@@ -18,7 +18,7 @@ _FOCUS: ContextVar[Mapping[int, Tensor]] = ContextVar("alpha", default={})  # no
 
 
 @contextmanager
-def given(patches: AlphaConv2d | AlphaLinear, alpha: Tensor) -> Iterator[None]:
+def given(patches: nn.Module, alpha: Tensor) -> Iterator[None]:
     """For a while, what `patches` sees has this alpha, unless its input brings its own."""
     token = _FOCUS.set({**_FOCUS.get(), id(patches): alpha})
     try:
@@ -46,7 +46,7 @@ class AlphaConv2d(nn.Conv2d):
         rgb = pixels[:, :3]
         if pixels.shape[1] > 4:
             raise ValueError(f"pixels are {tuple(pixels.shape)}, expected 3 channels, or 4 with alpha as the last")
-        alpha = pixels[:, 3:] if pixels.shape[1] == 4 else _focused(self, rgb, rgb.shape[-2:])
+        alpha = pixels[:, 3:] if pixels.shape[1] == 4 else focused(self, rgb, rgb.shape[-2:])
         return super().forward(rgb) + self._looked_at(alpha, rgb)
 
     def _looked_at(self, alpha: Tensor | None, rgb: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class AlphaLinear(nn.Linear):
                 "alpha behind them"
             )
         own = patches.shape[-1] == 4 * pixels
-        alpha = patches[..., self.in_features :] if own else _focused(self, rgb, (rgb.shape[-2], pixels))
+        alpha = patches[..., self.in_features :] if own else focused(self, rgb, (rgb.shape[-2], pixels))
         if alpha is None:
             alpha = rgb.new_full((1, 1, pixels), FOREGROUND)
         return super().forward(rgb) + F.linear(alpha.to(self.alpha.dtype), self.alpha)
@@ -93,7 +93,7 @@ def _sizes(conv: nn.Conv2d) -> dict[str, Any]:
     return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None}
 
 
-def _focused(patches: AlphaConv2d | AlphaLinear, rgb: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor | None:
+def focused(patches: nn.Module, rgb: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor | None:
     """What `given` says, checked."""
     alpha = _FOCUS.get().get(id(patches))
     if alpha is None:

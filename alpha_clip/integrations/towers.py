@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from ..model import ALPHA_MEAN, ALPHA_STD
 from ..model import VisionTransformer as OwnTower
-from .patches import AlphaConv2d, AlphaLinear, given, without_alpha
+from .patches import AlphaConv2d, AlphaLinear, focused, given, without_alpha
+
+_HANDLES = "_alpha_handles"  # where a module holds those of our hooks
 
 Tower = TypeVar("Tower", bound=nn.Module)
-Patches = AlphaConv2d | AlphaLinear
+Patches = AlphaConv2d | AlphaLinear | OwnTower
 
 
 def add_alpha(tower: Tower) -> Tower:
@@ -27,7 +29,8 @@ def add_alpha(tower: Tower) -> Tower:
 
     Args:
         tower: a module with one patch embedding of RGB in it: an image tower of transformers (CLIP, SigLIP, SigLIP 2,
-            BLIP-2, DINOv2, DINOv3, ...), of open_clip, timm or OpenAI's clip, or a model around one.
+            BLIP-2, DINOv2, DINOv3, ...), of open_clip, timm or OpenAI's clip, or a model around one. One of this
+            package has the weights already; it is taught the fourth channel and `focus`.
 
     Returns:
         `tower` itself.
@@ -38,11 +41,11 @@ def add_alpha(tower: Tower) -> Tower:
     """
     if found := list(_with_alpha(tower)):
         raise ValueError(f"{type(tower).__name__} has an alpha channel already, in {', '.join(n for n, _ in found)}")
-    if any(isinstance(module, OwnTower) for module in tower.modules()):
-        raise ValueError(
-            f"{type(tower).__name__} is a model of this package, which takes masks already: "
-            "model.encode_image(image, alpha)"
-        )
+    if own := [module for module in tower.modules() if isinstance(module, OwnTower)]:
+        if len(own) > 1:
+            raise ValueError(f"{type(tower).__name__} has {len(own)} image towers of this package: pass one of them")
+        setattr(own[0], _HANDLES, [own[0].register_forward_pre_hook(_before_own, with_kwargs=True)])
+        return tower
     name, patches = _patch_embedding(tower)
     if type(patches) not in (nn.Conv2d, nn.Linear):  # what a subclass does otherwise would be lost
         raise ValueError(
@@ -64,11 +67,11 @@ def remove_alpha(tower: Tower) -> Tower:
         ValueError: the tower has no alpha channel.
     """
     name, patches = alpha_of(tower)
+    if isinstance(patches, OwnTower):
+        _forget_hooks(patches)
+        return tower
     parent = tower.get_submodule(name.rpartition(".")[0])
-    for handle in getattr(parent, _HANDLES, ()):
-        handle.remove()
-    if hasattr(parent, _HANDLES):
-        delattr(parent, _HANDLES)
+    _forget_hooks(parent)
     setattr(parent, name.rpartition(".")[2], without_alpha(patches))
     return tower
 
@@ -97,14 +100,25 @@ def focus(tower: nn.Module, alpha: Tensor) -> Iterator[None]:
         alpha = (alpha.float() - ALPHA_MEAN) / ALPHA_STD
     if not alpha.is_floating_point():
         raise TypeError(f"alpha has dtype {alpha.dtype}, expected floats, (mask - 0.5) / 0.26, or bools")
-    if isinstance(patches, AlphaConv2d) and alpha.ndim == 3:
+    if not isinstance(patches, AlphaLinear) and alpha.ndim == 3:
         alpha = alpha[:, None]
     with given(patches, alpha):
         yield
 
 
+def has_alpha(tower: nn.Module) -> bool:
+    """Whether `add_alpha` was called on it, or on something in it."""
+    return any(True for _ in _with_alpha(tower))
+
+
+def alpha_weight(tower: nn.Module) -> Tensor:
+    """The alpha weights of a tower: (width, 1, p, p), or (width, pp) for packed patches. Errors as in `alpha_of`."""
+    _, patches = alpha_of(tower)
+    return patches.conv1_alpha.weight if isinstance(patches, OwnTower) else patches.alpha
+
+
 def alpha_of(tower: nn.Module) -> tuple[str, Patches]:
-    """The name and the module of the patch embedding with alpha in `tower`.
+    """The name and the module of the patch embedding with alpha in `tower`; of a tower of this package, of the tower.
 
     Raises:
         ValueError: there is none, or several.
@@ -119,7 +133,9 @@ def alpha_of(tower: nn.Module) -> tuple[str, Patches]:
 
 def _with_alpha(tower: nn.Module) -> Iterator[tuple[str, Patches]]:
     for name, module in tower.named_modules():
-        if isinstance(module, (AlphaConv2d, AlphaLinear)):
+        if isinstance(module, (AlphaConv2d, AlphaLinear)) or (
+            isinstance(module, OwnTower) and hasattr(module, _HANDLES)
+        ):
             yield name, module
 
 
@@ -145,7 +161,6 @@ def _is_patch_embedding(name: str, module: nn.Module) -> bool:
 
 # Towers such as DINOv2's count the channels before the convolution sees them, so the fourth is handed round the count.
 
-_HANDLES = "_alpha_handles"
 _OPEN: ContextVar[tuple[ExitStack, ...]] = ContextVar("open", default=())
 
 
@@ -176,3 +191,21 @@ def _after(*_: Any) -> None:
     *others, last = _OPEN.get()
     last.close()
     _OPEN.set(tuple(others))
+
+
+def _before_own(visual: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Our own tower takes alpha as an argument."""
+    image, alpha = (*args, kwargs.get("alpha"))[:2] if args else (kwargs["image"], kwargs.get("alpha"))
+    if alpha is None:
+        if image.shape[-3] == 4:
+            image, alpha = image[..., :3, :, :], image[..., 3:, :, :]
+        else:
+            alpha = focused(visual, image[..., :3, :, :], image.shape[-2:])
+    return (image, alpha), {}
+
+
+def _forget_hooks(module: nn.Module) -> None:
+    for handle in getattr(module, _HANDLES, ()):
+        handle.remove()
+    if hasattr(module, _HANDLES):
+        delattr(module, _HANDLES)

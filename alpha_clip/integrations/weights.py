@@ -13,8 +13,7 @@ from ..api import load
 from ..errors import IncompatibleCheckpoint
 from ..model import HEAD_WIDTH, VisionTransformer
 from ..transformer import ResidualAttentionBlock
-from .patches import AlphaConv2d
-from .towers import add_alpha, alpha_of
+from .towers import add_alpha, alpha_weight, has_alpha
 
 Pair = tuple[str, Tensor, Tensor]  # what it is, where it goes, what goes there
 
@@ -56,16 +55,12 @@ def copy_tower(source: VisionTransformer, tower: nn.Module) -> nn.Module:
             f"{type(tower).__name__} has another size than these weights: {', '.join(wrong[:3])}"
             f"{' and more' * (len(wrong) > 3)}. Expected the same ViT: pass the weights of its base"
         )
-    if not any(True for _ in _alphas(tower)):
+    if not has_alpha(tower):
         add_alpha(tower)
     for _, to, of in pairs:
         to.copy_(of)
-    alpha_of(tower)[1].alpha.copy_(source.conv1_alpha.weight)
+    alpha_weight(tower).copy_(source.conv1_alpha.weight)
     return tower
-
-
-def _alphas(tower: nn.Module) -> Iterator[AlphaConv2d]:
-    return (module for module in tower.modules() if isinstance(module, AlphaConv2d))
 
 
 def _clip_tower(tower: nn.Module) -> Any:

@@ -6,6 +6,7 @@ pycocotools decodes a truncated string to garbage, and allocates whatever size a
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,22 @@ def decode(rle: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the mask, (H, W) bool, of a picture of ``size`` (H, W).
 
     ``rle`` is ``{"size": [H, W], "counts": ...}``; the counts are a compressed str or bytes, or a list of run lengths.
-    They go down the columns, the first run being background.
+    They go down the columns, the first run being background. Raises what `checked` raises.
+    """
+    packed = checked(rle, size)
+    with warnings.catch_warnings():  # pycocotools 2.0.11 does not know NumPy 2's copy=
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        decoded: NDArray[np.uint8] = _pycocotools().decode(packed)  # (H, W) of 0 and 1
+    return decoded.astype(bool)
+
+
+def area(rle: dict[str, Any]) -> int:
+    """Pixels in the mask of an RLE that was `checked`; it is not decoded for that."""
+    return int(_pycocotools().area(rle))
+
+
+def checked(rle: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """The RLE of a mask of ``size`` (H, W) as `encode` returns them, from one as `decode` takes them.
 
     Raises:
         TypeError: the record or its counts are of another kind than those.
@@ -51,9 +67,7 @@ def decode(rle: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
         raise ValueError(
             f"the RLE is of size {rle['size']!r:.60}, expected {list(size)}, the picture's height and width"
         )
-    height, width = size
-    if not 0 < height * width <= MAX_PIXELS:
-        raise ValueError(f"the RLE has {height} x {width} pixels, expected 1 to {MAX_PIXELS}: make the picture smaller")
+    height, width = _drawable(size)
     counts = rle["counts"]
     runs = _listed(counts) if isinstance(counts, list) else _parsed(counts)
     if (total := sum(runs)) != height * width:
@@ -61,15 +75,42 @@ def decode(rle: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
             f"the RLE's runs add up to {total} pixels, expected {height * width}, {height} x {width}: it was cut off, "
             "or is of another mask; make it again"
         )
-    coco = _pycocotools()
     if isinstance(counts, list):
-        packed = coco.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-    else:
-        packed = {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
-    with warnings.catch_warnings():  # pycocotools 2.0.11 does not know NumPy 2's copy=
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        decoded: NDArray[np.uint8] = coco.decode(packed)  # (H, W) of 0 and 1
-    return decoded.astype(bool)
+        counts = _pycocotools().frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
+    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def of_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The RLE of the union of polygons, each [x, y, x, y, ...], in a picture of ``size`` (H, W), as COCO draws them.
+
+    Raises:
+        ValueError: the size is above `MAX_PIXELS`; a polygon has not three corners or more, all of them numbers.
+        ImportError: pycocotools is not installed.
+    """
+    height, width = _drawable(size)
+    # Drawing costs as much as the outline is long, wherever it is: one far outside would cost all memory there is.
+    inside = [_corners(polygon).clip(0, [width, height]).ravel().tolist() for polygon in polygons]
+    coco = _pycocotools()
+    merged = coco.merge(coco.frPyObjects(inside, height, width))
+    return {"size": [height, width], "counts": merged["counts"].decode("ascii")}
+
+
+def _corners(polygon: Any) -> NDArray[np.float64]:
+    """(N, 2): x and y of each."""
+    try:
+        points = np.asarray(polygon, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        points = np.empty(0)
+    if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+        raise ValueError(f"the polygon is {polygon!r:.60}, expected x, y of three corners or more, all of them numbers")
+    return points.reshape(-1, 2)
+
+
+def _drawable(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ValueError(f"the RLE has {height} x {width} pixels, expected 1 to {MAX_PIXELS}: make the picture smaller")
+    return height, width
 
 
 def _listed(counts: list[Any]) -> list[int]:

@@ -1,0 +1,8 @@
+"""``python -m alpha_clip`` is the command `alpha-clip`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

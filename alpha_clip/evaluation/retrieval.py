@@ -1,0 +1,184 @@
+"""Retrieval over a whole split: the phrases of a region among all phrases, and its region among all regions."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..training import pictures as region_data
+from ..training.records import BadSample
+from . import refer
+from .annotations import BadAnnotation, digests, left_out, open_picture, segmentation
+from .records import Answer, Record, unpacked
+from .refer import Refer
+from .run import TOGETHER, ranking
+from .samples import Column, Matching, Sample, Task, UnusableSample
+from .subjects import Subject
+from .tune import add_hold_back, is_held_back
+from .ways import Way
+
+METHODS = ("alpha", "alpha_crop", "alpha_box", "whole", "crop", "masked_crop", "cut_out", "alpha + crop")
+TO_PHRASE, TO_REGION = "region to phrase", "phrase to region"
+COLUMNS = [Column(f"{group} R@{k}", (group,), k) for group in (TO_PHRASE, TO_REGION) for k in (1, 5, 10)]
+_AT_A_TIME = 512  # questions, whose scores are held at once
+_BEST = 5  # phrases that a record keeps
+
+
+def of_refer(found: Refer, prompt: str = "{}") -> Task:
+    """The objects of a split of REFER's that somebody referred to, with all that was said.
+
+    Raises:
+        ValueError: there are none.
+    """
+    problems: Counter[str] = Counter()
+    asked = []
+    for picture, references in found.by_picture().items():
+        size = found.instances.pictures[picture].size
+        annotations = {annotation.get("id"): annotation for annotation in found.instances.of(picture)}
+        masks, questions = [], []
+        for reference in references:
+            try:
+                masks.append(segmentation(annotations.get(reference.annotation, {}), size))
+            except BadAnnotation as error:
+                problems[error.problem] += 1
+                continue
+            phrases = dict.fromkeys(reference.phrases)
+            questions += [Matching(len(masks) - 1, prompt.replace("{}", phrase)) for phrase in phrases]
+        if questions:
+            asked.append((picture, masks, tuple(questions)))
+    if not asked:
+        raise ValueError(f"no object of {found.identity} can be asked about; {' '.join(left_out(problems))}")
+    keys = [found.instances.pictures[picture].file for picture, _, _ in asked]
+
+    def read(number: int) -> Sample:
+        picture, masks, questions = asked[number]
+        shown = open_picture(found.path(picture), keys[number], masks)
+        return Sample(keys[number], shown.image, np.stack([region.mask for region in shown.regions]), questions)
+
+    identity = {**found.identity, "prompt": prompt}
+    paths = [str(found.path(picture).resolve()) for picture, _, _ in asked]
+    return Task("retrieval", keys, read, COLUMNS, ("{}",), identity, paths, left_out(problems), finish)
+
+
+def of_regions(path: Path, prompt: str = "{}", hold_back: float = 0.0, validation: bool = False) -> Task:
+    """The regions of a folder or of shards as they are for training; `hold_back` and `validation` as in `coco.task`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `alpha_clip.training.open_data`.
+    """
+    data = region_data.open_data(path)
+    numbers = [i for i, key in enumerate(data.keys) if not hold_back or is_held_back(key, hold_back) == validation]
+    keys = [data.keys[i] for i in numbers]
+
+    def read(number: int) -> Sample:
+        try:
+            picture = data[numbers[number]]
+        except BadSample as error:
+            raise UnusableSample(str(error)) from error
+        if not picture.regions:
+            raise UnusableSample(f"{picture.key}: it has no region")
+        questions = tuple(Matching(k, prompt.replace("{}", region.phrase)) for k, region in enumerate(picture.regions))
+        return Sample(picture.key, picture.image, np.stack([region.mask for region in picture.regions]), questions)
+
+    if isinstance(data, region_data.RegionFolder):
+        files: dict[str, Any] = {**digests(data.folder / region_data.LIST)}
+    else:
+        files = {shard.name: f"{shard.stat().st_size} bytes" for shard in data.shards}  # too many to read them first
+    identity = {**files, "prompt": prompt, "held back": hold_back, "validation": validation}
+    paths = [str((path / key).resolve()) for key in keys]
+    return Task("retrieval", keys, read, COLUMNS, ("{}",), identity, paths, finish=finish)
+
+
+def finish(records: Sequence[Record], subjects: Sequence[Subject], ways: Sequence[Way]) -> list[Record]:
+    """The records with their answers: two for each phrase of a region in either direction, one for each region.
+
+    The ranks are among the *different* phrases of all records; a region's best phrase counts, and the best region that
+    a phrase was said of. The features are left out.
+    """
+    known = {way.name: way for way in ways}
+    models = {subject.name: subject for subject in subjects}
+    found: list[Record] = []
+    for name in dict.fromkeys(record.way for record in records):
+        of_way = [record for record in records if record.way == name]
+        for model in dict.fromkeys(record.model for record in of_way):
+            asked = sorted((r for r in of_way if r.model == model), key=lambda r: r.key)
+            seen_by = [model] if model != TOGETHER else [s.name for s in subjects if known[name].fits(s)]
+            parts = [(models[m], sorted((r for r in of_way if r.model == m), key=lambda r: r.key)) for m in seen_by]
+            found += _answered(asked, parts, known[name])
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a folder or shards as for training; with --dataset, REFER's files",
+    )
+    refer.add_arguments(parser, dataset=None)
+    add_hold_back(parser)
+    parser.add_argument("--prompt", default="{}", help="around each phrase; default: nothing")
+
+
+def from_arguments(args: argparse.Namespace, validation: bool = False) -> Task:
+    if not args.dataset:
+        return of_regions(args.data, args.prompt, args.hold_back, validation)
+    if args.hold_back:
+        raise ValueError("--hold-back is for data without splits: with --dataset, choose them by --validation")
+    return of_refer(refer.from_arguments(args, validation), args.prompt)
+
+
+def _answered(asked: Sequence[Record], seen_by: Sequence[tuple[Subject, Sequence[Record]]], way: Way) -> list[Record]:
+    """The `asked` with answers from the features in the records of one model, or of several together."""
+    first = dict(zip((r.key for r in asked), np.cumsum([0, *(r.regions for r in asked)]).tolist(), strict=False))
+    phrases = list(dict.fromkeys(answer.right for record in asked for answer in record.answers))
+    number = {phrase: i for i, phrase in enumerate(phrases)}
+    of_region: dict[int, set[int]] = {}
+    of_phrase: dict[int, set[int]] = {}
+    for record in asked:
+        for answer in record.answers:
+            region, phrase = first[record.key] + answer.region, number[answer.right]
+            of_region.setdefault(region, set()).add(phrase)
+            of_phrase.setdefault(phrase, set()).add(region)
+    views = [
+        (part.weight * torch.cat([unpacked(r.features[i], r.regions) for r in records]), subject.texts(phrases).cpu())
+        for subject, records in seen_by
+        for i, part in enumerate(way.parts)
+    ]
+    to_phrase = _ranked(views, of_region)
+    to_region = _ranked([(texts, features) for features, texts in views], of_phrase)
+    found = []
+    for record in asked:
+        answers = [Answer(a.right, to_region[number[a.right]][0], a.region, TO_REGION) for a in record.answers]
+        for region, said in {answer.region: answer.right for answer in record.answers}.items():
+            rank, best = to_phrase[first[record.key] + region]
+            answers.append(Answer(said, rank, region, TO_PHRASE, tuple(phrases[i] for i in best)))
+        found.append(replace(record, answers=tuple(answers), features=()))
+    return found
+
+
+def _ranked(views: Sequence[tuple[Tensor, Tensor]], right: dict[int, set[int]]) -> dict[int, tuple[int, list[int]]]:
+    """For each question, the rank of its best right answer, and the five best answers.
+
+    Args:
+        views: features of what asks (Q, D) and of what is offered (T, D); the score is the sum of their products.
+        right: numbers of what is right for each question.
+    """
+    found = {}
+    questions = sorted(right)
+    for i in range(0, len(questions), _AT_A_TIME):
+        part = questions[i : i + _AT_A_TIME]
+        scores = torch.stack([asking[part] @ offered.T for asking, offered in views]).sum(dim=0)
+        for question, row in zip(part, scores, strict=True):
+            order = ranking(row, seed=str(question))
+            found[question] = int(np.flatnonzero(np.isin(order, list(right[question])))[0]), order[:_BEST]
+    return found
