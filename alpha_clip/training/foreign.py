@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoints
-from ..integrations import alpha_of
+from ..integrations import alpha_weight
 from ..integrations.opening import OPEN_CLIP
 from ..model import CLIP
 from ..towers import tower_of
@@ -40,8 +40,7 @@ def trainable(model: nn.Module | Trainable) -> Trainable:
         return OwnModel(model)
     preprocess = tower_of(model).preprocess
     found = OpenClipModel(model) if hasattr(model, "visual") else TransformersModel(model)
-    _, patches = alpha_of(model)
-    found.alpha, found.preprocess = patches.alpha, preprocess
+    found.alpha, found.preprocess = alpha_weight(model), preprocess
     return found
 
 
