@@ -40,7 +40,7 @@ from alpha_clip.transforms import IMAGE_MEAN, IMAGE_STD
 
 BLOCK = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2}
 BATCH = 64  # pictures
-STEPS = {"objects": 1200, "scenes": 1000, "regions": 2400}
+STEPS = {"objects": 1400, "scenes": 1200, "regions": 2000}
 QUICK = {"objects": 8, "scenes": 8, "regions": 16}
 
 # What is shown to which model, and how.

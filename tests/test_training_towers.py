@@ -598,6 +598,13 @@ def test_a_model_without_alpha_or_tokenizer_is_refused():
         finetune(nn.Linear(3, 3), Halves(20), config())
 
 
+def test_packed_patches_are_refused():
+    sizes = {"vision_config": {k: v for k, v in _VISION.items() if k != "image_size"}, "text_config": _TEXT | _IDS}
+    model = transformers.Siglip2Model(transformers.Siglip2Config(**sizes))
+    with pytest.raises(TypeError, match="the model is transformers' 'siglip2', expected one of 'clip', 'siglip'"):
+        finetune(add_alpha(model), Halves(20), config(), tokenize=ids)
+
+
 def test_a_text_decoder_is_refused():
     model = made("open_clip")
     model.visual.output_tokens = True
