@@ -116,9 +116,10 @@ def _of_open_clip(model: Any) -> Tower:
     mean, std = settings.get("mean", IMAGE_MEAN), settings.get("std", IMAGE_STD)  # open_clip's own defaults
     preprocess = Preprocess(_side(visual.image_size), mean, std)
     transformer: Any = getattr(visual, "transformer", None)
-    if getattr(visual, "pool_type", None) != "tok" or not hasattr(transformer, "resblocks"):
+    class_token = getattr(visual, "pool_type", None) == "tok" and getattr(visual, "attn_pool", None) is None
+    if not class_token or not hasattr(transformer, "resblocks"):
         return Tower(model, preprocess, model.encode_image)
-    first = not transformer.batch_first
+    first = not getattr(transformer, "batch_first", False)  # open_clip 2.23 has no choice
     return Tower(model, preprocess, model.encode_image, False, transformer.resblocks[-1], first, visual.grid_size[0])
 
 

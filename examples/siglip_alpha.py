@@ -32,10 +32,10 @@ sys.path.insert(0, str(Path(__file__).with_name("tiny")))
 from data import CONTEXT_LENGTH, SIZE, Captions, Regions, Vocabulary, scene_captions, vocabulary, with_article
 from evaluate import FIRST_SEED, NUMBER, interval
 
-from alpha_clip import embed_regions
+from alpha_clip import embed_regions, masks
 from alpha_clip.integrations import add_alpha, from_pretrained, remove_alpha
 from alpha_clip.scenes import HELD_OUT, NOUNS, STYLES, Scene, draw_scene
-from alpha_clip.training import Sample, TrainConfig, finetune, masks
+from alpha_clip.training import Sample, TrainConfig, finetune
 from alpha_clip.transforms import IMAGE_MEAN, IMAGE_STD
 
 BLOCK = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2}

@@ -67,7 +67,7 @@ def test_an_option_needs_a_value():
 
 def test_looking_gives_what_embed_regions_gives(tiny):
     sample = builtin.sample("plain", 0)
-    for name in alpha_clip.regions.METHODS:
+    for name in sorted({*alpha_clip.regions.METHODS} - {"maskinversion"}):  # which is for open_clip alone
         seen = look(tiny.model, sample.image, sample.masks, parse(name))
         assert torch.equal(seen.features[0], alpha_clip.embed_regions(tiny.model, sample.image, sample.masks, name))
 

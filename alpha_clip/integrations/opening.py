@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..api import default_device
+from ..api import as_device
 from .files import from_pretrained
 from .towers import add_alpha
 
@@ -58,8 +58,9 @@ def open_tower(
     if kind not in KINDS or not rest:
         raise ValueError(f"the model is {name!r}, expected hf:FOLDER, open_clip:NAME or open_clip:NAME:PRETRAINED")
     opened = _of_transformers if kind == "hf" else _of_open_clip
+    chosen = as_device(device)
     model, words = opened(name, rest)
-    return model.float().to(default_device() if device is None else device).eval(), words
+    return model.float().to(chosen).eval(), words
 
 
 def _of_transformers(name: str, folder: str) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:

@@ -96,7 +96,10 @@ def finetune(
         evaluated: dict[str, float] = {}  # the scores of the last evaluation
 
         model.train()
-        bar = tqdm(desc=description, initial=at.step, total=config.steps, unit="step", disable=rank > 0)
+        done = at.step >= config.steps
+        if done and rank == 0:
+            tqdm.write(f"{folder} holds a finished run of {at.step} steps: there was nothing left to do", sys.stderr)
+        bar = tqdm(desc=description, initial=at.step, total=config.steps, unit="step", disable=done or rank > 0)
         while at.step < config.steps:
             start = time.perf_counter()
             batch = list(islice(parts, config.accumulate))

@@ -82,7 +82,13 @@ def load_state(
     saved, wanted = state["config"], asdict(config)
     if other := [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]:
         differences = ", ".join(f"{k}: {saved.get(k)} there, {wanted[k]} here" for k in other)
-        raise ValueError(f"{folder} holds a run with other settings ({differences}): name another folder")
+        remedy = "name another folder"
+        if "steps" in other:
+            remedy += (
+                f". The learning rate was to end at step {saved['steps']}, so that this run has no other length; a new "
+                f"one may begin with its weights, --alpha {folder / BEST}"
+            )
+        raise ValueError(f"{folder} holds a run with other settings ({differences}): {remedy}")
     if state["origin"] != origin:
         raise ValueError(
             f"{folder} holds a run that began with other weights or data ({state['origin']} there, {origin} here): "
