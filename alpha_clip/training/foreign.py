@@ -93,7 +93,7 @@ class OpenClipModel(_Foreign):
         elif not hasattr(getattr(model.visual, "transformer", None), "resblocks"):
             self.blocks_at = None
         else:
-            self.tokens_first = not getattr(model.visual.transformer, "batch_first", False)  # open_clip 2.23 has no choice
+            self.tokens_first = not getattr(model.visual.transformer, "batch_first", False)  # older: always
 
     def read(self, ids: Tensor) -> Tensor:
         features: Tensor = self.model.encode_text(_one_at_least(ids))
