@@ -65,7 +65,7 @@ def load(
     """
     name = _as_name("name", name)
     _check_arguments(name, device, jit, dtype)
-    chosen = _as_device(device)
+    chosen = as_device(device)
     alpha = None if alpha_vision_ckpt_pth is None else _as_name("alpha_vision_ckpt_pth", alpha_vision_ckpt_pth)
     if alpha == "None":  # the authors' default
         alpha = None
@@ -136,7 +136,12 @@ def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
     raise RuntimeError(f"Model {name} not found; available models = {available_models()}, or a path")
 
 
-def _as_device(device: str | torch.device | None) -> torch.device:
+def as_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None: CUDA if there is one, else MPS, else the CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
     if device is None:
         return _default_device()
     try:

@@ -153,6 +153,14 @@ def test_alpha_clip_onnx_waits_with_its_packages_until_they_are_needed(tmp_path)
     assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"
 
 
+def test_alpha_clip_integrations_imports_neither_the_trainer_nor_the_libraries(tmp_path):
+    code = """
+import sys, alpha_clip.integrations
+print(sorted({"alpha_clip.training", "alpha_clip.evaluation", "transformers", "open_clip", "timm"} & set(sys.modules)))
+"""
+    assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"
+
+
 def test_dir_lists_the_public_names():
     assert set(alpha_clip.__all__) == {
         "__version__",
