@@ -6,6 +6,7 @@ saved, and `open_tower` a CLIP or SigLIP by name. None of the libraries is impor
 """
 
 from .files import from_pretrained as from_pretrained
+from .opening import holds_alpha as holds_alpha
 from .opening import open_tower as open_tower
 from .processors import ProcessorWithMask as ProcessorWithMask
 from .processors import processor_with_mask as processor_with_mask

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..api import as_device
-from .files import from_pretrained
+from .files import alphas, from_pretrained
 from .towers import add_alpha
 
 KINDS = ("hf", "open_clip")  # what stands before the colon
@@ -61,6 +61,14 @@ def open_tower(
     chosen = as_device(device)
     model, words = opened(name, rest)
     return model.float().to(chosen).eval(), words
+
+
+def holds_alpha(name: str) -> bool:
+    """Whether the files that `open_tower` would open hold alpha weights."""
+    kind, _, rest = name.partition(":")
+    if kind == "hf":
+        return next(alphas(Path(rest)), None) is not None
+    return kind == "open_clip" and _made_with(Path(rest.partition(":")[2])) is not None
 
 
 def _of_transformers(name: str, folder: str) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
