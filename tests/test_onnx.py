@@ -9,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from PIL import Image
@@ -18,9 +17,13 @@ from torch.testing import assert_close
 import alpha_clip
 from alpha_clip.errors import IncompatibleCheckpoint, WeightsError
 from alpha_clip.model import CLIP, FOREGROUND
-from alpha_clip.onnx import OnnxCLIP, export, load
-from alpha_clip.onnx.__main__ import main
-from alpha_clip.onnx.graph import IR_VERSION, OPSET
+
+onnx = pytest.importorskip("onnx", reason='pip install "alpha-clip[onnx]"')
+pytest.importorskip("onnxruntime", reason='pip install "alpha-clip[onnx]"')
+
+from alpha_clip.onnx import OnnxCLIP, export, load  # noqa: E402
+from alpha_clip.onnx.__main__ import main  # noqa: E402
+from alpha_clip.onnx.graph import IR_VERSION, OPSET  # noqa: E402
 
 PARITY = {"rtol": 1e-4, "atol": 1e-4}
 
