@@ -158,5 +158,5 @@ def _pycocotools() -> Any:
     try:
         from pycocotools import mask
     except ImportError as error:
-        raise ImportError('COCO RLE masks need pycocotools: pip install "alpha-clip[train]"') from error
+        raise ImportError("COCO RLE masks need pycocotools: pip install pycocotools") from error
     return mask
