@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transformers>=4.40", "hypothesis", "peft"]
 train = ["filelock", "pycocotools", "webdataset"]
 onnx = ["onnxruntime", "onnx"]
+pipeline = ["filelock", "transformers>=5", "webdataset", "pycocotools", "pyarrow"]
 bench = ["open_clip_torch>=2.24", "transformers>=5", "openai-clip", "onnxruntime", "onnx", "onnxscript"]
 
 docs = ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]
@@ -37,10 +38,11 @@ setup(
     extras_require={
         "train": train,
         "onnx": onnx,
+        "pipeline": pipeline,
         "test": test,
         "bench": bench,
         "docs": docs,
-        "dev": [*test, *train, *bench, *docs, "tensorboard", "ruff", "mypy", "pre-commit"],
+        "dev": [*test, *train, *pipeline, *bench, *docs, "tensorboard", "ruff", "mypy", "pre-commit"],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

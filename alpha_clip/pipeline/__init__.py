@@ -1,0 +1,29 @@
+"""Data for training, and embeddings, made from many shards: python -m alpha_clip.pipeline --help
+
+Imports the core, `training` and `evaluation`; none of them imports this.
+"""
+
+from .filters import Distinct, Fitting, Named, Sourced
+from .grounding import AnnotateGrounding
+from .ledger import Ledger
+from .run import run
+from .samples import Sample, Stage, Target
+from .segment import Segment
+from .segmenters import ColourSegmenter, SamSegmenter, Segmenter
+
+__all__ = [
+    "AnnotateGrounding",
+    "ColourSegmenter",
+    "Distinct",
+    "Fitting",
+    "Ledger",
+    "Named",
+    "SamSegmenter",
+    "Sample",
+    "Segment",
+    "Segmenter",
+    "Sourced",
+    "Stage",
+    "Target",
+    "run",
+]
