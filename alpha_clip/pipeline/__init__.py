@@ -3,8 +3,10 @@
 Imports the core, `training` and `evaluation`; none of them imports this.
 """
 
+from .embedding import Embed
 from .filters import Distinct, Fitting, Named, Sourced
 from .grounding import AnnotateGrounding
+from .inspection import inspect
 from .ledger import Ledger
 from .run import run
 from .samples import Sample, Stage, Target
@@ -15,6 +17,7 @@ __all__ = [
     "AnnotateGrounding",
     "ColourSegmenter",
     "Distinct",
+    "Embed",
     "Fitting",
     "Ledger",
     "Named",
@@ -25,5 +28,6 @@ __all__ = [
     "Sourced",
     "Stage",
     "Target",
+    "inspect",
     "run",
 ]

@@ -1,6 +1,8 @@
 """Training data and embeddings from many shards:
 
 python -m alpha_clip.pipeline annotate-grounding --input "grit/{00000..00099}.tar" --output out/ --segmenter hf:FOLDER
+python -m alpha_clip.pipeline embed --input out/ --output features/ --model ViT-B/16
+python -m alpha_clip.pipeline inspect out/
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..training import shards
+from .embedding import Embed, Kind, Of
 from .filters import Duplicates
 from .grounding import AnnotateGrounding
+from .inspection import inspect
 from .ledger import Ledger
 from .run import run
 from .tasks import Work
@@ -39,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True)
     _add_grounding(commands.add_parser("annotate-grounding", help="boxes and phrases of GRIT-style shards to masks"))
+    _add_embed(commands.add_parser("embed", help="features of the regions, or of the pictures, of shards, to Parquet"))
+    _add_inspect(commands.add_parser("inspect", help="a page with random samples and histograms"))
     return parser
 
 
@@ -48,6 +54,10 @@ def _add_shards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, each with models of its own")
     parser.add_argument("--device", help="of the model; default: CUDA if there is one, else the CPU")
     parser.add_argument("--cache", type=Path, default=Path(shards.CACHE), help="for shards at URLs; %(default)s")
+    _add_debug(parser)
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
 
 
@@ -70,8 +80,35 @@ def _add_grounding(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(do=_annotate_grounding)
 
 
+def _add_embed(parser: argparse.ArgumentParser) -> None:
+    _add_shards(parser)
+    default = Embed()
+    parser.add_argument("--model", default=default.model, help="as for the evaluation, such as ViT-B/16; %(default)s")
+    parser.add_argument("--of", choices=get_args(Of), default=default.of, help="%(default)s")
+    parser.add_argument("--method", default=default.method, help="of embed_regions, for regions; %(default)s")
+    parser.add_argument("--dtype", choices=get_args(Kind), default=default.dtype, help="%(default)s")
+    parser.add_argument("--chunk", type=int, default=default.chunk, help="masks at a time; %(default)s")
+    parser.set_defaults(do=_embed)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="of a run of annotate-grounding that has ended")
+    parser.add_argument("--samples", type=int, default=24, help="%(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="chooses them; %(default)s")
+    _add_debug(parser)
+    parser.set_defaults(do=_inspect)
+
+
 def _annotate_grounding(args: argparse.Namespace) -> None:
     _run(AnnotateGrounding(**_chosen(args, AnnotateGrounding)), args)
+
+
+def _embed(args: argparse.Namespace) -> None:
+    _run(Embed(**_chosen(args, Embed)), args)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    sys.stdout.write(f"{inspect(args.folder, args.samples, args.seed)}\n")
 
 
 def _chosen(args: argparse.Namespace, work: type) -> dict[str, Any]:
