@@ -78,7 +78,7 @@ class Grounding:
 
 def packed(sample: Sample) -> dict[str, str | bytes]:
     """A sample as `webdataset.TarWriter` takes it and `RegionShards` reads it; the picture's file stays as it was."""
-    record = {"caption": sample.caption, "regions": _regions(sample), **sample.fields}
+    record = {**sample.fields, "caption": sample.caption, "regions": _regions(sample)}
     return {"__key__": sample.key, sample.suffix: sample.data, "json": json.dumps(record).encode()}
 
 

@@ -67,7 +67,7 @@ class Stage(Protocol):
 
 
 def batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    """`size` samples at a time; no more than these are read ahead.
+    """`size` samples at a time. While the next ones are read the last ones are there too, and no others.
 
     Raises:
         ValueError: `size` is below 1.
@@ -77,4 +77,3 @@ def batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     source = iter(samples)
     while batch := list(islice(source, size)):
         yield batch
-        del batch  # else the last one would stay in memory while the next is read
