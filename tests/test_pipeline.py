@@ -25,6 +25,7 @@ import alpha_clip
 from alpha_clip.evaluation.subjects import fingerprint
 from alpha_clip.pipeline import (
     AnnotateGrounding,
+    Caption,
     ColourSegmenter,
     Distinct,
     Embed,
@@ -36,6 +37,7 @@ from alpha_clip.pipeline import (
     Segment,
     Sourced,
     Target,
+    TransformersCaptioner,
     grit,
     inspect,
     run,
@@ -240,6 +242,14 @@ def test_without_transformers_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r'SAM needs transformers: pip install "alpha-clip\[pipeline\]"'):
         segmenters.find("hf:somewhere")
+    with pytest.raises(ImportError, match=r'captions need transformers: pip install "alpha-clip\[pipeline\]"'):
+        TransformersCaptioner.from_pretrained("somewhere")
+
+
+def test_without_webdataset_the_error_says_what_to_install(monkeypatch, grit_shards, tmp_path):
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    with pytest.raises(ImportError, match=r'writing shards needs webdataset: pip install "alpha-clip\[pipeline\]"'):
+        run(AnnotateGrounding("colour"), grit_shards, tmp_path)
 
 
 def test_the_colour_segmenter_finds_a_rectangle_exactly_and_nothing_in_one_colour():
@@ -253,6 +263,111 @@ def test_the_colour_segmenter_finds_a_rectangle_exactly_and_nothing_in_one_colou
     assert not nothing.any()
     (centre,) = ColourSegmenter()(Image.fromarray(pixels), [(0, 0, 60, 40)])  # there is nothing outside of the box
     assert (centre == expected).all()
+
+
+# --- words ---
+
+
+def blip2(folder: Path) -> None:
+    """A BLIP-2 with random weights that knows a dozen words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        Blip2Config,
+        Blip2ForConditionalGeneration,
+        Blip2Processor,
+        BlipImageProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    known = ["<pad>", "</s>", "<unk>", "<image>", "a", "cat", "dog", "red", "tree", "on", "the", "of"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "bos_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=["<image>"], **special)
+    fast.padding_side = "left"
+    both = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    # Its default initialisation is so small that the picture would not matter.
+    vision = both | {"intermediate_size": 32, "image_size": 32, "patch_size": 8, "initializer_range": 0.5}
+    query = both | {"intermediate_size": 32, "encoder_hidden_size": 16, "vocab_size": 12, "initializer_range": 0.5}
+    text = both | {"model_type": "opt", "ffn_dim": 32, "vocab_size": 12, "max_position_embeddings": 64, "init_std": 1.0}
+    text |= {"word_embed_proj_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    torch.manual_seed(0)
+    config = Blip2Config(
+        vision_config=vision, qformer_config=query, text_config=text, num_query_tokens=4, image_token_index=3
+    )
+    Blip2ForConditionalGeneration(config).save_pretrained(folder)
+    images = BlipImageProcessor(size={"height": 32, "width": 32})
+    Blip2Processor(images, fast, num_query_tokens=4).save_pretrained(folder)
+
+
+def test_blip2_says_of_each_picture_what_it_says_of_it_alone(tmp_path):
+    blip2(tmp_path)
+    captioner = TransformersCaptioner.from_pretrained(str(tmp_path))
+    assert captioner.identity.startswith("Blip2ForConditionalGeneration ")
+    pictures = [Image.fromarray(draw_scene(seed, 64).image) for seed in range(4)]
+    said = captioner(pictures)
+    assert len(set(said)) > 1 and all("image" not in text for text in said)
+    for picture, text in zip(pictures, said, strict=True):
+        inputs = captioner.processor(images=picture, text="", return_tensors="pt")
+        ids = captioner.model.generate(**inputs, max_new_tokens=30, do_sample=False)
+        assert captioner.processor.batch_decode(ids, skip_special_tokens=True)[0].strip() == text
+
+
+def test_models_that_chat_are_asked(monkeypatch):
+    asked = []
+
+    class Processor:
+        chat_template = "..."
+
+        def apply_chat_template(self, talks, **settings):
+            asked.append((talks, settings))
+
+    captioner = object.__new__(TransformersCaptioner)
+    captioner.processor = Processor()
+    image = Image.new("RGB", (4, 4))
+    captioner._asked([image, image])
+    (((first, second), settings),) = asked
+    assert first == second and first[0]["content"][0] == {"type": "image", "image": image}
+    assert "few words" in first[0]["content"][1]["text"] and settings["padding"] and settings["add_generation_prompt"]
+
+
+class Says:
+    """Notes what it is shown, and says something of it, if it is not all white."""
+
+    identity = "test"
+
+    def __init__(self) -> None:
+        self.shown: list[Image.Image] = []
+
+    def __call__(self, images):
+        self.shown += images
+        return [f" {image.width} x {image.height} " if np.asarray(image).min() < 255 else " " for image in images]
+
+
+@pytest.mark.parametrize("background", ["white", "kept"])
+def test_regions_are_named_by_what_the_captioner_says_of_their_crops(background):
+    pixels = np.full((40, 60, 3), 90, np.uint8)
+    pixels[10:20, 20:40] = (200, 30, 30)
+    pixels[30:35, 5:15] = 255
+    red, white = (pixels == (200, 30, 30)).all(-1), (pixels == 255).all(-1)
+    targets = (
+        Target("", (20, 10, 40, 20), mask=Mask.of(red)),
+        Target("", (5, 30, 15, 35), mask=Mask.of(white), number=1),
+    )
+    before = Sample("0", b"", "png", Image.fromarray(pixels), None, targets)
+    ledger, captioner = Ledger(), Says()
+    (after,) = Caption(captioner, background, context=1.0 if background == "white" else 2.0)([before], ledger)
+    first = np.asarray(captioner.shown[0])
+    if background == "white":
+        assert first.shape == (10, 20, 3) and (first == (200, 30, 30)).all()
+        assert [target.phrase for target in after.targets] == ["20 x 10"]
+        assert [(reject.problem, reject.region) for reject in ledger.rejects] == [("empty text", 1)]
+        assert "said nothing of the region" in ledger.rejects[0].reason
+    else:
+        assert (first == pixels[5:25, 10:50]).all()
+        assert [target.phrase for target in after.targets] == ["40 x 20", "20 x 10"]
+    with pytest.raises(ValueError, match="0, 'a cat': there is no mask yet: put `Segment` before"):
+        Caption(captioner)([sample("0", targets=[Target("a cat", (0, 0, 9, 9))])], ledger)
 
 
 # --- bad input ---

@@ -3,6 +3,8 @@
 Imports the core, `training` and `evaluation`; none of them imports this.
 """
 
+from .caption import Caption
+from .captioners import Captioner, TransformersCaptioner
 from .embedding import Embed
 from .filters import Distinct, Fitting, Named, Sourced
 from .grounding import AnnotateGrounding
@@ -15,6 +17,8 @@ from .segmenters import ColourSegmenter, SamSegmenter, Segmenter
 
 __all__ = [
     "AnnotateGrounding",
+    "Caption",
+    "Captioner",
     "ColourSegmenter",
     "Distinct",
     "Embed",
@@ -28,6 +32,7 @@ __all__ = [
     "Sourced",
     "Stage",
     "Target",
+    "TransformersCaptioner",
     "inspect",
     "run",
 ]

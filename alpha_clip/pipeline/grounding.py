@@ -36,6 +36,12 @@ class AnnotateGrounding:
         return {"command": "annotate-grounding", **kept}
 
     def prepare(self) -> Grounding:
+        """Load the segmenter.
+
+        Raises:
+            ImportError: webdataset is not installed. Others: as `segmenters.find`.
+        """
+        _tar_writer()
         return Grounding(self, segmenters.find(self.segmenter, self.device))
 
 
@@ -63,10 +69,8 @@ class Grounding:
         ]
 
     def __call__(self, shard: Path, file: BinaryIO, ledger: Ledger) -> None:
-        from webdataset import TarWriter
-
         stages = self.stages()
-        with TarWriter(file, mtime=0, encoder=False) as writer:
+        with _tar_writer()(file, mtime=0, encoder=False) as writer:
             for samples in batches(grit.read(shard, ledger, self.work.require), self.work.batch):
                 for stage in stages:
                     samples = stage(samples, ledger)
@@ -74,6 +78,14 @@ class Grounding:
                     writer.write(packed(sample))
                 ledger.pictures["written"] += len(samples)
                 ledger.regions["written"] += sum(len(sample.targets) for sample in samples)
+
+
+def _tar_writer() -> Any:
+    try:
+        from webdataset import TarWriter
+    except ImportError as error:
+        raise ImportError('writing shards needs webdataset: pip install "alpha-clip[pipeline]"') from error
+    return TarWriter
 
 
 def packed(sample: Sample) -> dict[str, str | bytes]:
