@@ -490,6 +490,9 @@ def test_a_shard_with_nothing_usable_becomes_an_empty_one(tmp_path, grit_shards)
     run(AnnotateGrounding("colour"), [bad, tmp_path / "in" / "empty.tar", grit_shards[0]], tmp_path / "out")
     assert len(RegionShards(tmp_path / "out")) == 8
     assert [reject["problem"] for reject in rejects(tmp_path / "out")] == ["unreadable picture", "malformed shard"]
+    alone = json.loads((tmp_path / "out" / "manifests" / "bad.json").read_text())
+    assert alone["pictures"] == {"read": 1, "rejected: unreadable picture": 1, "written": 0}
+    assert alone["regions"] == {"read": 0, "written": 0}
 
 
 # --- filters ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -50,8 +51,8 @@ class Ledger:
     def summary(self) -> dict[str, Any]:
         """All but the rejects, as JSON can hold it, in an order that does not depend on what came first."""
         return {
-            "pictures": dict(sorted(self.pictures.items())),
-            "regions": dict(sorted(self.regions.items())),
+            "pictures": _sorted(self.pictures),
+            "regions": _sorted(self.regions),
             "histograms": dict(sorted(self.histograms.items())),
         }
 
@@ -64,4 +65,9 @@ class Ledger:
             mine["counts"] = [a + b for a, b in zip(mine["counts"], more["counts"], strict=True)]
 
     def lines(self) -> list[dict[str, Any]]:
+        """The rejects, as JSON can hold them."""
         return [asdict(reject) for reject in self.rejects]
+
+
+def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted({"read": 0, "written": 0, **counts}.items()))
