@@ -404,6 +404,12 @@ BAD_PICTURES = {
     "a list": (PICTURE, b"[1]", "malformed record", "expected a record"),
     "no caption": (PICTURE, GOOD | {"caption": None}, "empty text", "its caption is None, expected words"),
     "half a character": (PICTURE, GOOD | {"caption": "a cat \ud83d"}, "malformed record", "half a character"),
+    "padded": (
+        PICTURE,
+        GOOD | {"original_width": 1024, "original_height": 693},
+        "picture of another shape",
+        "is 96 x 96 and was 1024 x 693, so that its boxes are elsewhere: fetch it with --resize_mode keep_ratio",
+    ),
     "no expressions": (PICTURE, {"caption": "a cat"}, "malformed record", '"ref_exps" is None, expected a list'),
 }
 BAD_EXPRESSIONS = {
@@ -456,6 +462,12 @@ def test_a_span_of_spaces_holds_no_words(tmp_path):
 def test_a_box_slightly_outside_is_cut(tmp_path):
     sample = grit.make_sample("0", PICTURE, json.dumps(expression(0, 2, -0.009, 0, 1.009, 1, 0.9)).encode(), Ledger())
     assert sample.targets[-1].box == (0, 0, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("size", [(960, 960), (97, 96), (None, 5), ("9", 5), (0, 5)])
+def test_pictures_that_were_made_smaller_or_say_nothing_of_it_are_used(size):
+    record = GOOD | {"original_width": size[0], "original_height": size[1]}
+    assert grit.make_sample("0", PICTURE, json.dumps(record).encode(), Ledger()).targets
 
 
 def test_an_empty_mask_is_rejected_under_the_number_it_had(tmp_path):

@@ -72,6 +72,7 @@ def make_sample(key: str, data: bytes, text: bytes, ledger: Ledger, fields: Sequ
     if not isinstance(expressions, list):
         raise BadSample(key, f'"ref_exps" is {expressions!r:.60}, expected a list', "malformed record")
     image, suffix = decoded(key, data)
+    _check_shape(key, image.size, record.get("original_width"), record.get("original_height"))
     targets = []
     for number, expression in enumerate(expressions):
         ledger.regions["read"] += 1
@@ -101,6 +102,17 @@ def decoded(key: str, data: bytes) -> tuple[Image.Image, str]:
         raise BadSample(key, f"the picture is too large: {error}", "picture too large") from error
     except Exception as error:  # Pillow's decoders raise nearly anything when a file is broken
         raise BadSample(key, f"the picture cannot be read: {error}", "unreadable picture") from error
+
+
+def _check_shape(key: str, size: tuple[int, int], width: Any, height: Any) -> None:
+    """Boxes are shares of the picture as it was on the web; img2dataset pads or crops it, if not told otherwise."""
+    if not (_is_number(width) and _is_number(height) and width > 0 and height > 0):
+        return
+    slack = max(0.02, 1 / min(size))  # sides are whole pixels
+    ratio = size[0] / size[1]
+    if min(abs(ratio / (width / height) - 1), abs(ratio / (height / width) - 1)) > slack:  # or turned by its EXIF
+        reason = f"the picture is {size[0]} x {size[1]} and was {width} x {height}, so that its boxes are elsewhere"
+        raise BadSample(key, f"{reason}: fetch it with --resize_mode keep_ratio or no", "picture of another shape")
 
 
 def _target(key: str, number: int, expression: Any, caption: str, size: tuple[int, int]) -> Target:

@@ -45,6 +45,7 @@ def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1) -> L
             done = _alone(work, left, folder) if workers == 1 else _together(work, left, folder, workers)
             for _ in tqdm(done, "shards", total=len(shards), initial=len(shards) - len(left), disable=None):
                 pass
+            remove_parts(folder)  # of workers of a killed run, which had not ended yet
             return summarise(shards, folder)
     except Timeout as error:
         raise RuntimeError(f"another run is at work in {folder}: wait for its end, or name another folder") from error
