@@ -606,6 +606,21 @@ def test_filters_are_settings_of_the_run_and_counted_in_its_report(tmp_path):
         assert all(0.02 <= (r.mask > 0.5).mean() <= 0.5 and len(r.phrase.split()) <= 2 for r in picture.regions)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"words": (5, 1)}, "words is (5, 1), expected the least and the most"),
+        ({"area": (-0.1, 1)}, "area is (-0.1, 1), expected the least and the most, neither below 0"),
+        ({"iou": 1.1}, "iou is 1.1, expected 0 to 1"),
+        ({"duplicates": "none"}, "duplicates is 'none', expected one of both, picture, caption, keep"),
+        ({"batch": 0}, "batch is 0, expected at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        AnnotateGrounding("colour", **settings)
+
+
 # --- shard by shard ---
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from . import grit, segmenters
 from .filters import Distinct, Duplicates, Fitting, Named, Sourced
@@ -18,7 +18,11 @@ from .segmenters import Segmenter
 
 @dataclass(frozen=True)
 class AnnotateGrounding:
-    """The settings; each is explained by the command's `--help`."""
+    """The settings; each is explained by the command's `--help`.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
 
     segmenter: str
     score: float = 0.0
@@ -29,6 +33,17 @@ class AnnotateGrounding:
     require: tuple[str, ...] = ()
     batch: int = 8  # pictures in memory at a time; nothing in the files depends on it
     device: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("words", self.words), ("area", self.area)):
+            if not 0 <= low <= high:
+                raise ValueError(f"{name} is {(low, high)}, expected the least and the most, neither below 0")
+        if not 0 <= self.iou <= 1:
+            raise ValueError(f"iou is {self.iou}, expected 0 to 1")
+        if self.duplicates not in get_args(Duplicates):
+            raise ValueError(f"duplicates is {self.duplicates!r}, expected one of {', '.join(get_args(Duplicates))}")
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}, expected at least 1")
 
     def settings(self) -> dict[str, Any]:
         """What the files depend on."""
