@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transformers>=4.40", "hypothesis", "peft"]
 train = ["filelock", "pycocotools", "webdataset"]
 onnx = ["onnxruntime", "onnx"]
-pipeline = ["filelock", "transformers>=5", "webdataset", "pycocotools", "pyarrow"]
+pipeline = ["ray", "filelock", "transformers>=5", "webdataset", "pycocotools", "pyarrow"]
 bench = ["open_clip_torch>=2.24", "transformers>=5", "openai-clip", "onnxruntime", "onnx", "onnxscript"]
 
 docs = ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]

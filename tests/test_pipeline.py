@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from alpha_clip.evaluation.subjects import fingerprint
 from alpha_clip.pipeline import (
     AnnotateGrounding,
     Caption,
+    Cluster,
     ColourSegmenter,
     Distinct,
     Embed,
@@ -752,6 +754,76 @@ class Suicidal:
 
     def prepare(self):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+ON_RAY = """
+import os, signal, sys
+from pathlib import Path
+from alpha_clip.pipeline import AnnotateGrounding, Cluster, run
+
+out, *shards = sys.argv[1:]
+
+class Dies(AnnotateGrounding):
+    def prepare(self):
+        task = super().prepare()
+
+        class Task:
+            suffix, models = task.suffix, task.models
+
+            def __call__(self, shard, file, ledger):
+                if shard.stem == "00001" and not Path(out, "died").exists():
+                    Path(out, "died").touch()
+                    file.write(b"half")
+                    file.flush()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                task(shard, file, ledger)
+
+        return Task()
+
+run(Dies("colour"), [Path(shard) for shard in shards], Path(out), workers=2, cluster=Cluster())
+
+class Never(AnnotateGrounding):
+    def prepare(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+try:
+    run(Never("colour"), [Path(shards[0])], Path(out, "never"), cluster=Cluster())
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow  # Ray starts twice
+def test_ray_leaves_the_same_bytes_even_if_a_worker_is_killed(grit_shards, finished, tmp_path):
+    pytest.importorskip("ray")
+    arguments = [sys.executable, "-c", ON_RAY, str(tmp_path), *map(str, grit_shards)]
+    found = subprocess.run(
+        arguments, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert "a worker was killed again and again, perhaps for want of memory: use fewer" in found.stdout
+    shutil.rmtree(tmp_path / "never")
+    (tmp_path / "died").unlink()
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_the_commands_options_of_ray(grit_shards, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("alpha_clip.pipeline.__main__.run", lambda *arguments: seen.append(arguments) or Ledger())
+    command = ["embed", "--input", str(grit_shards[0]), "--output", str(tmp_path), "--workers", "3"]
+    for options in ([], ["--ray"], ["--address", "auto", "--gpus", "0.5"]):
+        main([*command, *options])
+    assert [(workers, cluster) for *_, workers, cluster in seen] == [
+        (3, None),
+        (3, Cluster("local")),
+        (3, Cluster("auto", 0.5)),
+    ]
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch, grit_shards, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'Ray is not installed: pip install "alpha-clip\[pipeline\]"'):
+        run(AnnotateGrounding("colour"), grit_shards, tmp_path, cluster=Cluster())
 
 
 def test_a_run_is_refused_where_it_would_spoil_something(grit_shards, tmp_path):

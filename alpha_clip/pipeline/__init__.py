@@ -10,6 +10,7 @@ from .filters import Distinct, Fitting, Named, Sourced
 from .grounding import AnnotateGrounding
 from .inspection import inspect
 from .ledger import Ledger
+from .on_ray import Cluster
 from .run import run
 from .samples import Sample, Stage, Target
 from .segment import Segment
@@ -19,6 +20,7 @@ __all__ = [
     "AnnotateGrounding",
     "Caption",
     "Captioner",
+    "Cluster",
     "ColourSegmenter",
     "Distinct",
     "Embed",

@@ -20,6 +20,7 @@ from .filters import Duplicates
 from .grounding import AnnotateGrounding
 from .inspection import inspect
 from .ledger import Ledger
+from .on_ray import Cluster
 from .run import run
 from .tasks import Work
 
@@ -52,6 +53,9 @@ def _add_shards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", nargs="+", required=True, help="a shard, a range {00000..00099}.tar, a folder, URLs")
     parser.add_argument("--output", type=Path, required=True, help="folder; a rerun goes on where the last one stopped")
     parser.add_argument("--workers", type=int, default=1, help="processes, each with models of its own")
+    parser.add_argument("--ray", action="store_true", help="start the workers on a local Ray, which ends with the run")
+    parser.add_argument("--address", help="of a Ray cluster, to start the workers there: auto, or HOST:PORT")
+    parser.add_argument("--gpus", type=float, default=0, help="for each worker on Ray; %(default)s")
     parser.add_argument("--device", help="of the model; default: CUDA if there is one, else the CPU")
     parser.add_argument("--cache", type=Path, default=Path(shards.CACHE), help="for shards at URLs; %(default)s")
     _add_debug(parser)
@@ -118,7 +122,9 @@ def _chosen(args: argparse.Namespace, work: type) -> dict[str, Any]:
 
 
 def _run(work: Work, args: argparse.Namespace) -> None:
-    _show(run(work, shards.local(args.input, args.cache.expanduser()), args.output, args.workers), args.output)
+    cluster = Cluster(args.address or "local", args.gpus) if args.ray or args.address else None
+    sources = shards.local(args.input, args.cache.expanduser())
+    _show(run(work, sources, args.output, args.workers, cluster), args.output)
 
 
 def _show(found: Ledger, folder: Path) -> None:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -17,20 +17,24 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..evaluation.records import write_whole
+from . import on_ray
 from .ledger import Ledger
+from .on_ray import Cluster
 from .tasks import MANIFESTS, REJECTS, Task, Work, is_done, make, remove_parts, summarise
 
 _LOCK = ".lock"
 
 
-def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1) -> Ledger:
+def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, cluster: Cluster | None = None) -> Ledger:
     """Do the shards that are not done yet, and write the report of all. Return its counts.
 
-    With more than one worker, each is a process with models of its own; the files are the same.
+    With more than one worker, each is a process with models of its own, on this machine or on Ray's `cluster`; the
+    files are the same.
 
     Raises:
         ValueError: `workers` is below 1; two shards have the same name; the folder is of a run with other settings.
         RuntimeError: another run is at work in the folder, or a worker was killed. What is done stays.
+        Others: as the work's `prepare`, and as `on_ray.together`.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")
@@ -42,13 +46,21 @@ def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1) -> L
             _claim(folder / "settings.json", work)
             remove_parts(folder)
             left = [shard for shard in shards if not is_done(shard, folder)]
-            done = _alone(work, left, folder) if workers == 1 else _together(work, left, folder, workers)
+            done = _doing(work, left, folder, workers, cluster)
             for _ in tqdm(done, "shards", total=len(shards), initial=len(shards) - len(left), disable=None):
                 pass
             remove_parts(folder)  # of workers of a killed run, which had not ended yet
             return summarise(shards, folder)
     except Timeout as error:
         raise RuntimeError(f"another run is at work in {folder}: wait for its end, or name another folder") from error
+
+
+def _doing(work: Work, shards: Sequence[Path], folder: Path, workers: int, cluster: Cluster | None) -> Iterable[None]:
+    if not shards:
+        return ()
+    if cluster is not None:
+        return on_ray.together(work, shards, folder, workers, cluster)
+    return _alone(work, shards, folder) if workers == 1 else _together(work, shards, folder, workers)
 
 
 def _names_differ(shards: Sequence[Path]) -> None:
@@ -70,9 +82,8 @@ def _claim(path: Path, work: Work) -> None:
 
 
 def _alone(work: Work, shards: Sequence[Path], folder: Path) -> Iterator[None]:
-    task = work.prepare() if shards else None
+    task = work.prepare()
     for shard in shards:
-        assert task is not None
         make(shard, folder, task)
         yield
 
@@ -85,7 +96,7 @@ _task: Task  # of this process, if it is a worker
 def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) -> Iterator[None]:
     threads = max(1, torch.get_num_threads() // workers)
     pool = ProcessPoolExecutor(
-        min(workers, max(len(shards), 1)),
+        min(workers, len(shards)),
         multiprocessing.get_context("spawn"),  # a fork of a process that has used torch or CUDA may hang
         _start,
         (work, os.getpid(), threads),
