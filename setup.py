@@ -6,10 +6,13 @@ from setuptools import find_packages, setup
 
 test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transformers>=4.40", "hypothesis", "peft"]
 train = ["filelock", "pycocotools", "webdataset"]
+evaluation = ["matplotlib", "jinja2", "pycocotools"]
 onnx = ["onnxruntime", "onnx"]
 pipeline = ["ray", "filelock", "transformers>=5", "webdataset", "pycocotools", "pyarrow"]
+diffusion = ["diffusers>=0.42", "transformers>=5", "accelerate"]
 bench = ["open_clip_torch>=2.24", "transformers>=5", "openai-clip", "onnxruntime", "onnx", "onnxscript"]
 
+search = ["faiss-cpu"]  # for the example; without it the search is exact
 docs = ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]
 
 setup(
@@ -22,7 +25,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["alpha_clip", "alpha_clip.*"]),
-    package_data={"alpha_clip": ["py.typed", "assets/*"]},
+    package_data={"alpha_clip": ["py.typed", "assets/*", "evaluation/assets/*"]},
     install_requires=[
         "torch>=2.10",  # before it, weights_only loading could run code (CVE-2026-24747)
         "torchvision",
@@ -37,12 +40,30 @@ setup(
     entry_points={"console_scripts": ["alpha-clip = alpha_clip.cli:main"]},
     extras_require={
         "train": train,
+        "eval": evaluation,
         "onnx": onnx,
         "pipeline": pipeline,
         "test": test,
+        "diffusion": diffusion,
         "bench": bench,
         "docs": docs,
-        "dev": [*test, *train, *pipeline, *bench, *docs, "tensorboard", "ruff", "mypy", "pre-commit"],
+        "search": search,
+        "dev": [
+            *test,
+            *train,
+            *evaluation,
+            *pipeline,
+            *bench,
+            *diffusion,
+            *docs,
+            *search,
+            "playwright",  # drives the Chromium of the system, which shows the report
+            "scikit-learn",
+            "tensorboard",
+            "ruff",
+            "mypy",
+            "pre-commit",
+        ],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -57,7 +57,7 @@ def load(
             (`AlphaWeightsNotFound`), are damaged (`HashMismatch`) or do not fit (`IncompatibleCheckpoint`).
         TypeError: `name` or `alpha_vision_ckpt_pth` is no string or path, `device` is a path of weights, or `dtype` is
             not floating.
-        ValueError: `jit` is True.
+        ValueError: `jit` is True, or `device` names none that torch knows.
 
     Warns:
         UserWarning: the alpha weights are all zero, so that masks will be ignored; or nothing confirms that the model
@@ -65,6 +65,7 @@ def load(
     """
     name = _as_name("name", name)
     _check_arguments(name, device, jit, dtype)
+    chosen = as_device(device)
     alpha = None if alpha_vision_ckpt_pth is None else _as_name("alpha_vision_ckpt_pth", alpha_vision_ckpt_pth)
     if alpha == "None":  # the authors' default
         alpha = None
@@ -78,12 +79,11 @@ def load(
     if not weight[0].any() and not weight.any():  # the first filter mostly settles it, without waking all threads
         _warn_of_zeros(name, found.silenced)
 
-    device = _default_device() if device is None else torch.device(device)
     if dtype is None:
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        dtype = torch.float16 if chosen.type == "cuda" else torch.float32
     _cast(model, dtype)
-    if device.type != "cpu":  # where the weights are
-        model.to(device)
+    if chosen.type != "cpu":  # where the weights are
+        model.to(chosen)
     return model, Preprocess(model.visual.input_resolution)
 
 
@@ -134,6 +134,20 @@ def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
     if name in _RESNETS:
         raise RuntimeError(f"{name} has a ResNet image tower; alpha-clip's image towers are ViTs: {available_models()}")
     raise RuntimeError(f"Model {name} not found; available models = {available_models()}, or a path")
+
+
+def as_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None: CUDA if there is one, else MPS, else the CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if device is None:
+        return _default_device()
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}, expected 'cpu', 'cuda', 'cuda:1', 'mps' or None, to choose") from error
 
 
 def _default_device() -> torch.device:

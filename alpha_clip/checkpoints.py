@@ -138,6 +138,11 @@ def _weights_in(folder: Path) -> Path:
             f"the weights in {folder} are split over several files: load them with the library that wrote them and "
             "save them as one (save_pretrained(folder, max_shard_size='100GB'))"
         )
+    if (best := "best.safetensors") in names:
+        raise WeightsError(
+            f"{folder} is the folder of a training run, expected a file: pass alpha_vision_ckpt_pth={folder / best}, "
+            "and its base as the name; or, if the text tower was trained too, the file as the name."
+        )
     raise WeightsError(
         f"{folder} is a folder without weights: it holds {', '.join(names[:8]) or 'nothing'}, expected one of "
         f"{', '.join(WEIGHT_FILES)}. Give the path of a file."

@@ -11,7 +11,10 @@ torch.Size([2, 128])
 
 from __future__ import annotations
 
+import copy
+import io
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from itertools import islice
 from typing import Any
 
@@ -54,6 +57,7 @@ def embed_regions(
     Raises:
         ValueError: there is no such method, `chunk` is below 1, or picture and masks do not fit, as in `Preprocess`.
         TypeError: the model is of another kind, cannot do this (a mask, without alpha), or an option is unknown.
+        ImportError: `method` is "maskinversion", whose package is not installed.
     """
     if isinstance(method, str) and method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}, or a function")
@@ -189,9 +193,99 @@ def ensemble(
     return F.normalize(torch.stack(found).sum(dim=0), dim=-1)
 
 
+# --- by another package ---
+
+
+def maskinversion(
+    tower: Tower,
+    picture: Image.Image,
+    masks: NDArray[np.float32],
+    chunk: int,
+    geometry: Geometry = "pad",
+    iterations: int = 10,
+    lr: float = 0.1,
+    alpha: float = 0.0,
+) -> Tensor:
+    """A feature made anew for each mask, so that what explains it in the picture is the mask (arXiv 2407.20034).
+
+    By the authors' own code, ``pip install maskinversion_torch``, for open_clip's ViTs; the options are those of its
+    `compute_maskinversion`. It descends by gradients, `iterations` times, from the whole picture's feature, and
+    `alpha` holds it to that one.
+
+    Raises:
+        TypeError: the model is not one of open_clip's whose class token reads the patches in blocks of CLIP's kind.
+        ImportError: the package is not installed.
+        ValueError: `iterations` is below 1.
+        FloatingPointError: no patch explains a feature, so that the map which should be the mask is not finite.
+    """
+    if tower.takes_alpha or not hasattr(tower.last_block, "attention"):
+        raise TypeError(
+            f"maskinversion cannot see with {type(tower.model).__name__}, expected a model of open_clip with CLIP's "
+            "ViT, such as ViT-B-16: use another method, such as 'masked_crop'"
+        )
+    if iterations < 1:
+        raise ValueError(f"iterations is {iterations}, expected at least 1")
+    try:
+        from maskinversion import MaskInversion
+    except ImportError as error:
+        raise ImportError(f"maskinversion needs {error.name}: pip install maskinversion_torch") from error
+
+    features = []
+    with torch.inference_mode(False), torch.enable_grad():
+        rgb, found = tower.preprocess(picture, masks, geometry=geometry)
+        with redirect_stdout(io.StringIO()):  # it tells of its progress
+            inverter = MaskInversion(_ImageTower(tower.model))
+        weight = next(inverter.visual.parameters())
+        target = (found[:, 0] * ALPHA_STD + ALPHA_MEAN).clamp(0, 1).to(weight.device)
+        for part in target.split(chunk):
+            feature, explained = inverter.compute_maskinversion(
+                rgb[None].to(weight), part, iterations=iterations, lr=lr, alpha=alpha, return_expl_map=True
+            )
+            if not (explained.isfinite().all() and feature.isfinite().all()):
+                raise FloatingPointError(
+                    "maskinversion found no patches that explain a feature, and nothing to descend by: use another "
+                    f"method, or a smaller lr than {lr}"
+                )
+            features.append(F.normalize(feature.detach(), dim=-1))
+    return torch.cat(features)
+
+
+class _ImageTower(nn.Module):
+    """As much of an open_clip model as maskinversion takes, which hooks it, freezes it and makes it float32.
+
+    So the modules are copies, on the same weights. And it gives the blocks (L, B, width), as open_clip 2.23 does;
+    later ones may take (B, L, width), and would attend from picture to picture without a word.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), False) for p in model.visual.parameters()}
+        self.visual = copy.deepcopy(model.visual, shared)
+        self.visual.transformer.batch_first = True  # what comes is not to be turned once more
+        for block in self.visual.transformer.resblocks:
+            block.attn.batch_first = False
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        features: Tensor = self.visual(image)
+        return features
+
+
 METHODS: dict[str, Method] = {
     method.__name__: method
-    for method in (alpha, whole, crop, masked_crop, cut_out, blur, gray, red_circle, maskclip, pool, ensemble)
+    for method in (
+        alpha,
+        whole,
+        crop,
+        masked_crop,
+        cut_out,
+        blur,
+        gray,
+        red_circle,
+        maskclip,
+        pool,
+        ensemble,
+        maskinversion,
+    )
 }
 
 

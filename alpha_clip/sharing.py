@@ -11,6 +11,8 @@ import torch
 from . import checkpoints, vocabulary
 from .model import CLIP
 
+_FILES = {".pt", ".pth", ".bin", ".safetensors"}  # what others save weights as
+
 CARD = """\
 ---
 library_name: alpha-clip
@@ -56,10 +58,16 @@ def save(model: CLIP, folder: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        TypeError: `model` is not one of ours. OSError: the folder cannot be written to, or holds weights that `load`
+        TypeError: `model` is not one of ours. ValueError: `folder` is the name of a file of weights, such as
+            "model.pt". OSError: the folder cannot be written to, or holds weights that `load`
             would read in place of these.
     """
     path = Path(folder).expanduser()
+    if path.suffix in _FILES and not path.is_dir():
+        raise ValueError(
+            f"folder is {str(folder)!r}, a file's name, expected a folder's: save writes model.safetensors into it. "
+            f"Give {str(path.with_suffix(''))!r}, or torch.save(model.state_dict(), file) for a file"
+        )
     return _save(model, path, path.resolve().name, str(path))
 
 

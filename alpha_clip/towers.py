@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,7 +76,8 @@ def tower_of(model: nn.Module) -> Tower:
     """What it takes to see with `model`.
 
     Args:
-        model: from `load`; an open_clip model; or a CLIP or SigLIP model of transformers.
+        model: from `load`; an open_clip model; or a CLIP or SigLIP model of transformers. One that
+            `integrations.add_alpha` has given an alpha channel takes alpha.
 
     Raises:
         TypeError: it is none of these, or does not see squares.
@@ -87,13 +88,26 @@ def tower_of(model: nn.Module) -> Tower:
         preprocess = Preprocess(visual.input_resolution)
         return Tower(model, preprocess, model.encode_image, True, visual.transformer.blocks[-1], True, grid)
     if hasattr(getattr(model, "visual", None), "image_size"):
-        return _of_open_clip(model)
+        return _with_alpha(_of_open_clip(model))
     if hasattr(model, "get_image_features") and hasattr(getattr(model, "config", None), "vision_config"):
-        return _of_transformers(model)
+        return _with_alpha(_of_transformers(model))
     raise TypeError(
         f"the model is {type(model).__name__}, expected one from alpha_clip.load or open_clip.create_model, or a "
         "CLIPModel or SiglipModel of transformers"
     )
+
+
+def _with_alpha(tower: Tower) -> Tower:
+    """The same, through the fourth channel if the patch embedding has one."""
+    if not any(isinstance(m, nn.Conv2d) and hasattr(m, "alpha") for m in tower.model.modules()):
+        return tower
+
+    def features(rgb: Tensor, alpha: Tensor | None = None) -> Tensor:
+        if alpha is None:
+            return tower.features(rgb)
+        return tower.features(torch.cat([rgb.expand(len(alpha), -1, -1, -1), alpha.to(rgb)], dim=1))
+
+    return replace(tower, features=features, takes_alpha=True)
 
 
 def _of_open_clip(model: Any) -> Tower:
@@ -102,9 +116,10 @@ def _of_open_clip(model: Any) -> Tower:
     mean, std = settings.get("mean", IMAGE_MEAN), settings.get("std", IMAGE_STD)  # open_clip's own defaults
     preprocess = Preprocess(_side(visual.image_size), mean, std)
     transformer: Any = getattr(visual, "transformer", None)
-    if getattr(visual, "pool_type", None) != "tok" or not hasattr(transformer, "resblocks"):
+    class_token = getattr(visual, "pool_type", None) == "tok" and getattr(visual, "attn_pool", None) is None
+    if not class_token or not hasattr(transformer, "resblocks"):
         return Tower(model, preprocess, model.encode_image)
-    first = not transformer.batch_first
+    first = not getattr(transformer, "batch_first", False)  # open_clip 2.23 has no choice
     return Tower(model, preprocess, model.encode_image, False, transformer.resblocks[-1], first, visual.grid_size[0])
 
 

@@ -190,6 +190,9 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> NDArray[np.float32]
 
     Raises:
         ValueError: the box has not four numbers, holds NaN, has no area, or lies outside the picture.
+
+    Warns:
+        UserWarning: all corners are in [0, 1], in a picture of more than 2 x 2 pixels: shares of its sides, probably.
     """
     corners = np.asarray(box, dtype=np.float64)
     if corners.shape != (4,):
@@ -198,6 +201,12 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> NDArray[np.float32]
     if not (x0 < x1 and y0 < y1):
         raise ValueError(
             f"box is {(x0, y0, x1, y1)}, expected x0 < x1 and y0 < y1: make (x, y, w, h) x, y, x + w, y + h"
+        )
+    if min(x0, y0) >= 0 and max(x1, y1) <= 1 and max(height, width) > 2:
+        warnings.warn(
+            f"box {(x0, y0, x1, y1)} covers no more than 1 of {height} x {width} pixels, expected coordinates in "
+            "pixels: if these are shares of the sides, multiply x by the width and y by the height",
+            stacklevel=2,
         )
     mask = np.outer(_coverage(y0, y1, height), _coverage(x0, x1, width))
     if not mask.any():

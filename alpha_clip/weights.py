@@ -1,6 +1,6 @@
 """Names to weights: the catalogue, and the one state dict that `load` builds a model from.
 
-python -m alpha_clip.weights verify FILE
+python -m alpha_clip.weights verify FILE_OR_NAME
 python -m alpha_clip.weights convert IN OUT.safetensors
 """
 
@@ -376,7 +376,7 @@ def _check_finite(checkpoint: Checkpoint) -> None:
         raise IncompatibleCheckpoint(f"{checkpoint.path} has weights that are not finite: {wrong}")
 
 
-def convert(source: Path, target: Path, *, trust: bool = False, confirm: bool = False) -> None:
+def convert(source: Path, target: Path, *, trust: bool = False, confirm: bool = False, force: bool = False) -> None:
     """Write the weights in `source` to `target`, in OpenAI's names, as safetensors.
 
     Args:
@@ -384,23 +384,35 @@ def convert(source: Path, target: Path, *, trust: bool = False, confirm: bool = 
         target: ends in ".safetensors".
         trust: run the code of a TorchScript archive that is not OpenAI's.
         confirm: write down, on the caller's word, that heads are 64 wide and the activation is QuickGELU.
+        force: write over a `target` that is there.
 
     Raises:
-        ValueError: `target` has another ending. WeightsError: `source` cannot be read. OSError: `target` not written.
+        ValueError: `target` has another ending. WeightsError: `source` cannot be read. OSError: `target` is there,
+            without `force`, or not written.
     """
     if target.suffix != ".safetensors":
         raise ValueError(f"target is {target}, expected a name that ends in .safetensors")
+    if target.exists() and not force:
+        raise FileExistsError(f"{target} is there: choose another name, or write over it with --force")
     checkpoint = checkpoints.read(source, trust=trust, trusted=_openais())
     _check_finite(checkpoint)
     sure = confirm or _confirmation(checkpoint) is not None
     checkpoints.write(checkpoint.tensors, target, confirmed=sure)
 
 
+def _files(name: str) -> list[Path]:
+    """Of a name in the catalogue its base and its best alpha weights, had as `load` has them; or else the path."""
+    if name not in BASES:
+        return [Path(name)]
+    entries = [BASES[name], *list(ALPHA[name].values())[:1]]
+    return [locate(entry, None) if entry.repo or entry.sha256 else ASSETS / entry.file for entry in entries]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m alpha_clip.weights", description="Look into files of weights.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("verify", help="say what a file is; fail if it cannot be used")
-    command.add_argument("file", type=Path)
+    command.add_argument("file", help=f"or a name, whose base is fetched if need be: {', '.join(BASES)}")
     command = commands.add_parser("convert", help="write a checkpoint of any kind as safetensors, in OpenAI's names")
     command.add_argument("source", type=Path, metavar="IN")
     command.add_argument("target", type=Path, metavar="OUT.safetensors")
@@ -408,11 +420,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument(
         "--confirm", action="store_true", help="write down that heads are 64 wide and the activation is QuickGELU"
     )
+    command.add_argument("--force", action="store_true", help="write over a file that is there")
     args = parser.parse_args(arguments)
     try:
         if args.command == "convert":
-            convert(args.source, args.target, trust=args.trust, confirm=args.confirm)
-        print(verify(args.target if args.command == "convert" else args.file))  # noqa: T201 a command's output
+            convert(args.source, args.target, trust=args.trust, confirm=args.confirm, force=args.force)
+            found = [args.target]
+        else:
+            found = _files(args.file)
+        print("\n\n".join(verify(path) for path in found))  # noqa: T201 a command's output
     except (WeightsError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -17,18 +17,24 @@ _TEXTS = 1600  # at most so many go through the text tower at a time, or one nam
 
 @torch.no_grad()
 def zero_shot_classifier(
-    model: CLIP, names: Sequence[str], templates: Sequence[str] | Literal["openai80"] = ("a photo of a {}.",)
+    model: CLIP,
+    names: Sequence[str],
+    templates: Sequence[str] | Literal["openai80"] = ("a photo of a {}.",),
+    *,
+    negatives: Sequence[str] = (),
 ) -> Tensor:
-    """Weights (N, D) of unit norm, in the model's dtype, so that ``features @ weights.T`` are N scores.
+    """Weights (N + M, D) of unit norm, in the model's dtype, so that ``features @ weights.T`` are N + M scores.
 
     Args:
         names: N things, such as ``["cat", "traffic light"]``.
         templates: sentences with one ``{}`` each, where the name goes; or ``"openai80"``, the 80 that OpenAI's CLIP
             used for ImageNet, which open_clip carries.
+        negatives: M things that a region may be besides, such as ``["background", "object"]``. Their rows come last,
+            so that after a softmax over all N + M a region can be none of the names.
 
     Raises:
-        TypeError: `names` or `templates` is not a sequence of strings.
-        ValueError: either is empty; a template has not exactly one ``{}``.
+        TypeError: `names`, `templates` or `negatives` is not a sequence of strings.
+        ValueError: `names` or `templates` is empty; a template has not exactly one ``{}``; a negative is a name too.
         ImportError: ``"openai80"`` without open_clip.
         RuntimeError: a sentence is too long for the model.
 
@@ -36,6 +42,14 @@ def zero_shot_classifier(
     >>> model, _ = alpha_clip.load("tiny", device="cpu")
     >>> zero_shot_classifier(model, ["cat", "car"], ["a photo of a {}.", "a drawing of a {}."]).shape
     torch.Size([2, 128])
+
+    Is it a cat, a car, or neither? Here, of a feature that is the text's own of a tree:
+
+    >>> weights = zero_shot_classifier(model, ["cat", "car"], negatives=["tree", "balloon"])
+    >>> features = zero_shot_classifier(model, ["tree"])
+    >>> probs = (model.logit_scale.exp() * features @ weights.T).softmax(dim=-1)  # (1, 4)
+    >>> bool(probs[0, 2:].sum() > 0.9)
+    True
     """
     if templates == "openai80":
         templates = _openai80()
@@ -44,8 +58,25 @@ def zero_shot_classifier(
     for template in templates:
         if (places := template.count("{}")) != 1:
             raise ValueError(f"template {template!r} has {places} places {{}}, expected 1, where the name goes")
+    if negatives:  # () is what nobody gave
+        _check("negatives", negatives)
+    if both := sorted({*names} & {*negatives}):
+        raise ValueError(
+            f"negatives repeats {', '.join(map(repr, both))} of names, expected other things: leave it out"
+        )
+    rows = [*names, *negatives]
     step = max(1, _TEXTS // len(templates))
-    return torch.cat([_weights(model, names[i : i + step], templates) for i in range(0, len(names), step)])
+    return torch.cat([_weights(model, rows[i : i + step], templates) for i in range(0, len(rows), step)])
+
+
+def joined(names: Sequence[str]) -> str:
+    """One name for several things.
+
+    >>> joined(["a cat", "a dog", "a car"])
+    'a cat, a dog and a car'
+    """
+    *before, last = names
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _weights(model: CLIP, names: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--stop-after", type=int)
     parser.add_argument("--dies", action="store_true")
     parser.add_argument("--killed", choices=["step", "save"])
+    parser.add_argument("--tower", help="another library's, of test_training_towers")
     args = parser.parse_args()
     if args.killed == "step":
         kill_at(torch.nn.utils, "clip_grad_norm_", 4)
@@ -63,9 +64,12 @@ def main() -> None:
     data = Dying(args.pictures) if args.dies else Uneven(args.pictures)
     if args.stop_after:
         data = Stopping(data, args.stop_after)
-    finetune(
-        tiny_model(), data, settings(accumulate=args.accumulate), args.out, validation=Uneven(12), tokenize=words_to_ids
-    )
+    model, ids = tiny_model(), words_to_ids
+    if args.tower:
+        import test_training_towers
+
+        model, ids = test_training_towers.made(args.tower), test_training_towers.ids
+    finetune(model, data, settings(accumulate=args.accumulate), args.out, validation=Uneven(12), tokenize=ids)
 
 
 def kill_at(module: ModuleType, name: str, call: int) -> None:

@@ -110,6 +110,12 @@ def test_a_dtype_that_is_not_floating_is_refused(dtype):
 # --- device and dtype ---
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", ""])
+def test_a_device_that_torch_does_not_know_is_refused_before_any_weights_are_looked_for(device):
+    with pytest.raises(ValueError, match=f"device is '{device}', expected 'cpu', 'cuda', 'cuda:1', 'mps' or None"):
+        load("ViT-B/16", device)
+
+
 @pytest.mark.parametrize(
     ("cuda", "mps", "device", "dtype"),
     [

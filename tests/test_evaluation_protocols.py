@@ -1051,7 +1051,7 @@ def test_options_are_chosen_on_pictures_held_back(coco_folder, tmp_path, capsys)
     (finding,) = found["findings"]
     assert "Chosen by top-1 on" in finding["verdict"]
     validated = {json.loads(row)["key"] for row in (out / "tuning" / "records.jsonl").read_text().splitlines()}
-    tested = {record["key"] for record in found["records"]}
+    tested = set(found["samples"])
     assert validated and tested and not validated & tested
     assert "## What was chosen on other pictures" in (out / "results.md").read_text()
     with pytest.raises(SystemExit) as left:
@@ -1108,9 +1108,8 @@ def test_retrieval_from_the_command_line(refer_folder, regions_folder, tmp_path,
         line = ["retrieval", "--data", folder, "--methods", "alpha", "--device", "cpu", "--no-base"]
         command(*line, *(["--dataset", "refcoco"] if name == "refer" else []), "--out", tmp_path / name)
         assert "| region to phrase R@1 | region to phrase R@5 |" in capsys.readouterr().out
-        records = json.loads((tmp_path / name / "results.json").read_text())["records"]
-        assert all(not record["features"] for record in records)
-        assert all(answer["rank"] >= 0 for record in records for answer in record["answers"])
+        (way,) = json.loads((tmp_path / name / "results.json").read_text())["ways"]
+        assert way["ranks"] and all(rank >= 0 for ranks in way["ranks"] for rank in ranks)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextvars
 import copy
 import io
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import ModuleType
 
 import numpy as np
+import packaging.version
 import pytest
 import torch
 from PIL import Image
@@ -406,7 +409,58 @@ def test_the_tower_of_another_library_sees_as_ours_does(name):
 
 
 @torch.no_grad()
-def test_a_whole_clip_of_transformers_and_one_of_openai_get_their_image_tower_alone():
+def test_the_tower_of_openai_s_clip_sees_as_ours_does(monkeypatch):
+    shim = ModuleType("pkg_resources")  # which it imports, and today's setuptools no longer has
+    shim.packaging = packaging
+    monkeypatch.setitem(sys.modules, "pkg_resources", shim)
+    clip = pytest.importorskip("clip.model", reason='pip install "alpha-clip[bench]"')
+    model, tower = small_clip(), clip.VisionTransformer(SIDE, PATCH, WIDTH, 2, 1, 32).eval()
+    copy_tower(model.visual, tower)
+    expected = model.encode_image(pixels(), left())
+    torch.testing.assert_close(tower(torch.cat([pixels(), left()], dim=1)), expected, rtol=1e-5, atol=1e-5)
+    with focus(tower, left()):
+        torch.testing.assert_close(tower(pixels()), expected, rtol=1e-5, atol=1e-5)
+
+
+class CutTower(nn.Module):
+    """Laid out as the ViT-L in LAVIS's BLIP-2: OpenAI's names, no block after the last that is used, no norm there."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTH, PATCH, PATCH, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(WIDTH))
+        self.positional_embedding = nn.Parameter(torch.zeros((SIDE // PATCH) ** 2 + 1, WIDTH))
+        self.ln_pre = nn.LayerNorm(WIDTH)
+        self.transformer = open_clip.transformer.Transformer(
+            WIDTH, layers, 1, act_layer=open_clip.transformer.QuickGELU
+        )
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        patches = self.conv1(pixels).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(pixels), 1, -1)
+        return self.transformer(self.ln_pre(torch.cat([first, patches], dim=1) + self.positional_embedding))
+
+
+@torch.no_grad()
+def test_a_tower_that_ends_before_the_last_blocks_gets_the_first():
+    model, tower = small_clip(layers=3), CutTower(2).eval()
+    copy_tower(model.visual, tower)
+    for mask in (left(), None):
+        given = pixels() if mask is None else torch.cat([pixels(), mask], dim=1)
+        torch.testing.assert_close(tower(given), model.visual.tokens(pixels(), mask, layer=1), rtol=1e-5, atol=1e-5)
+    with pytest.raises(IncompatibleCheckpoint, match="has 4 blocks of 1 heads, expected 3 at most of 1"):
+        copy_tower(model.visual, CutTower(4))
+    tower = CutTower(2)
+    tower.extra = nn.Parameter(torch.zeros(1))
+    with pytest.raises(
+        IncompatibleCheckpoint, match="extra is in one of CutTower and these weights, expected CLIP's own"
+    ):
+        copy_tower(model.visual, tower)
+    assert type(tower.conv1) is nn.Conv2d
+
+
+@torch.no_grad()
+def test_a_whole_clip_of_transformers_gets_its_image_tower_alone():
     model = small_clip()
     theirs = transformers.CLIPModel(clip_config()).eval()
     texts = {k: v.clone() for k, v in theirs.text_model.state_dict().items()}
@@ -438,7 +492,7 @@ def test_weights_come_by_name(tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused_and_nothing_is_changed():
-    for name in ("siglip", "blip2", "dinov2", "timm"):
+    for name in ("siglip", "blip2", "dinov2", "dinov3", "vit", "timm", "eva"):
         tower = made(name)
         with pytest.raises(IncompatibleCheckpoint, match=r"has no CLIP ViT .*EVA's \(BLIP-2 with ViT-g\), SigLIP's"):
             copy_tower(small_clip().visual, tower)

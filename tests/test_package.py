@@ -61,6 +61,7 @@ def test_the_wheel_holds_all_modules_the_assets_and_py_typed(wheel):
     modules = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
     assert modules <= names
     assert {f"alpha_clip/assets/{name}" for name in ASSETS} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in (PACKAGE / "evaluation" / "assets").iterdir()} <= names
     assert "alpha_clip/py.typed" in names
 
 
@@ -140,8 +141,8 @@ def test_the_core_imports_none_of_the_folders(tmp_path):
 import sys, alpha_clip
 for name in alpha_clip.__all__:
     name == "__version__" or getattr(alpha_clip, name)
-others = {"alpha_clip.training", "alpha_clip.onnx", "alpha_clip.evaluation", "onnx", "onnxruntime", "matplotlib"}
-others |= {"alpha_clip.pipeline", "pyarrow"}
+others = {"alpha_clip.training", "alpha_clip.onnx", "alpha_clip.evaluation", "alpha_clip.integrations"}
+others |= {"onnx", "onnxruntime", "matplotlib", "jinja2", "transformers", "open_clip", "alpha_clip.pipeline", "pyarrow"}
 print(sorted(others & set(sys.modules)))
 """
     assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"
@@ -149,6 +150,14 @@ print(sorted(others & set(sys.modules)))
 
 def test_alpha_clip_onnx_waits_with_its_packages_until_they_are_needed(tmp_path):
     code = "import sys, alpha_clip.onnx; print(sorted({'onnx', 'onnxruntime', 'onnxscript'} & set(sys.modules)))"
+    assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"
+
+
+def test_alpha_clip_integrations_imports_neither_the_trainer_nor_the_libraries(tmp_path):
+    code = """
+import sys, alpha_clip.integrations
+print(sorted({"alpha_clip.training", "alpha_clip.evaluation", "transformers", "open_clip", "timm"} & set(sys.modules)))
+"""
     assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"
 
 
@@ -200,6 +209,7 @@ MAY_IMPORT = {
     "clipart": set(),
     "scenes": {"clipart"},
     "transforms": {"model"},
+    "masks": {"transforms"},
     "towers": {"model", "transforms"},
     "regions": {"model", "towers", "transforms"},
     "errors": set(),

@@ -1,5 +1,8 @@
 """Features of regions: each method against the same done by hand, with every family of models."""
 
+import copy
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +21,7 @@ from alpha_clip.transforms import Preprocess, box_mask, mask_box
 SCENE = draw_scene(3, (60, 90), objects=(3, 3), overlap=0.0)
 PICTURE = Image.fromarray(SCENE.image)
 MASKS = [region.mask for region in SCENE.regions]
-OTHERS = [name for name in METHODS if name not in ("alpha", "ensemble")]
+OTHERS = [name for name in METHODS if name not in ("alpha", "ensemble", "maskinversion")]
 
 
 @torch.no_grad()
@@ -194,6 +197,68 @@ def test_tiny_names_regions_by_several_methods():
     assert np.mean(right["alpha"]) > 0.8 and np.mean(right["masked_crop"]) > 0.7 and np.mean(right["whole"]) < 0.4
 
 
+# --- by another package ---
+
+INSTALL = "pip install --no-deps maskinversion_torch legrad_torch; pip install opencv-python-headless einops matplotlib"
+
+
+def test_maskinversion_begins_with_the_picture_s_feature_and_leaves_the_model_alone(open_clip_model):
+    """With steps of length 0 it is the model's own: the package's code sees as the model does."""
+    pytest.importorskip("maskinversion", reason=INSTALL)
+    before = {name: value.clone() for name, value in open_clip_model.state_dict().items()}
+    expected = embed_regions(open_clip_model, PICTURE, MASKS, "whole")
+    with torch.inference_mode():
+        found = embed_regions(open_clip_model, PICTURE, MASKS, "maskinversion", lr=0.0)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    inverted = embed_regions(open_clip_model, PICTURE, MASKS, "maskinversion")
+    assert_close(inverted.norm(dim=1), torch.ones(3))
+    assert not inverted.requires_grad
+    apart = embed_regions(open_clip_model, PICTURE, MASKS, "maskinversion", chunk=2)
+    assert_close(apart, inverted, rtol=0, atol=1e-4)  # its AdamW takes the mean of the losses, almost without effect
+    assert all(torch.equal(value, before[name]) for name, value in open_clip_model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in open_clip_model.visual.transformer.parameters())
+    assert_close(embed_regions(open_clip_model, PICTURE, MASKS, "whole"), expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"iterations": 3, "lr": 0.5, "alpha": 1.0}])
+def test_maskinversion_is_the_package_s_own(open_clip_model, settings):
+    """Of one block, which its code replaces whatever the version of open_clip, so that it can be given the model."""
+    package = pytest.importorskip("maskinversion", reason=INSTALL)
+    open_clip_model.visual.transformer.resblocks = open_clip_model.visual.transformer.resblocks[-1:]
+    found = embed_regions(open_clip_model, PICTURE, MASKS, "maskinversion", geometry="squash", **settings)
+    rgb, alpha = Preprocess(32)(PICTURE, MASKS, geometry="squash")
+    theirs = package.MaskInversion(copy.deepcopy(open_clip_model))
+    expected = theirs.compute_maskinversion(rgb[None], alpha[:, 0] * 0.26 + 0.5, **settings)
+    assert_close(found, F.normalize(expected.detach(), dim=-1), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, embed_regions(open_clip_model, PICTURE, MASKS, "whole", geometry="squash"))
+
+
+def test_maskinversion_without_an_explanation_is_an_error(open_clip_model):
+    pytest.importorskip("maskinversion", reason=INSTALL)
+    torch.nn.init.zeros_(open_clip_model.visual.transformer.resblocks[-1].attn.out_proj.weight)  # attention: no effect
+    with pytest.raises(FloatingPointError, match=r"no patches that explain a feature.*a smaller lr than 0\.1"):
+        embed_regions(open_clip_model, PICTURE, MASKS, "maskinversion")
+
+
+def test_maskinversion_takes_a_step_at_least(open_clip_model):
+    with pytest.raises(ValueError, match="iterations is 0, expected at least 1"):
+        embed_regions(open_clip_model, PICTURE, MASKS, "maskinversion", iterations=0)
+
+
+def test_maskinversion_says_how_to_install_it(open_clip_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "maskinversion", None)
+    with pytest.raises(ImportError, match="maskinversion needs maskinversion: pip install maskinversion_torch"):
+        embed_regions(open_clip_model, PICTURE, MASKS, "maskinversion")
+
+
+def test_maskinversion_takes_models_of_open_clip_only(model, transformers_model):
+    for other in (model, transformers_model):
+        with pytest.raises(
+            TypeError, match=r"maskinversion cannot see with .*, expected a model of open_clip with CLIP"
+        ):
+            embed_regions(other, PICTURE, MASKS, "maskinversion")
+
+
 # --- errors ---
 
 
@@ -224,6 +289,20 @@ def test_other_models_are_refused(transformers_model):
     transformers_model.config.model_type = "blip"
     with pytest.raises(TypeError, match="the model is transformers' 'blip', expected one of 'clip', 'siglip'"):
         embed_regions(transformers_model, PICTURE, MASKS, "whole")
+
+
+def test_a_pooler_that_reads_all_tokens_is_no_class_token():
+    """As in open_clip's CoCa."""
+    from open_clip.transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    visual = VisionTransformer(32, 8, 64, 2, 2, 4.0, attentional_pool=True, attn_pooler_heads=2, output_dim=16)
+    coca = torch.nn.Module()
+    coca.visual, coca.encode_image = visual, visual.forward
+    assert embed_regions(coca, PICTURE, MASKS, "whole").shape == (3, 16)
+    for method in ("maskclip", "pool"):
+        with pytest.raises(TypeError, match="no class token that reads the patches"):
+            embed_regions(coca, PICTURE, MASKS, method)
 
 
 def test_a_model_that_does_not_see_squares_is_refused(open_clip_model):

@@ -125,6 +125,15 @@ def test_weights_that_would_be_read_in_place_of_these_are_an_error(model, tmp_pa
         save(model, tmp_path)
 
 
+@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "safetensors"])
+def test_the_name_of_a_file_is_no_folder(model, tmp_path, suffix):
+    with pytest.raises(ValueError, match=rf"folder is '.*birds\.{suffix}', a file's name.* Give '.*/birds', or torch"):
+        save(model, tmp_path / f"birds.{suffix}")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / f"birds.{suffix}").mkdir()  # somebody's folder may be called as they like
+    save(model, tmp_path / f"birds.{suffix}")
+
+
 def test_only_our_models_are_saved(model, tmp_path):
     for save_or_push in (save, alpha_clip.push_to_hub):
         with pytest.raises(TypeError, match=r"model is VisionTransformer, expected what alpha_clip\.load returns"):

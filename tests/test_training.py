@@ -17,9 +17,10 @@ from PIL import Image
 from safetensors import safe_open
 
 import alpha_clip
+from alpha_clip import masks
 from alpha_clip.model import ALPHA_MEAN, ALPHA_STD, CLIP, FOREGROUND, convert_weights
 from alpha_clip.scenes import draw_scene
-from alpha_clip.training import PRESETS, Picture, Region, Sample, SecondText, TrainConfig, finetune, masks
+from alpha_clip.training import PRESETS, Picture, Region, Sample, SecondText, TrainConfig, finetune
 from alpha_clip.training.data import Item, Parts, Positions, batches, collate
 from alpha_clip.training.optim import lr_at, make_optimizers
 from alpha_clip.training.pictures import BadSample

@@ -62,7 +62,9 @@ def test_it_trains_shows_progress_evaluates_goes_on_and_its_result_loads(data, t
     assert model.visual.conv1_alpha.weight.any()
     again = run(*command)
     assert again.returncode == 0, again.stderr
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 20  # there was nothing left to do
+    assert again.stderr == f"{tmp_path} holds a finished run of 20 steps: there was nothing left to do\n"
+    assert again.stdout == done.stdout  # where the weights are
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 20
 
 
 @pytest.mark.slow
@@ -119,6 +121,10 @@ def test_what_is_wrong_is_said_before_anything_is_written(data, tmp_path, capsys
     [
         (["--unlock-blocks", "9"], "error: TrainConfig.unlock_blocks is 9, expected 0 to 4"),
         (["--batch-size", "15", "--accumulate", "1", "--seed", "1"], "error: .* holds a run with other settings"),
+        (
+            ["--steps", "2"],
+            r"steps: 1 there, 2 here\): name another folder\. .* at step 1, .* with its weights, .*best",
+        ),
         (["--hold-out", "10"], "error: .* holds a run that began with other weights or data"),
     ],
 )

@@ -478,6 +478,19 @@ def test_box_mask_takes_arrays_and_clips():
     assert box_mask((0, 0, float("inf"), float("inf")), (4, 7)).all()
 
 
+@pytest.mark.parametrize("box", [(0.1, 0.2, 0.5, 0.6), (0, 0, 1, 1)])
+def test_a_box_of_shares_is_suspected(box):
+    with pytest.warns(UserWarning, match=r"no more than 1 of 480 x 640 pixels.*multiply x by the width") as caught:
+        mask = box_mask(box, (480, 640))
+    assert caught[0].filename == __file__
+    assert mask.sum() == pytest.approx((box[2] - box[0]) * (box[3] - box[1]))
+
+
+@pytest.mark.parametrize(("box", "size"), [((0.1, 0.2, 0.5, 1.5), (480, 640)), ((0, 0, 1, 1), (2, 2))])
+def test_a_small_box_in_pixels_is_not(box, size):
+    assert box_mask(box, size).any()  # warnings are errors here
+
+
 def test_box_mask_is_a_mask(preprocess):
     _, alpha = preprocess(photo(90, 131), box_mask((30.5, 20, 90, 70), (90, 131)))
     assert alpha.max().item() == pytest.approx(FOREGROUND)

@@ -383,6 +383,16 @@ def test_expand_vocabulary_keeps_the_rest_and_its_argument():
     assert len(packed["token_embedding.weight"]) == 1 + len(packed["token_ids"])
 
 
+def test_the_folder_of_a_training_run_names_its_file(tmp_path):
+    written(checkpoints.clip(), tmp_path / "best.safetensors")
+    (tmp_path / "last.pt").touch()
+    remedy = rf"training run, expected a file: pass alpha_vision_ckpt_pth={tmp_path}/best\.safetensors, and its base as"
+    with pytest.raises(alpha_clip.WeightsError, match=remedy):
+        alpha_clip.load(tmp_path, "cpu")
+    with pytest.raises(alpha_clip.WeightsError, match=remedy):
+        alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=tmp_path)
+
+
 # --- python -m alpha_clip.weights ---
 
 
@@ -435,6 +445,16 @@ def test_verify_of_the_bundled_files(capsys):
     assert not [path.name for path in weights.ASSETS.iterdir() if path.name.startswith(".")]
 
 
+def test_verify_takes_the_names_that_load_takes(tmp_path, capsys, monkeypatch):
+    weights.main(["verify", "tiny"])
+    base, alpha = capsys.readouterr().out.split("\n\n")
+    assert "both towers" in base and "alpha weights        none" in base
+    assert "an image tower alone" in alpha and "alpha weights        yes" in alpha
+    found = written(checkpoints.plain_clip(), tmp_path / "found.safetensors")
+    monkeypatch.setattr(weights, "locate", lambda entry, root: found if entry is weights.BASES["ViT-B/32"] else None)
+    assert command("verify", "ViT-B/32", capsys=capsys)["holds"] == "both towers"
+
+
 def test_verify_reads_every_weight(tmp_path):
     state = checkpoints.clip()
     state["visual.proj"][3, 4] = torch.nan  # `load` would not notice
@@ -463,9 +483,20 @@ def test_convert_confirms_only_on_the_users_word(tmp_path, capsys):
     assert command("convert", tmp_path / "model.pt", target, capsys=capsys)["heads and QuickGELU"] == "not confirmed"
     with pytest.warns(UserWarning, match=UNCONFIRMED):
         alpha_clip.load(str(target), "cpu")
-    facts = command("convert", tmp_path / "model.pt", target, "--confirm", capsys=capsys)
+    facts = command("convert", tmp_path / "model.pt", target, "--confirm", "--force", capsys=capsys)
     assert facts["heads and QuickGELU"] == "confirmed by its metadata"
     alpha_clip.load(str(target), "cpu")
+
+
+def test_convert_writes_over_nothing_unless_told_to(tmp_path, capsys):
+    source = written(checkpoints.clip(), tmp_path / "model.safetensors")
+    target = written(checkpoints.clip(1), tmp_path / "out.safetensors")
+    for path in (source, target):
+        with pytest.raises(SystemExit, match=r"error: .*safetensors is there: choose another name, or .* --force"):
+            weights.main(["convert", str(source), str(path)])
+    assert_equal(load_file(target), checkpoints.clip(1))
+    command("convert", source, target, "--force", capsys=capsys)
+    assert_equal(load_file(target), checkpoints.clip())
 
 
 def test_convert_runs_an_archives_code_only_if_told_to(tmp_path, capsys):
@@ -488,7 +519,7 @@ def test_a_target_that_cannot_be_written_ends_the_command(tmp_path):
     written(checkpoints.clip(), tmp_path / "model.safetensors")
     (tmp_path / "out.safetensors").mkdir()
     with pytest.raises(SystemExit, match=r"error: .*Is a directory"):
-        weights.main(["convert", str(tmp_path / "model.safetensors"), str(tmp_path / "out.safetensors")])
+        weights.main(["convert", str(tmp_path / "model.safetensors"), str(tmp_path / "out.safetensors"), "--force"])
 
 
 def test_the_module_is_a_command(monkeypatch, capsys, tmp_path):

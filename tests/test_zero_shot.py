@@ -71,6 +71,27 @@ def test_the_80_templates_need_open_clip(tiny, monkeypatch):
         zero_shot_classifier(tiny, ["cat"], "openai80")
 
 
+@pytest.mark.parametrize("at_once", [1, 6, 1600])
+def test_negatives_are_more_rows_at_the_end(tiny, monkeypatch, at_once):
+    monkeypatch.setattr(zero_shot, "_TEXTS", at_once)
+    weights = zero_shot_classifier(tiny, NAMES, TEMPLATES, negatives=("background", "object"))
+    assert_close(weights, by_hand(tiny, [*NAMES, "background", "object"], TEMPLATES), **TOLERANCE)
+    assert_close(weights[: len(NAMES)], zero_shot_classifier(tiny, NAMES, TEMPLATES), **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "error", "message"),
+    [
+        (["object", "cat"], ValueError, "negatives repeats 'cat' of names, expected other things: leave it out"),
+        ("background", TypeError, "negatives is 'background', expected a list of strings"),
+        (["background", 3], TypeError, r"negatives\[1\] is int, expected a string"),
+    ],
+)
+def test_what_is_wrong_with_negatives(tiny, negatives, error, message):
+    with pytest.raises(error, match=message):
+        zero_shot_classifier(tiny, NAMES, TEMPLATES, negatives=negatives)
+
+
 def test_weights_have_the_dtype_of_the_model(tiny):
     half = build_model({name: value.bfloat16() for name, value in tiny.state_dict().items()})
     weights = zero_shot_classifier(half, NAMES, TEMPLATES)

@@ -2,6 +2,9 @@
 
 python -m alpha_clip.evaluation scenes --quick
 python -m alpha_clip.evaluation scenes --model ViT-B/16 --methods alpha crop crop:context=2 alpha+crop
+python -m alpha_clip.evaluation scenes --quick --probes all
+python -m alpha_clip.evaluation --compare runs/a/results.json runs/b/results.json
+python -m alpha_clip.evaluation doctor tiny
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import builtin, coco, imagenet_s, refcoco, results, retrieval, tune
-from .run import run
+from . import builtin, coco, compare, doctor, imagenet_s, refcoco, results, retrieval, tune
+from .probes import PROBES, probe
+from .run import Run, run
 from .subjects import find
 from .ways import parse
 
@@ -31,14 +35,25 @@ METHODS = (
     "pool",
     "alpha+crop",
 )
+_NEEDS = 'no HTML ({}): pip install "alpha-clip[eval]"'
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(arguments)
     command = ["python", "-m", "alpha_clip.evaluation", *(sys.argv[1:] if arguments is None else arguments)]
+    if (args.compare is None) == (args.task is None):
+        parser.error(f"expected either --compare or one of {', '.join(TASKS)}, doctor")
+    if args.page and args.task:
+        parser.error("--out goes behind the task")
     try:
-        evaluate(args, command)
+        if args.task == "doctor":
+            parser.exit(doctor.main(args))
+        if args.compare:
+            one, other = args.compare
+            compare_runs(one, other, args.page)
+        else:
+            evaluate(args, command)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if args.debug:
             raise
@@ -57,10 +72,36 @@ def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
         chosen, finding = tune.choose(args.tune, validation, task, asked + bases, out / "tuning", args.chunk)
         ways += [way for way in chosen if way not in ways]
         findings.append(finding)
-    answers = replace(run(task, asked + bases, ways, out, args.chunk, args.together), findings=findings)
+    answers = run(task, asked + bases, ways, out, args.chunk, args.together)
+    answers = replace(answers, findings=[*findings, *probe(args.probes, asked, task, ways)])
     results.write(answers, out, command)
     print(answers.table().markdown())  # noqa: T201
+    for finding in answers.findings:
+        print(f"\n{finding.title}\n{finding.verdict}")  # noqa: T201
     print(f"\n{out / 'results.md'}")  # noqa: T201
+    print(_report(answers, out, command))  # noqa: T201
+
+
+def _report(answers: Run, out: Path, command: Sequence[str]) -> str:
+    """Write the HTML if it can be had; where it lies, or how to get it, for an hour's answers may hang on it."""
+    try:
+        from . import report
+    except ImportError as error:
+        return f"{_NEEDS.format(error)}; the same command then goes on from here and asks nothing twice"
+    return str(report.write(answers, out, command))
+
+
+def compare_runs(one: Path, other: Path, out: Path | None) -> None:
+    found = compare.read(one, other)
+    print(found.table().markdown())  # noqa: T201
+    try:
+        from . import report
+    except ImportError as error:
+        print(f"\n{_NEEDS.format(error)}")  # noqa: T201
+        return
+    path = out or other.with_name("compare.html")
+    report.write_comparison(found, path)
+    print(f"\n{path}")  # noqa: T201
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,12 +110,18 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = parser.add_subparsers(dest="task", required=True)
+    parser.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="results.json of two runs of one task")
+    parser.add_argument(
+        "--out", dest="page", type=Path, metavar="HTML", help="of --compare; default: beside the second"
+    )
+    parser.set_defaults(debug=False)
+    names = parser.add_subparsers(dest="task")
     for name, module in TASKS.items():
         chosen = names.add_parser(name, description=module.__doc__)
         add_arguments(chosen)
         module.add_arguments(chosen)
         chosen.set_defaults(methods=getattr(module, "METHODS", METHODS))
+    doctor.add_arguments(names.add_parser("doctor", description=doctor.__doc__))
     return parser
 
 
@@ -100,6 +147,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with alternatives, such as 'crop:context=1|1.5|2': what is best on other pictures is shown too",
     )
     parser.add_argument("--together", action="store_true", help="also sum the scores of all models")
+    parser.add_argument(
+        "--probes", nargs="+", default=(), choices=["all", *PROBES], help="single questions about each model"
+    )
     parser.add_argument("--out", type=Path, help="folder; a rerun goes on where the last one stopped")
     parser.add_argument("--device", help="default: CUDA if there is one, else MPS, else the CPU")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,19 @@ class Hits:
     classes: NDArray[np.int64]  # (Q,) number of what is right; all zeros where that does not count
     hits: NDArray[np.bool_]  # (Q,)
 
+    @cached_property
+    def draws(self) -> NDArray[np.float64]:
+        """(DRAWS,) shares, of as many pictures as there are, drawn with replacement."""
+        classes, kinds = np.unique(self.classes, return_inverse=True)
+        pictures, number = np.unique(self.pictures, return_inverse=True)
+        right, asked = np.zeros((2, len(pictures), len(classes)), np.float32)
+        np.add.at(asked, (number, kinds), 1)
+        np.add.at(right, (number, kinds), self.hits)
+        times = _times(len(pictures))
+        drawn = times @ asked  # (DRAWS, classes): how often each was asked about
+        shares = np.where(drawn > 0, times @ right / np.maximum(drawn, 1), np.nan)
+        return np.asarray(np.nanmean(shares, axis=1), np.float64)
+
 
 def hits(records: Sequence[Record], column: Column, keys: dict[str, int]) -> Hits:
     """What a column counts in the records of one model and way; `keys` numbers the pictures."""
@@ -56,7 +70,7 @@ def estimate(found: Hits) -> Estimate | None:
     """The share, by question or as the mean over classes; None where nothing was asked."""
     if not len(found.hits):
         return None
-    low, high = np.percentile(_draws(found), [2.5, 97.5])
+    low, high = np.percentile(found.draws, [2.5, 97.5])
     return Estimate(_share(found), float(low), float(high), len(found.hits))
 
 
@@ -70,21 +84,15 @@ def difference(one: Hits, other: Hits) -> Estimate | None:
         raise ValueError("these are answers to different questions: compare ways on the same samples")
     if not len(one.hits):
         return None
-    low, high = np.percentile(_draws(one) - _draws(other), [2.5, 97.5])
+    low, high = np.percentile(one.draws - other.draws, [2.5, 97.5])
     return Estimate(_share(one) - _share(other), float(low), float(high), len(one.hits))
 
 
-def _draws(found: Hits) -> NDArray[np.float64]:
-    """(DRAWS,) shares, of as many pictures as there are, drawn with replacement."""
-    classes, kinds = np.unique(found.classes, return_inverse=True)
-    pictures, number = np.unique(found.pictures, return_inverse=True)
-    right, asked = np.zeros((2, len(pictures), len(classes)), np.float32)
-    np.add.at(asked, (number, kinds), 1)
-    np.add.at(right, (number, kinds), found.hits)
+@lru_cache(maxsize=8)  # of 12,000 pictures, one takes 48 MB and half a second
+def _times(pictures: int) -> NDArray[np.float32]:
+    """(DRAWS, pictures): how often each is drawn."""
     rng = np.random.default_rng(0)
-    times = rng.multinomial(len(pictures), np.full(len(pictures), 1 / len(pictures)), size=DRAWS).astype(np.float32)
-    drawn = times @ asked  # (DRAWS, classes): how often each was asked about
-    return np.asarray(np.nanmean(np.where(drawn > 0, times @ right / np.maximum(drawn, 1), np.nan), axis=1), np.float64)
+    return rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=DRAWS).astype(np.float32)
 
 
 def _share(found: Hits) -> float:

@@ -1,31 +1,46 @@
-"""A run as files: results.json, which holds all of it, and results.md."""
+"""A run as files: results.json, which holds all that it takes to compare it with another, and results.md."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .records import write_whole
-from .run import Run
+import numpy as np
 
-PACKAGES = ("alpha-clip", "torch", "torchvision", "pillow", "numpy")
+from .records import Answer, Record, write_whole
+from .run import Pair, Run, cost
+from .samples import Column
+from .tables import Table
+
+VERSION = 1  # of the layout of results.json
+PACKAGES = ("alpha-clip", "torch", "torchvision", "transformers", "open_clip_torch", "pillow", "numpy")
 
 
 def write(found: Run, folder: Path, command: Sequence[str]) -> None:
     """Write results.json and results.md into `folder`, each under a temporary name first."""
-    write_whole(folder / "results.json", json.dumps(contents(found, command)) + "\n")
+    text = json.dumps(contents(found, command), separators=(",", ":"), default=_plain)
+    write_whole(folder / "results.json", text + "\n")
     write_whole(folder / "results.md", markdown(found, command))
 
 
 def contents(found: Run, command: Sequence[str]) -> dict[str, Any]:
-    """All of a run as JSON can hold it."""
+    """All of a run as JSON can hold it.
+
+    Of the answers only the ranks are kept, by way and sample, for there are many; ``samples`` says what was asked, and
+    the names that a model gave stay in records.jsonl.
+    """
+    samples: dict[str, list[tuple[str, str]]] = {}
+    for record in found.records:
+        samples.setdefault(record.key, [(answer.right, answer.group) for answer in record.answers])
     return {
+        "version": VERSION,
         "task": found.task.name,
         "columns": [asdict(column) for column in found.task.columns],
         "identity": found.identity,
@@ -34,29 +49,118 @@ def contents(found: Run, command: Sequence[str]) -> dict[str, Any]:
         "notes": list(found.task.notes),
         "findings": [asdict(finding) for finding in found.findings],
         "unusable": found.unusable,
-        "records": [asdict(record) for record in found.records],
+        "samples": samples,  # what is right, and the group, of each question
+        "ways": [_way(found, pair, list(samples)) for pair in found.ways()],
     }
+
+
+def _way(found: Run, pair: Pair, keys: Sequence[str]) -> dict[str, Any]:
+    """One model's answers, looking in one way, in the order of `keys`."""
+    records = found.of(*pair)
+    forwards, seconds = cost(records)
+    ranks = {record.key: [answer.rank for answer in record.answers] for record in records}
+    cells = {"model": pair[0], "way": pair[1], "forwards": forwards, "seconds": seconds}
+    return cells | {"ranks": [ranks[key] for key in keys]}
 
 
 def made(command: Sequence[str]) -> Mapping[str, Any]:
     """With what, when, and by which command."""
     return {
-        "command": list(command),
+        "command": shlex.join(command),
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
 
 
-def tables(found: Run) -> list[Any]:
-    return [found.table(), found.differences()]
+def tables(found: Run) -> list[Table]:
+    """None of a run that only looked into the models."""
+    return [found.table(), found.differences()] if found.records else []
+
+
+def asked(found: Run) -> str:
+    """How much was asked about."""
+    counts = {record.key: len(record.answers) for record in found.records}
+    return f"{sum(counts.values()):,} questions about {len(counts):,} samples"
 
 
 def markdown(found: Run, command: Sequence[str]) -> str:
     parts = [table.markdown() for table in tables(found)] + [finding.markdown() for finding in found.findings]
     parts += found.task.notes
+    if found.records:
+        parts.insert(0, f"{asked(found)}.")
     if found.unusable:
         parts.append(
             f"{len(found.unusable)} samples could not be used; the first: {next(iter(found.unusable.values()))}"
         )
-    return "\n\n".join([f"# {found.task.name}", f"`{' '.join(command)}`", *parts]) + "\n"
+    return "\n\n".join([f"# {found.task.name}", f"`{shlex.join(command)}`", *parts]) + "\n"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What results.json holds of a run, as far as it takes to compare it with another."""
+
+    path: Path
+    task: str
+    columns: tuple[Column, ...]
+    identity: Mapping[str, Any]
+    made: Mapping[str, Any]
+    ways: Mapping[Pair, Mapping[str, Record]]  # of a model's name and a way's, by sample
+
+    @property
+    def keys(self) -> list[str]:
+        """The samples that every way was asked about."""
+        return list(next(iter(self.ways.values())))
+
+
+def read(path: Path) -> Results:
+    """What `write` wrote.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is none of ours, of another version, or damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}), expected a results.json of an evaluation") from error
+    if not isinstance(found, dict) or "version" not in found or "ways" not in found:
+        raise ValueError(f"{path} is JSON, but not the results.json of an evaluation")
+    if found["version"] != VERSION:
+        raise ValueError(
+            f"{path} has version {found['version']!r} of the layout, expected {VERSION}: run its command again, which "
+            "goes on from records.jsonl and asks nothing twice"
+        )
+    try:
+        columns = tuple(Column(**c | {"groups": tuple(c["groups"])}) for c in found["columns"])
+        ways = {(way["model"], way["way"]): _records(found["samples"], way) for way in found["ways"]}
+        results = Results(path, found["task"], columns, found["identity"], found["made"], ways)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run its command again") from error
+    if not ways:
+        raise ValueError(f"{path} holds findings about models, but no answers that could be compared")
+    return results
+
+
+def _records(samples: Mapping[str, Any], way: Mapping[str, Any]) -> dict[str, Record]:
+    found = {}
+    for (key, questions), ranks in zip(samples.items(), way["ranks"], strict=True):
+        pairs = zip(questions, ranks, strict=True)
+        answers = tuple(Answer(right, rank, region=0, group=group) for (right, group), rank in pairs)
+        found[key] = Record(key, way["model"], way["way"], answers, 0, way["forwards"], way["seconds"])
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # of what is optional
+        return ""
+
+
+def _plain(value: Any) -> Any:
+    """What `json` cannot write of a finding: NumPy's numbers and arrays."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")

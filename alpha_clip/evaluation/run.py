@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .subjects import Subject
 from .tables import Cell, Finding, Table
 from .ways import Seen, Way, look
 
+Pair = tuple[str, str]  # names of a model and a way
 _TOP = 5  # names that a record keeps
 TOGETHER = "together"  # the name of all models' sum
 UNKNOWN = -1  # a rank, as long as an answer waits for other samples
@@ -37,24 +39,42 @@ class Run:
     unusable: Mapping[str, str]  # samples that could not be asked about, and why
     findings: Sequence[Finding] = field(default_factory=list)
 
-    def of(self, model: str, way: str) -> list[Record]:
-        return [r for r in self.records if (r.model, r.way) == (model, way)]
+    @cached_property
+    def _of(self) -> dict[Pair, list[Record]]:
+        found: dict[Pair, list[Record]] = {}
+        for record in self.records:
+            found.setdefault((record.model, record.way), []).append(record)
+        return found
 
-    def ways(self) -> list[tuple[str, str]]:
+    @cached_property
+    def _hits(self) -> dict[tuple[Column, str, str], Hits]:
+        return {}
+
+    def of(self, model: str, way: str) -> list[Record]:
+        return self._of.get((model, way), [])
+
+    def ways(self) -> list[Pair]:
         """Pairs of a model's name and a way's, in the order in which they came."""
-        return list(dict.fromkeys((r.model, r.way) for r in self.records))
+        return list(self._of)
+
+    def label(self, pair: Pair) -> str:
+        """``"tiny, crop"``, or ``"crop"`` where there is one model."""
+        return ", ".join(pair) if len({model for model, _ in self.ways()}) > 1 else pair[1]
 
     def hits(self, column: Column, model: str, way: str) -> Hits:
-        keys = {key: i for i, key in enumerate(self.task.keys)}
-        return metrics.hits(sorted(self.of(model, way), key=lambda r: keys[r.key]), column, keys)
+        """Worked out once, for tables and report ask for them again and again."""
+        if (column, model, way) not in self._hits:
+            keys = {key: i for i, key in enumerate(self.task.keys)}
+            records = sorted(self.of(model, way), key=lambda r: keys[r.key])
+            self._hits[column, model, way] = metrics.hits(records, column, keys)
+        return self._hits[column, model, way]
 
     def table(self) -> Table:
         """A row for each way; the last columns are what it costs, as a multiple of the cheapest."""
-        rows, costs = [], {pair: _cost(self.of(*pair)) for pair in self.ways()}
+        rows, costs = [], {pair: cost(self.of(*pair)) for pair in self.ways()}
         least = min((seconds for _, seconds in costs.values()), default=1.0)
-        several = len({model for model, _ in costs}) > 1
         for (model, way), (forwards, seconds) in costs.items():
-            cells: list[Cell] = [f"{model}, {way}" if several else way]
+            cells: list[Cell] = [self.label((model, way))]
             cells += [metrics.estimate(self.hits(column, model, way)) for column in self.task.columns]
             rows.append([*cells, f"{forwards:.2f}", f"{seconds / least:.1f}x"])
         titles = [column.title for column in self.task.columns]
@@ -63,20 +83,19 @@ class Run:
         )
         return Table(self.task.name, ["way", *titles, "forwards", "time"], rows, note)
 
-    def differences(self, reference: tuple[str, str] | None = None) -> Table:
+    def differences(self, reference: Pair | None = None) -> Table:
         """How much better each way is than the `reference` (the first way), paired by picture."""
         pairs = self.ways()
         first = reference or pairs[0]
-        several = len({model for model, _ in pairs}) > 1
-        name = ", ".join(first) if several else first[1]
         rows = []
         for pair in pairs:
             if pair != first:
-                cells: list[Cell] = [", ".join(pair) if several else pair[1]]
+                cells: list[Cell] = [self.label(pair)]
                 for column in self.task.columns:
                     cells.append(metrics.difference(self.hits(column, *pair), self.hits(column, *first)))
                 rows.append(cells)
-        return Table(f"Difference to {name}", ["way", *(column.title for column in self.task.columns)], rows)
+        titles = ["way", *(column.title for column in self.task.columns)]
+        return Table(f"Difference to {self.label(first)}", titles, rows, signed=True)
 
 
 def run(
@@ -98,7 +117,8 @@ def run(
     about = {"name": task.name, "templates": list(task.templates), **task.identity}
     identity = {"task": about} | {f"model {s.name}": dict(s.identity) for s in subjects}
     journal = Journal(folder, identity)
-    records = list(journal.read())
+    keys = set(task.keys)
+    records = [record for record in journal.read() if record.key in keys]  # a larger run may have been here
     done = {record.id for record in records}
     unusable: dict[str, str] = {}
     names = [s.name for s in subjects] + [TOGETHER] * together
@@ -112,6 +132,7 @@ def run(
             continue
         journal.write(new)
         records += new
+    records = [record for record in records if record.key not in unusable]  # of another run: all ways on the same
     if not records:
         raise ValueError(
             f"none of {len(task.keys)} samples can be used; the first: {next(iter(unusable.values()), '')}"
@@ -187,7 +208,7 @@ def ranking(scores: Tensor, seed: str) -> list[int]:
     return np.lexsort((lot, -scores.numpy())).tolist()
 
 
-def _cost(records: Sequence[Record]) -> tuple[float, float]:
+def cost(records: Sequence[Record]) -> tuple[float, float]:
     """Forwards and seconds for each mask; the median over samples, for the first one waits for much else."""
     seconds = torch.tensor([r.seconds / r.regions for r in records]).median()
     return sum(r.forwards for r in records) / sum(r.regions for r in records), float(seconds)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..api import load
+from ..integrations import holds_alpha, open_tower
 from ..model import CLIP
 from ..tokenizer import tokenize
 
@@ -56,7 +57,7 @@ def find(name: str, device: str | torch.device | None = None, base: str | None =
     Args:
         name: as `alpha_clip.load` takes it, perhaps with a tag or a file of alpha weights behind a plus,
             ``"ViT-B/16+grit1m"``; ``"open_clip:ViT-B-16"`` or ``"open_clip:ViT-B-16:openai"``;
-            ``"hf:FOLDER"``, a CLIP or SigLIP model of transformers.
+            ``"hf:FOLDER"``, a CLIP or SigLIP model of transformers. With alpha weights in the files, they take masks.
         base: the plain CLIP to compare with; None: the same name without alpha weights, where that is plain CLIP.
 
     Raises:
@@ -64,6 +65,8 @@ def find(name: str, device: str | torch.device | None = None, base: str | None =
         ValueError, OSError: there is no such model, as its library says.
     """
     kind, _, rest = name.partition(":")
+    if holds_alpha(name):
+        return _with_alpha(name, device)
     if kind == "open_clip":
         return _of_open_clip(name, rest, device)
     if kind == "hf":
@@ -109,6 +112,20 @@ def _split(name: str) -> tuple[str, str]:
     """A name, and the tag or file of alpha weights behind its plus, if any."""
     before, plus, tag = name.partition("+")  # a tag may hold another, as grit1m+mim does
     return (before, tag) if plus and not Path(name).exists() else (name, "")
+
+
+def _with_alpha(name: str, device: str | torch.device | None) -> Subject:
+    """A model of another library that was trained with an alpha channel."""
+    model: Any
+    model, words = open_tower(name, device)
+    where = next(model.parameters()).device
+
+    def encode(texts: list[str]) -> Tensor:
+        ids = words(texts).to(where)
+        found = model.get_text_features(input_ids=ids) if name.startswith("hf:") else model.encode_text(ids)
+        return found if isinstance(found, Tensor) else found.pooler_output  # the latter since transformers 5
+
+    return Subject(name, model, encode, takes_masks=True, identity={"name": name, "weights": fingerprint(model)})
 
 
 def _of_open_clip(name: str, rest: str, device: str | torch.device | None) -> Subject:

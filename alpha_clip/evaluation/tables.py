@@ -16,9 +16,12 @@ class Table:
     columns: Sequence[str]  # the first is that of the rows' names
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+    signed: bool = False  # of differences: they have a sign, and none is the best
 
     def best(self, column: int) -> Estimate | None:
         """The highest estimate of a column, where there are several."""
+        if self.signed:
+            return None
         found = [cell for row in self.rows if isinstance(cell := row[column], Estimate)]
         return max(found, key=lambda estimate: estimate.value) if len(found) > 1 else None
 
@@ -27,7 +30,9 @@ class Table:
         best = [self.best(i) for i in range(len(self.columns))]
         lines = [f"| {' | '.join(self.columns)} |", f"|{'---|' * len(self.columns)}"]
         for row in self.rows:
-            cells = [_text(cell, bold=cell is not None and cell == top) for cell, top in zip(row, best, strict=True)]
+            cells = [
+                _text(cell, cell is not None and cell == top, self.signed) for cell, top in zip(row, best, strict=True)
+            ]
             lines.append(f"| {' | '.join(cells)} |")
         note = [f"\n{self.note}"] if self.note else []
         return "\n".join([f"### {self.title}\n", *lines, *note])
@@ -58,7 +63,9 @@ class Finding:
         return "\n\n".join([f"## {self.title}", self.verdict, *(table.markdown() for table in self.tables)])
 
 
-def _text(cell: Cell, bold: bool) -> str:
+def _text(cell: Cell, bold: bool, signed: bool) -> str:
     if cell is None:
         return ""
+    if signed and isinstance(cell, Estimate):
+        return f"{cell.value:+.1%} [{cell.low:+.1%}, {cell.high:+.1%}]"
     return f"**{cell}**" if bold else str(cell)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
+from ..masks import box
 from ..regions import METHODS, Method, alpha, cropped, embed_regions
 from ..towers import Tower
-from ..training.masks import box
 from ..transforms import Geometry
 from .subjects import Subject
 
@@ -153,27 +153,45 @@ class Seen:
         return torch.stack([w * f @ texts.T for w, f in zip(self.weights, self.features, strict=True)]).sum(dim=0)
 
 
-def look(model: nn.Module, image: Image.Image, masks: NDArray[np.float32], way: Way, chunk: int = 32) -> Seen:
-    """See the regions of a picture in one way; errors are those of `embed_regions`."""
-    seen = [_look(model, image, masks, part, chunk) for part in way.parts]
+def look(
+    model: nn.Module,
+    image: Image.Image,
+    masks: NDArray[np.float32],
+    way: Way,
+    chunk: int = 32,
+    change: Callable[[Tower], Tower] | None = None,
+) -> Seen:
+    """See the regions of a picture in one way, with the model's tower or what `change` makes of it.
+
+    Errors are those of `embed_regions`.
+    """
+    seen = [_look(model, image, masks, part, chunk, change) for part in way.parts]
     features, forwards, seconds = zip(*seen, strict=True)
     return Seen(features, tuple(part.weight for part in way.parts), sum(forwards), sum(seconds))
 
 
 def _look(
-    model: nn.Module, image: Image.Image, masks: NDArray[np.float32], part: Part, chunk: int
+    model: nn.Module,
+    image: Image.Image,
+    masks: NDArray[np.float32],
+    part: Part,
+    chunk: int,
+    change: Callable[[Tower], Tower] | None,
 ) -> tuple[Tensor, int, float]:
     rows: list[int] = []
     start = time.perf_counter()
-    found = embed_regions(model, image, masks, _counted(_METHODS[part.method], rows), chunk=chunk, **part.options)
+    method = _counted(_METHODS[part.method], rows, change)
+    found = embed_regions(model, image, masks, method, chunk=chunk, **part.options)
     found = found.cpu()  # waits for the device
     return found, sum(rows), time.perf_counter() - start
 
 
-def _counted(method: Method, rows: list[int]) -> Method:
+def _counted(method: Method, rows: list[int], change: Callable[[Tower], Tower] | None) -> Method:
     """`method`, writing down how many pictures it gives to the tower."""
 
     def counted(tower: Tower, *args: Any, **options: Any) -> Tensor:
+        tower = tower if change is None else change(tower)
+
         def features(*inputs: Tensor) -> Tensor:
             found: Tensor = tower.features(*inputs)
             rows.append(max(len(x) for x in inputs))

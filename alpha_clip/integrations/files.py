@@ -42,7 +42,7 @@ def from_pretrained(cls: type[Made], folder: str | os.PathLike[str], **options: 
         return made  # type: ignore[return-value]
     parts: dict[str, Any] = made.components
     there = {name: part for name, part in parts.items() if isinstance(part, nn.Module) and (root / name).is_dir()}
-    with_alpha = [name for name in there if next(_alphas(root / name), None) is not None]
+    with_alpha = [name for name in there if next(alphas(root / name), None) is not None]
     for name in with_alpha or ["image_encoder"]:
         if name not in there:
             raise ValueError(f"{cls.__name__} in {root} has no image_encoder: call add_alpha on the part that you mean")
@@ -54,7 +54,7 @@ def _restore(model: nn.Module, folder: Path) -> None:
     add_alpha(model)
     name, alpha = alpha_of(model)[0], alpha_weight(model)
     last = name.rpartition(".")[2] + _KEY  # names on disk and in memory differ further up
-    found = [tensor for key, tensor in _alphas(folder) if key.endswith(last)]
+    found = [tensor for key, tensor in alphas(folder) if key.endswith(last)]
     if len(found) > 1:
         raise ValueError(f"{folder} holds {len(found)} alpha weights, expected 1: load its towers one by one")
     if found and found[0].shape != alpha.shape:
@@ -64,7 +64,7 @@ def _restore(model: nn.Module, folder: Path) -> None:
             alpha.copy_(tensor)
 
 
-def _alphas(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def alphas(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Keys and values of the alpha weights in a folder's safetensors."""
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
     names = set(json.loads(index.read_text())["weight_map"].values()) if index else None

@@ -78,11 +78,8 @@ def remove_alpha(tower: Tower) -> Tower:
 
 @contextmanager
 def focus(tower: nn.Module, alpha: Tensor) -> Iterator[None]:
-    """While this lasts, a tower sees what it is given through a mask, for pipelines that make their own pixels.
-
-    >>> import numpy as np, torch  # doctest: +SKIP
-    >>> with focus(pipe.image_encoder, alpha):
-    ...     pipe(image)
+    """While this lasts, a tower sees what it is given through a mask, for pipelines that make their own pixels:
+    ``with focus(pipe.image_encoder, alpha): pipe(image)``.
 
     The mask is that of this thread, and of the `contextvars.copy_context` that a new thread is run in; one that is
     started otherwise sees the whole image.

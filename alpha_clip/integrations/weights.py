@@ -29,7 +29,8 @@ def load_alpha_weights(
 
     Args:
         tower: with an alpha channel, or not yet: transformers' `CLIPVisionModel`, `CLIPVisionModelWithProjection`,
-            `CLIPModel` or a model around one of them (LLaVA); open_clip's or OpenAI's CLIP or its image tower.
+            `CLIPModel` or a model around one of them (LLaVA); open_clip's or OpenAI's CLIP or its image tower; the
+            ViT-L of LAVIS's BLIP-2, which ends before the last blocks and takes the first of these weights.
         name: the model, and where its alpha weights come from, as `alpha_clip.load` takes them.
 
     Returns:
@@ -70,7 +71,7 @@ def _clip_tower(tower: nn.Module) -> Any:
         IncompatibleCheckpoint: there is none.
     """
     for module in tower.modules():
-        if all(hasattr(module, part) for part in ("class_embedding", "conv1", "ln_pre", "ln_post", "transformer")):
+        if all(hasattr(module, part) for part in ("class_embedding", "conv1", "ln_pre", "transformer")):
             return lambda source: _openai_pairs(source, module)
         if all(hasattr(module, part) for part in ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")):
             projection = next((m for n, m in tower.named_modules() if n.endswith("visual_projection")), None)
@@ -82,15 +83,18 @@ def _clip_tower(tower: nn.Module) -> Any:
 
 
 def _openai_pairs(source: VisionTransformer, target: Any) -> Iterator[Pair]:
-    """OpenAI's names, which are ours; open_clip's too."""
-    blocks = target.transformer.resblocks
-    _check(source, len(blocks), blocks[0].attn.num_heads, _activation(blocks[0].mlp), "open_clip: ...-quickgelu")
-    theirs = dict(target.named_parameters())
-    for name, tensor in source.named_parameters():
-        if not name.startswith("conv1_alpha"):
-            if name not in theirs:
-                raise IncompatibleCheckpoint(f"{type(target).__name__} has no {name}, expected CLIP's own ViT")
-            yield name, theirs[name], tensor
+    """OpenAI's names, which are ours; open_clip's too, LAVIS's in BLIP-2, whose ViT-L ends after 21 blocks."""
+    blocks, cut = target.transformer.resblocks, not hasattr(target, "ln_post")
+    quick = _activation(blocks[0].mlp)
+    _check(source, len(blocks), blocks[0].attn.num_heads, quick, "open_clip: ...-quickgelu", cut)
+    ours = {name: tensor for name, tensor in source.named_parameters() if not name.startswith("conv1_alpha")}
+    theirs = {name: tensor for name, tensor in target.named_parameters() if name != "conv1.alpha"}
+    for name in theirs if cut else ours:
+        if name not in ours or name not in theirs:
+            raise IncompatibleCheckpoint(
+                f"{name} is in one of {type(target).__name__} and these weights, expected CLIP's own ViT"
+            )
+        yield name, theirs[name], ours[name]
 
 
 def _transformers_pairs(source: VisionTransformer, target: Any, projection: Any) -> Iterator[Pair]:
@@ -135,12 +139,12 @@ def _activation(mlp: Any) -> bool:
     return any("quickgelu" in type(module).__name__.lower() for module in mlp.modules())
 
 
-def _check(source: VisionTransformer, layers: int, heads: int, quick: bool, remedy: str) -> None:
-    """What shapes alone do not tell."""
-    width = source.conv1.out_channels
-    if (layers, heads) != (len(source.transformer.blocks), width // HEAD_WIDTH):
+def _check(source: VisionTransformer, layers: int, heads: int, quick: bool, remedy: str, cut: bool = False) -> None:
+    """What shapes alone do not tell; a tower that is `cut` has no more blocks than the weights, but may have fewer."""
+    depth, width = len(source.transformer.blocks), source.conv1.out_channels
+    if (min(layers, depth) if cut else depth, width // HEAD_WIDTH) != (layers, heads):
         raise IncompatibleCheckpoint(
-            f"the tower has {layers} blocks of {heads} heads, expected {len(source.transformer.blocks)} of "
+            f"the tower has {layers} blocks of {heads} heads, expected {depth}{' at most' * cut} of "
             f"{width // HEAD_WIDTH}: pass the weights of its base"
         )
     if not quick:

@@ -6,6 +6,9 @@
 The same command goes on with a run that was stopped. Then:
 
     alpha_clip.load("ViT-B/16", alpha_vision_ckpt_pth="runs/first/best.safetensors")
+
+Models of other libraries get an alpha channel with --model hf:FOLDER or open_clip:NAME[:PRETRAINED], and come back as
+integrations.open_tower("hf:runs/first/best") or open_tower("open_clip:NAME:runs/first/best.safetensors").
 """
 
 from __future__ import annotations
@@ -23,14 +26,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import Subset
 
 from ..api import load
+from ..integrations import open_tower
+from ..integrations.opening import KINDS
 from .config import PRESETS, TrainConfig
 from .data import Dataset
 from .loop import finetune
 from .pictures import open_data
 from .records import UnreadableData
+from .trainable import Tokenize
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,18 +52,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
             validation = open_data(args.validation)
         elif count := min(200, len(dataset) // 10) if args.hold_out is None else args.hold_out:
             dataset, validation = hold_out(dataset, count)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*has alpha weights of zero")  # as training begins
-            model, _ = load(args.model, _device(args.device), alpha_vision_ckpt_pth=args.alpha, dtype=torch.float32)
-    except (ValueError, OSError, RuntimeError) as error:
-        parser.error(str(error))
+        model, tokenize = _opened(args)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        parser.error(" ".join(str(error).split()))  # other libraries' have many lines
     try:
-        finetune(model, dataset, config, args.out, validation=validation, tensorboard=args.tensorboard)
-    except (ValueError, OSError, ImportError, UnreadableData, FloatingPointError) as error:
+        finetune(
+            model, dataset, config, args.out, validation=validation, tokenize=tokenize, tensorboard=args.tensorboard
+        )
+    except (ValueError, TypeError, OSError, ImportError, UnreadableData, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     if int(os.environ.get("RANK", 0)) == 0:
-        weights = os.path.join(args.out, "best.safetensors")
-        print(f"load it with alpha_clip.load({args.model!r}, alpha_vision_ckpt_pth={weights!r})")  # noqa: T201
+        print(f"load it with {_how_to_load(args.model, args.out)}")  # noqa: T201
+
+
+def _opened(args: argparse.Namespace) -> tuple[nn.Module, Tokenize | None]:
+    """The model to train, and its tokenizer where that is not CLIP's."""
+    if args.model.partition(":")[0] in KINDS:
+        if args.alpha:
+            raise ValueError(f"--alpha is for models of this package, and {args.model!r} is another's: leave it out")
+        return open_tower(args.model, _device(args.device))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*has alpha weights of zero")  # as training begins
+        return load(args.model, _device(args.device), alpha_vision_ckpt_pth=args.alpha, dtype=torch.float32)[0], None
+
+
+def _how_to_load(model: str, out: str) -> str:
+    weights = os.path.join(out, "best.safetensors")
+    kind, *rest = model.split(":")
+    if kind not in KINDS:
+        return f"alpha_clip.load({model!r}, alpha_vision_ckpt_pth={weights!r})"
+    name = f"hf:{os.path.join(out, 'best')}" if kind == "hf" else f"open_clip:{rest[0]}:{weights}"
+    return f"alpha_clip.integrations.open_tower({name!r})"
 
 
 def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Dataset]:
@@ -80,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m alpha_clip.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="what alpha_clip.load takes: a name or a path")
+    parser.add_argument("--model", required=True, help="what alpha_clip.load or integrations.open_tower takes")
     parser.add_argument("--data", required=True, help="folder with regions.jsonl, or tar shards")
     parser.add_argument("--out", required=True, help="folder for the run; one with a run in it is gone on with")
     parser.add_argument("--alpha", help="alpha weights to begin with, a tag or file; default: none, plain CLIP")

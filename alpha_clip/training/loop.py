@@ -9,65 +9,69 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from ..model import CLIP, convert_weights
-from ..tokenizer import tokenize
-from ..transforms import Preprocess
 from .config import TrainConfig
 from .data import Batch, Dataset, batches, check_readable
+from .foreign import trainable
 from .objective import Objective
 from .optim import lr_at, make_optimizers
 from .pictures import BadSample
 from .processes import gather_objects, process_group, rank_and_world, total
 from .state import BAD_BATCH, Log, Progress, load_state, save_bad_batch, save_best, save_state
+from .trainable import Tokenize, Trainable
 from .validation import evaluate
 
-_tokenize = partial(tokenize, truncate=True)
+Model = TypeVar("Model", bound=nn.Module)
 MAX_SCALE = 100.0  # CLIP clips the inverse temperature there (arXiv 2103.00020, section 2.5)
 
 
 def finetune(
-    model: CLIP,
+    model: Model,
     dataset: Dataset,
     config: TrainConfig,
     out: str | os.PathLike[str] | None = None,
     *,
     validation: Dataset | None = None,
-    tokenize: Callable[[Sequence[str]], Tensor] = _tokenize,
+    tokenize: Tokenize | None = None,
     description: str = "training",
     tensorboard: bool = False,
-) -> CLIP:
+) -> Model:
     """Train `model` in place, with a progress bar, and return it in ``eval()`` and in the precision it came in.
 
     Under ``torchrun`` every process calls it with the same arguments; the batch and its loss are those of one process.
 
     Args:
-        model: on the device to train on; its weights are trained in float32.
+        model: on the device to train on; its weights are trained in float32. From `load`; or, with an alpha channel
+            (`alpha_clip.integrations.open_tower`, `add_alpha`), a CLIP or SigLIP of open_clip or transformers. One that
+            has a ``logit_bias`` is trained with SigLIP's sigmoid loss.
         dataset: map-style; an item is a `Picture`, a `Sample`, or the samples of one picture.
         config: all settings.
         out: folder for ``last.pt``, the state of the run, from which a call with the same arguments goes on, to end
             bit for bit where an uninterrupted one would (CPU, same number of processes and parts);
-            ``best.safetensors``, for `load`; and ``metrics.jsonl``. None: nothing is written.
+            ``best.safetensors``, for `load`, or of transformers' models the folder ``best``, for `open_tower`; and
+            ``metrics.jsonl``. None: nothing is written.
         validation: pictures whose regions are named now and then; without any, the last weights are the best.
-        tokenize: texts, in lower case, to token ids (U, L); by default CLIP's, which cuts long texts.
+        tokenize: texts, in lower case, to token ids (U, L); by default CLIP's, which cuts long texts. Models of other
+            libraries need theirs.
         description: words before the progress bar.
         tensorboard: write the metrics to `out` for TensorBoard too (``pip install tensorboard``).
 
     Raises:
         ValueError: the data set is empty, `out` holds a run with other settings, other data or another model to begin
-            with, or a damaged one; the batch cannot be cut evenly; `tensorboard` without `out`; under torchrun on CUDA,
+            with, or a damaged one; the model has no alpha channel, or a setting needs blocks that it does not have, or
+            it needs `tokenize`; the batch cannot be cut evenly; `tensorboard` without `out`; under torchrun on CUDA,
             the model is not on this process's own device.
+        TypeError: the model is of another kind.
         ImportError: `tensorboard`, and it is not installed.
         UnreadableData, a RuntimeError: more than 1% of the pictures cannot be read.
         FloatingPointError: the loss is not finite; the last checkpoint stays as it is, and ``bad_batch.json`` says
@@ -76,23 +80,26 @@ def finetune(
     """
     if tensorboard and out is None:
         raise ValueError("tensorboard is True and out is None: name a folder to write to")
-    device = model.logit_scale.device
+    seen = trainable(model)
+    device, words = seen.device, tokenize or seen.tokenizer()
     folder = None if out is None else Path(out)
-    with process_group(device), _in_float32(model), _checkpointing(model, config), _signals() as told:
+    with process_group(device), _in_float32(model), _checkpointing(seen, config), _signals() as told:
         rank, world = rank_and_world()
         optimizers = make_optimizers(model, config)
         peak = [group["lr"] for group in _groups(optimizers)]
-        objective = Objective(model, config, tokenize)  # before a resume: its base is what training began with
+        objective = Objective(model, config, words)  # before a resume: its base is what training began with
         at = load_state(folder, model, optimizers, config, dataset) if folder else Progress()
         objective.distribute()
-        preprocess = Preprocess(model.visual.input_resolution)
-        parts = iter(batches(dataset, config, preprocess, at.step, rank, world))
+        parts = iter(batches(dataset, config, seen.preprocess, at.step, rank, world))
         log = Log(folder, at.step, tensorboard) if folder and rank == 0 else None
         last_bad: deque[BadSample] = deque(maxlen=3)
         evaluated: dict[str, float] = {}  # the scores of the last evaluation
 
         model.train()
-        bar = tqdm(desc=description, initial=at.step, total=config.steps, unit="step", disable=rank > 0)
+        done = at.step >= config.steps
+        if done and rank == 0:
+            tqdm.write(f"{folder} holds a finished run of {at.step} steps: there was nothing left to do", sys.stderr)
+        bar = tqdm(desc=description, initial=at.step, total=config.steps, unit="step", disable=done or rank > 0)
         while at.step < config.steps:
             start = time.perf_counter()
             batch = list(islice(parts, config.accumulate))
@@ -102,7 +109,7 @@ def finetune(
             terms = objective.backward(batch)
             if not math.isfinite(terms["loss"]):
                 raise _not_finite("loss", folder, at.step, terms, batch)
-            if not _update(model, optimizers, config):
+            if not _update(seen, optimizers, config):
                 raise _not_finite("gradient", folder, at.step, terms, batch)
             bad = [error for part in batch for error in part.bad]
             last_bad.extend(bad)
@@ -119,7 +126,7 @@ def finetune(
             finished = at.step == config.steps
             saving = finished or bool(stop) or at.step % config.save_every == 0
             if validation is not None and (finished or at.step % config.evaluate_every == 0):
-                evaluated = evaluate(model, objective.base, validation, preprocess, tokenize, config)
+                evaluated = evaluate(model, objective.base, validation, words, config)
                 terms |= evaluated
             latest = at.step / config.steps - 1 if saving else -math.inf  # at most 0: the last is best of the unscored
             score = terms.get("region_accuracy", latest)
@@ -127,7 +134,7 @@ def finetune(
             if folder and log:
                 log.write(at.step, terms)
                 if better:
-                    save_best(folder, model, config, {"step": at.step} | terms)
+                    save_best(folder, model, config, {"step": at.step} | terms, words)
                 if saving:
                     save_state(folder, model, optimizers, config, at)
             bar.set_postfix_str(_summary(terms | evaluated), refresh=False)
@@ -140,13 +147,14 @@ def finetune(
     return model.eval()
 
 
-def _update(model: CLIP, optimizers: list[Optimizer], config: TrainConfig) -> bool:
+def _update(seen: Trainable, optimizers: list[Optimizer], config: TrainConfig) -> bool:
     """One step, unless a gradient is not finite."""
+    model = seen.model
     if not torch.isfinite(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)):
         return False
     for optimizer in optimizers:
         optimizer.step()
-    if model.logit_scale.requires_grad:
+    if model.logit_scale.requires_grad and not seen.is_sigmoid:  # SigLIP's goes beyond
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(MAX_SCALE))
     return True
@@ -180,28 +188,28 @@ def _summary(terms: dict[str, float]) -> str:
 
 
 @contextmanager
-def _in_float32(model: CLIP) -> Iterator[None]:
+def _in_float32(model: nn.Module) -> Iterator[None]:
     """Master weights in float32; afterwards in the precision they came in."""
-    dtype = model.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        model.float()
+    tensors = [*model.parameters(), *model.buffers()]
+    halves = [(x, x.dtype) for x in tensors if x.dtype in (torch.float16, torch.bfloat16)]
+    for tensor, _ in halves:
+        tensor.data = tensor.data.float()
     try:
         yield
     finally:
-        if model.dtype != dtype:
-            convert_weights(model, dtype)
+        for tensor, dtype in halves:
+            tensor.data = tensor.data.to(dtype)
 
 
 @contextmanager
-def _checkpointing(model: CLIP, config: TrainConfig) -> Iterator[None]:
-    towers = (model.visual.transformer, model.transformer)
-    for tower in towers:
-        tower.checkpointing = config.checkpoint_activations
+def _checkpointing(seen: Trainable, config: TrainConfig) -> Iterator[None]:
+    if config.checkpoint_activations:
+        seen.checkpoint_blocks(True)
     try:
         yield
     finally:
-        for tower in towers:
-            tower.checkpointing = False
+        if config.checkpoint_activations:
+            seen.checkpoint_blocks(False)
 
 
 @contextmanager

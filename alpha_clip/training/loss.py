@@ -64,9 +64,7 @@ def contrastive_sum(
     """
     own = torch.arange(first, first + len(image), device=image.device)
     rows = torch.arange(len(image), device=image.device)
-    same_picture = labels.picture[:, None] == every.picture
-    excluded = same_picture & (labels.whole[:, None] | every.whole)  # (P, A)
-    texts_hold = (every.text_id == labels.text_id[:, None]) | (every.text_id == labels.other_id[:, None])
+    excluded, texts_hold = _may_name(labels, every), _texts_hold(labels, every)
     images_hold = (labels.text_id[:, None] == every.text_id) | (labels.text_id[:, None] == every.other_id)
     counts = every.weight.log().expand(len(image), -1).clone()
     total = image.new_zeros(())
@@ -75,6 +73,55 @@ def contrastive_sum(
         bias[rows, own] = 0
         total = total + (labels.weight * F.cross_entropy(logits + bias, own, reduction="none")).sum()
     return total / 2
+
+
+def sigmoid_sum(
+    image: Tensor,
+    text: Tensor,
+    labels: Labels,
+    all_text: Tensor,
+    every: Labels,
+    first: int,
+    scale: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """SigLIP's loss (arXiv 2303.15343, equation 1): each image with each text, a pair or not, for itself.
+
+    -log sigmoid(z (scale cos + bias)), z being 1 for a row's own text and -1 for all others but those that are no
+    negatives in `contrastive_sum` either. A pair counts by the weight of its row, a negative by both rows' weights.
+    Each image's pairs are summed up, as in the paper, which divides by the number of images alone: with the batch grows
+    the share of the negatives. Over all processes each pair of an image and a text counts once.
+
+    Args:
+        image: (P, D) image features, of unit length.
+        text: (P, D) features of their texts, of unit length.
+        labels: of these P rows.
+        all_text: (A, D) text features of all processes; `text` stands there from `first` on.
+        every: labels of all A rows.
+        first: where this process's rows begin.
+        scale: () factor on the cosines.
+        bias: () what is added to them then.
+
+    Returns:
+        () sum over the P rows.
+    """
+    own = torch.arange(first, first + len(image), device=image.device)
+    logits = scale * image @ all_text.T + bias  # (P, A)
+    pairs = scale * (image * text).sum(dim=1) + bias  # (P,)
+    excluded = _may_name(labels, every) | _texts_hold(labels, every)
+    excluded[torch.arange(len(image), device=image.device), own] = True
+    negatives = F.logsigmoid(-logits).masked_fill(excluded, 0) @ every.weight
+    return -(labels.weight * (F.logsigmoid(pairs) + negatives)).sum()
+
+
+def _may_name(labels: Labels, every: Labels) -> Tensor:
+    """(P, A) bool: rows of the same picture where one of the two is the whole of it."""
+    return (labels.picture[:, None] == every.picture) & (labels.whole[:, None] | every.whole)
+
+
+def _texts_hold(labels: Labels, every: Labels) -> Tensor:
+    """(P, A) bool: texts that hold for an image for sure: its row's text, and its sample's other text."""
+    return (every.text_id == labels.text_id[:, None]) | (every.text_id == labels.other_id[:, None])
 
 
 def same_image_pairs(text: Tensor, labels: Labels, mask: Tensor) -> Tensor:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..model import CLIP, VisionTransformer
 from .config import TrainConfig
 from .data import Batch
+from .foreign import trainable
 from .loss import (
     Labels,
     contrastive_sum,
@@ -22,9 +23,11 @@ from .loss import (
     rivals_sum,
     same_image_pairs,
     same_image_sum,
+    sigmoid_sum,
     token_drift_sum,
 )
 from .processes import gather, rank_and_world, row_counts, total
+from .trainable import Tokenize
 
 
 @dataclass(frozen=True)
@@ -43,38 +46,51 @@ class Inputs:
     rivals: Tensor  # (B, U) bool
 
 
+class Features(NamedTuple):
+    """What the loss of a part is taken of."""
+
+    image: Tensor  # (B, D), of unit length
+    text: Tensor  # (U, D), of unit length; or (0, D)
+    temperature: tuple[Tensor, ...]  # () scale, and () bias of a model of the sigmoid loss
+    patches: Tensor | None  # (W, N, width) of the whole pictures, where they are wanted
+
+
 class Towers(nn.Module):
     """Everything that is trained behind one `forward`, as DistributedDataParallel wants it."""
 
-    def __init__(self, model: CLIP, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         super().__init__()
         self.model = model
+        self.seen = trainable(model)
         self.train_text = config.train_text
         self.want_tokens = bool(config.distill and config.distill_tokens)
+        if self.want_tokens:
+            self.seen.blocks(self.seen.visual, "distill_tokens")  # or it is said before anything is done
         self.autocast = config.precision == "bfloat16"
 
-    def forward(self, part: Inputs, read: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """(B, D) image features, (U, D) text features, () scale, and patch tokens (W, N, width) of whole pictures.
-
-        Without `read` the text features are left out, as (0, D).
-        """
-        device_type = self.model.logit_scale.device.type
-        with torch.autocast(device_type, torch.bfloat16, enabled=self.autocast):
-            image, patches = self.see(self.model.visual, part.image, part.alpha, part.whole)
+    def forward(self, part: Inputs, read: bool = True) -> Features:
+        """Without `read` the text features are left out."""
+        with torch.autocast(self.seen.device.type, torch.bfloat16, enabled=self.autocast):
+            image, patches = self.see(self.seen.visual, part.image, part.alpha, part.whole)
             with torch.set_grad_enabled(self.train_text and torch.is_grad_enabled()):
-                text = self.model.encode_text(part.tokens) if read else image.new_zeros(0, image.shape[1])
+                text = self.seen.read(part.tokens) if read else image.new_zeros(0, image.shape[1])
         image, text = (F.normalize(x.float(), dim=-1) for x in (image, text))
-        return image, text, self.model.logit_scale.exp(), patches
+        return Features(image, text, self.seen.temperature(), patches)
+
+    @torch.no_grad()
+    def leaves(self, part: Inputs, temperature: tuple[Tensor, ...]) -> Features:
+        """The same to take gradients with respect to, without what they come from."""
+        image, text, _, _ = self(part)
+        return Features(image.requires_grad_(), text.requires_grad_(), temperature, None)
 
     def see(
-        self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None, whole: Tensor
+        self, visual: nn.Module, image: Tensor, alpha: Tensor | None, whole: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Image features, and the penultimate block's patch tokens of the rows in `whole` if they are wanted."""
         if not self.want_tokens:
-            return visual(image, alpha), None
-        tokens = visual.tokens(image, alpha, layer=-2)  # (B, 1 + N, width)
-        last = visual.transformer.run([visual.transformer.blocks[-1].first], tokens.permute(1, 0, 2))[0]
-        return visual.project(last), tokens[whole, 1:].float()
+            return self.seen.see(visual, image, alpha), None
+        features, tokens = self.seen.see_with_tokens(visual, image, alpha)
+        return features, tokens[whole].float()
 
 
 @dataclass(frozen=True)
@@ -95,11 +111,12 @@ class Objective:
     are those of the whole batch, the memory is that of a part.
     """
 
-    def __init__(self, model: CLIP, config: TrainConfig, tokenize: Callable[[Sequence[str]], Tensor]) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, tokenize: Tokenize) -> None:
         self.config, self.tokenize = config, tokenize
-        self.device = model.logit_scale.device
         self.towers = Towers(model, config)
-        self.base = copy.deepcopy(model.visual).eval().requires_grad_(False)  # what distillation and drift refer to
+        seen = self.towers.seen
+        self.device = seen.device
+        self.base = copy.deepcopy(seen.visual).eval().requires_grad_(False)  # what distillation and drift refer to
         self.trained: nn.Module = self.towers
         self.rank, self.world = rank_and_world()
 
@@ -125,18 +142,16 @@ class Objective:
             bad = [str(error) for batch in batches for error in batch.bad]
             raise RuntimeError(f"nothing of a whole batch could be read: {'; '.join(bad[:3])}")
         if len(parts) == 1:
-            image, text, scale, patches = self.trained(parts[0])
-            terms, loss = self._compare(parts, [image], [text], scale, counts)
-            drift = self._drift(parts[0], image, patches, counts)
+            seen: Features = self.trained(parts[0])
+            terms, loss = self._compare(parts, [seen], counts)
+            drift = self._drift(parts[0], seen.image, seen.patches, counts)
             (loss + drift).backward()
         else:
-            with torch.no_grad():
-                seen = [self.towers(part)[:3] for part in parts]
-            images, texts = ([s[i].requires_grad_() for s in seen] for i in (0, 1))
-            scale = seen[0][2].clone().requires_grad_()
-            terms, loss = self._compare(parts, images, texts, scale, counts)
+            temperature = tuple(x.detach().clone().requires_grad_() for x in self.towers.seen.temperature())
+            leaves = [self.towers.leaves(part, temperature) for part in parts]
+            terms, loss = self._compare(parts, leaves, counts)
             loss.backward()
-            drift = self._replay(parts, images, texts, scale, counts)
+            drift = self._replay(parts, leaves, counts)
         if self.config.distill:
             terms["distill"] = drift.detach() / self.config.distill
         values = total(*torch.stack(list(terms.values())).tolist(), device=self.device)
@@ -144,37 +159,41 @@ class Objective:
         weights = {"contrast": 1.0, "rivals": self.config.same_image} | vars(self.config)
         return {"loss": sum(value * weights[name] for name, value in means.items())} | means
 
-    def _replay(
-        self, parts: Sequence[Inputs], images: list[Tensor], texts: list[Tensor], scale: Tensor, counts: _Counts
-    ) -> Tensor:
+    def _replay(self, parts: Sequence[Inputs], leaves: Sequence[Features], counts: _Counts) -> Tensor:
         """Run each part again, and carry the gradients of its features into the weights."""
         drifts = []
-        for part, image, text in zip(parts, images, texts, strict=True):
+        for part, leaf in zip(parts, leaves, strict=True):
             last = part is parts[-1]
             waits = not last and isinstance(self.trained, DistributedDataParallel)
             with self.trained.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                own_image, own_text, own_scale, patches = self.trained(part, read=self.config.train_text)
-                drift = self._drift(part, own_image, patches, counts)
-                assert image.grad is not None
-                carrier = (own_image * image.grad).sum() + drift
+                own: Features = self.trained(part, read=self.config.train_text)
+                drift = self._drift(part, own.image, own.patches, counts)
+                assert leaf.image.grad is not None
+                carrier = (own.image * leaf.image.grad).sum() + drift
                 if self.config.train_text:
-                    assert text.grad is not None and scale.grad is not None
-                    carrier = carrier + (own_text * text.grad).sum() + own_scale * scale.grad * last
+                    assert leaf.text.grad is not None
+                    carrier = carrier + (own.text * leaf.text.grad).sum()
+                    for own_value, value in zip(own.temperature, leaf.temperature, strict=True):
+                        assert value.grad is not None
+                        carrier = carrier + own_value * value.grad * last
                 carrier.backward()
             drifts.append(drift.detach())
         return torch.stack(drifts).sum()
 
     def _compare(
-        self, parts: Sequence[Inputs], images: list[Tensor], texts: list[Tensor], scale: Tensor, counts: _Counts
+        self, parts: Sequence[Inputs], seen: Sequence[Features], counts: _Counts
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The terms that compare samples with each other; `world` makes the processes' mean the whole's loss."""
-        image = torch.cat([x[part.sample] for x, part in zip(images, parts, strict=True)])  # (P, D)
-        text = torch.cat([x[part.text] for x, part in zip(texts, parts, strict=True)])
+        image = torch.cat([x.image[part.sample] for x, part in zip(seen, parts, strict=True)])  # (P, D)
+        text = torch.cat([x.text[part.text] for x, part in zip(seen, parts, strict=True)])
         labels = Labels.join([part.labels for part in parts])
         rows = row_counts(len(labels.weight), self.device)
-        all_image, all_text, every = gather(image, rows), gather(text, rows), labels.map(lambda x: gather(x, rows))
-        first = sum(rows[: self.rank])
-        contrast = contrastive_sum(image, text, labels, all_image, all_text, every, first, scale)
+        all_text, every, first = gather(text, rows), labels.map(lambda x: gather(x, rows)), sum(rows[: self.rank])
+        scale, *bias = seen[0].temperature
+        if bias:
+            contrast = sigmoid_sum(image, text, labels, all_text, every, first, scale, *bias)
+        else:
+            contrast = contrastive_sum(image, text, labels, gather(image, rows), all_text, every, first, scale)
         loss = contrast * self.world / max(counts.named, 1)
         terms = {"contrast": loss.detach()}
         if self.config.same_image:
@@ -185,8 +204,7 @@ class Objective:
             loss = loss + self.config.same_image * among
         if self.config.same_image and counts.rivalled:
             sums = [
-                rivals_sum(x, y, part.first, part.rivals, scale)
-                for x, y, part in zip(images, texts, parts, strict=True)
+                rivals_sum(x.image, x.text, part.first, part.rivals, scale) for x, part in zip(seen, parts, strict=True)
             ]
             apart = torch.stack(sums).sum() * self.world / counts.rivalled
             terms["rivals"] = apart.detach()
@@ -207,15 +225,11 @@ class Objective:
         return self.config.distill * drift * self.world / counts.whole
 
     def _inputs(self, batch: Batch) -> Inputs:
-        tokens = torch.zeros(0, 1, dtype=torch.int64)
-        if batch.texts:
-            tokens = self.tokenize(batch.texts)
-            tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]  # the tower is causal: padding is idle
         return Inputs(
             batch.image,
             batch.alpha,
             batch.whole,
-            tokens.to(self.device),
+            self.towers.seen.ids(self.tokenize, batch.texts).to(self.device),
             batch.sample.to(self.device),
             batch.text.to(self.device),
             batch.labels.map(lambda x: x.to(self.device)),

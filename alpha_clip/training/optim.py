@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
+from itertools import chain
 
 import torch
 from torch import nn
 
-from ..model import CLIP
 from .config import TrainConfig
+from .foreign import trainable
+from .trainable import Trainable
+
+# Weights that stand for a place or a query, where they are no module's "weight".
+_EMBEDDINGS = {"positional_embedding", "pos_embed", "cls_token", "reg_token", "probe", "latent"}
+_IN_A_BLOCK = re.compile(r"\.(resblocks|layers|blocks)\.\d")  # in the names of any library
 
 
-def make_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """The optimizers of what `config` trains; everything else is frozen.
 
     The alpha convolution starts from zero and gets a learning rate of its own (paper, appendix: 2e-4 beside 2e-6).
 
     Raises:
-        ValueError: ``config.unlock_blocks`` is more than the image tower has.
+        ValueError: ``config.unlock_blocks`` is more than the image tower has, or it has none that are known.
 
     Warns:
         UserWarning: the alpha convolution alone is trained.
     """
-    _unlock(model, config)
-    alpha = model.visual.conv1_alpha.weight
+    seen = trainable(model)
+    _unlock(seen, config)
+    alpha = seen.alpha
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
@@ -32,9 +40,9 @@ def make_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimi
     for name, parameter in model.named_parameters():
         if parameter is alpha or not parameter.requires_grad:
             continue
-        if parameter.ndim < 2 or parameter in embeddings or "positional" in name:
+        if parameter.ndim < 2 or parameter in embeddings or name.rpartition(".")[2] in _EMBEDDINGS:
             plain.append(parameter)
-        elif config.optimizer == "muon" and ".resblocks." in name:
+        elif config.optimizer == "muon" and parameter.ndim == 2 and _IN_A_BLOCK.search(name):
             hidden.append(parameter)
         else:
             decayed.append(parameter)
@@ -54,15 +62,15 @@ def make_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimi
     return optimizers
 
 
-def _unlock(model: CLIP, config: TrainConfig) -> None:
+def _unlock(seen: Trainable, config: TrainConfig) -> None:
     """Freeze all that `config` does not train."""
-    visual, unlocked = model.visual, config.unlock_blocks
-    blocks = visual.transformer.blocks
-    model.requires_grad_(config.train_text)
-    visual.requires_grad_(unlocked is None)
-    visual.conv1_alpha.requires_grad_(True)
+    unlocked = config.unlock_blocks
+    seen.model.requires_grad_(config.train_text)
+    seen.visual.requires_grad_(unlocked is None)
+    seen.alpha.requires_grad_(True)
     if unlocked is None:
         return
+    blocks = seen.blocks(seen.visual, "unlock_blocks")
     if not 0 <= unlocked <= len(blocks):
         raise ValueError(f"TrainConfig.unlock_blocks is {unlocked}, expected 0 to {len(blocks)}, the blocks there are")
     if unlocked == 0:
@@ -72,10 +80,8 @@ def _unlock(model: CLIP, config: TrainConfig) -> None:
             stacklevel=2,
         )
         return
-    for module in (*blocks[-unlocked:], visual.ln_post):
-        module.requires_grad_(True)
-    if visual.proj is not None:
-        visual.proj.requires_grad_(True)
+    for parameter in (*chain(*(block.parameters() for block in blocks[-unlocked:])), *seen.tail()):
+        parameter.requires_grad_(True)
 
 
 def lr_at(step: int, config: TrainConfig) -> float:

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Subset
 
-from .. import checkpoints
-from ..model import CLIP
 from .config import FREE, TrainConfig
 from .data import Dataset
+from .foreign import trainable
 from .processes import gather_objects
+from .trainable import Tokenize
 
 LAST, BEST, METRICS, BAD_BATCH = "last.pt", "best.safetensors", "metrics.jsonl", "bad_batch.json"
 
@@ -36,15 +36,18 @@ class Progress:
     origin: str = ""  # what the run began with: a digest of the weights, and the size of the data set
 
 
-def save_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig, progress: Progress) -> None:
+def save_state(
+    folder: Path, model: nn.Module, optimizers: list[Optimizer], config: TrainConfig, progress: Progress
+) -> None:
     """Everything that the rest of the run depends on; a run that is killed in here keeps its last checkpoint."""
+    seen = trainable(model)
     state = {
-        "model": trained(model, config),
+        "model": seen.trained(config.train_text),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "config": asdict(config),
         **asdict(progress),
         "random": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-        "alpha_clip": checkpoints.METADATA if model.confirmed else None,  # so that `load` takes the file as it is
+        "alpha_clip": seen.metadata,  # so that `load` takes the file as it is
     }
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{LAST}.part"
@@ -56,7 +59,7 @@ def save_state(folder: Path, model: CLIP, optimizers: list[Optimizer], config: T
 
 
 def load_state(
-    folder: Path, model: CLIP, optimizers: list[Optimizer], config: TrainConfig, dataset: Dataset
+    folder: Path, model: nn.Module, optimizers: list[Optimizer], config: TrainConfig, dataset: Dataset
 ) -> Progress:
     """How far the run in `folder` is, its weights and optimizer states put in place; the beginning, if none is there.
 
@@ -65,7 +68,9 @@ def load_state(
             not there for every process.
     """
     path = folder / LAST
-    origin = f"weights {_digest(trained(model, config))}, {len(dataset)} pictures {_names(dataset)}"
+    origin = (
+        f"weights {_digest(trainable(model).trained(config.train_text))}, {len(dataset)} pictures {_names(dataset)}"
+    )
     if len({*gather_objects([path.exists()])}) > 1:
         raise ValueError(f"{path} is there for some processes only: name a folder that all of them share")
     if not path.exists():
@@ -77,7 +82,13 @@ def load_state(
     saved, wanted = state["config"], asdict(config)
     if other := [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]:
         differences = ", ".join(f"{k}: {saved.get(k)} there, {wanted[k]} here" for k in other)
-        raise ValueError(f"{folder} holds a run with other settings ({differences}): name another folder")
+        remedy = "name another folder"
+        if "steps" in other:
+            remedy += (
+                f". The learning rate was to end at step {saved['steps']}, so that this run has no other length; a new "
+                f"one may begin with its weights, --alpha {folder / BEST}"
+            )
+        raise ValueError(f"{folder} holds a run with other settings ({differences}): {remedy}")
     if state["origin"] != origin:
         raise ValueError(
             f"{folder} holds a run that began with other weights or data ({state['origin']} there, {origin} here): "
@@ -106,15 +117,12 @@ def _names(dataset: Any) -> str:
     return hashlib.sha256(repr(list(getattr(dataset, "keys", []))).encode()).hexdigest()[:12]
 
 
-def save_best(folder: Path, model: CLIP, config: TrainConfig, metrics: Mapping[str, float]) -> None:
-    """What was trained, for `load`, with the settings and the step's metrics in the file's metadata."""
+def save_best(
+    folder: Path, model: nn.Module, config: TrainConfig, metrics: Mapping[str, float], tokenize: Tokenize
+) -> None:
+    """What was trained, for `load` or `open_tower`, with the settings and the step's metrics in a file's metadata."""
     about = {"config": json.dumps(asdict(config)), "metrics": json.dumps(metrics)}
-    checkpoints.write(trained(model, config), folder / BEST, confirmed=model.confirmed, about=about)
-
-
-def trained(model: CLIP, config: TrainConfig) -> dict[str, Tensor]:
-    """The image tower, and all the rest where that is trained too, in OpenAI CLIP's names."""
-    return {k: v for k, v in model.state_dict().items() if config.train_text or k.startswith("visual.")}
+    trainable(model).save(folder / BEST, config.train_text, about, tokenize)
 
 
 class Log:

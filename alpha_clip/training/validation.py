@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 from torch.utils.data import DataLoader
 
-from ..model import CLIP, VisionTransformer
-from ..transforms import Preprocess
 from .config import SHARES, TrainConfig
 from .data import Batch, Dataset, Positions, check_readable, collate, leave_signals
+from .foreign import trainable
 from .processes import gather_objects, rank_and_world, total
 from .records import BadSample
+from .trainable import Tokenize
 
 PICTURES = 16  # at a time
 TEXTS = 256
@@ -24,11 +23,10 @@ TEXTS = 256
 
 @torch.no_grad()
 def evaluate(
-    model: CLIP,
-    base: VisionTransformer,
+    model: nn.Module,
+    base: nn.Module,
     dataset: Dataset,
-    preprocess: Preprocess,
-    tokenize: Callable[[Sequence[str]], Tensor],
+    tokenize: Tokenize,
     config: TrainConfig,
 ) -> dict[str, float]:
     """Scores on a data set, its masks as they are; processes share the work, and all get the result.
@@ -43,12 +41,13 @@ def evaluate(
         "drift": mean of 1 - cosine between the features of whole pictures now and those of `base`.
     """
     model.eval()
-    device = model.logit_scale.device
+    seen = trainable(model)
+    device = seen.device
     rank, world = rank_and_world()
     changes: dict[str, Any] = dict.fromkeys((*SHARES, "distill", "distill_tokens"), 0.0)
     plain = replace(config, **changes)
     loader: DataLoader[Batch] = DataLoader(
-        Positions(dataset, plain, preprocess),  # type: ignore[arg-type]
+        Positions(dataset, plain, seen.preprocess),  # type: ignore[arg-type]
         PICTURES,
         sampler=range(rank, len(dataset), world),
         num_workers=config.workers,
@@ -63,16 +62,17 @@ def evaluate(
             continue
         image, regions = batch.image.to(device), ~batch.whole
         first = torch.tensor([i for i, p in enumerate(batch.keys) if i == 0 or batch.keys[i - 1] != p])
-        now, then = (F.normalize(tower(image[first]).float(), dim=-1) for tower in (model.visual, base))
+        now, then = (F.normalize(seen.see(v, image[first], None).float(), dim=-1) for v in (seen.visual, base))
         drift += float((1 - (now * then).sum(dim=-1)).sum())
         pictures += len(first)
         alpha = batch.alpha.to(device)
-        features.append(F.normalize(model.visual(image[regions], alpha[regions]).float(), dim=-1))
+        features.append(F.normalize(seen.see(seen.visual, image[regions], alpha[regions]).float(), dim=-1))
         own += [batch.texts[i] for i in batch.first[regions].tolist()]
     texts = sorted(set(gather_objects(own)))
     right = 0
     if own:
-        encoded = [model.encode_text(tokenize(texts[i : i + TEXTS])).float() for i in range(0, len(texts), TEXTS)]
+        ids = (tokenize(texts[i : i + TEXTS]).to(device) for i in range(0, len(texts), TEXTS))
+        encoded = [seen.read(part).float() for part in ids]
         named = (torch.cat(features) @ F.normalize(torch.cat(encoded), dim=-1).T).argmax(dim=1).tolist()
         right = sum(texts[n] == text for n, text in zip(named, own, strict=True))
     counts = total(right, len(own), drift, pictures, len(bad), device=device)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import masks
 from ..model import ALPHA_MEAN, ALPHA_STD
 from ..transforms import Preprocess
-from . import masks
+from ..zero_shot import joined
 from .config import TrainConfig
 from .records import BadSample, Picture, Region
 
@@ -147,16 +148,6 @@ class _Seen:
         """The names of all sets of regions that may be under one mask; sorted, so that a set has one name anywhere."""
         phrases, sizes = sorted({region.phrase for region in self.regions}), range(1, MOST_AT_ONCE + 1)
         return tuple(joined(some) for size in sizes for some in combinations(phrases, size))
-
-
-def joined(phrases: Sequence[str]) -> str:
-    """One name for several things.
-
-    >>> joined(["a cat", "a dog", "a car"])
-    'a cat, a dog and a car'
-    """
-    *before, last = phrases
-    return f"{', '.join(before)} and {last}" if before else last
 
 
 @lru_cache(1)

@@ -29,9 +29,10 @@ from questions import ask
 from tqdm import tqdm
 
 import alpha_clip
+from alpha_clip import masks
 from alpha_clip.model import CLIP, FOREGROUND
 from alpha_clip.scenes import HELD_OUT, draw_scene
-from alpha_clip.training import Picture, Region, Sample, TrainConfig, finetune, masks
+from alpha_clip.training import Picture, Region, Sample, TrainConfig, finetune
 
 PAIRS = 2.5  # region phrases that a scene has on average
 BATCH = 20  # pictures

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from alpha_clip import masks
 from alpha_clip.model import ALPHA_MEAN, ALPHA_STD
 from alpha_clip.scenes import HELD_OUT, NOUNS, Region, Scene, draw_scene
 from alpha_clip.tokenizer import tokenize
-from alpha_clip.training import Sample, masks
+from alpha_clip.training import Sample
 from alpha_clip.transforms import IMAGE_MEAN, IMAGE_STD, mask_box
 
 SIZE = 48  # pixels, of the pictures and of the model

@@ -22,10 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import alpha_clip
+from alpha_clip import masks
 from alpha_clip.model import CLIP, FOREGROUND
 from alpha_clip.scenes import HELD_OUT, NOUNS, STYLES, Scene, draw_scene
-from alpha_clip.training import masks
-from alpha_clip.transforms import mask_box
 
 FIRST_SEED = 9_000_000_000  # training draws below 4e9
 GREY = 128
@@ -70,22 +69,10 @@ def scene_regions(scenes: Sequence[Scene]) -> Regions:
             regions.add("cut-out", crop(scene.image, r.mask, fill=GREY))
             regions.add("swap", scene.image, masks.lay_over(shape.regions[0].mask, r.mask))
             regions.add("mask only", grey, r.mask)
-            moved, touching = aside(scene, r.mask)
+            moved, touching = masks.aside(r.mask, scene.masks.sum(axis=0))
             regions.add("on background", scene.image, moved)
             regions.on_background.append(touching < 0.02)
     return regions
-
-
-def aside(scene: Scene, mask: np.ndarray) -> tuple[np.ndarray, float]:
-    """The mask moved to where it covers least of any object, and the share of it that still does."""
-    x0, y0, x1, y1 = mask_box(mask)
-    shape = torch.from_numpy(mask[y0:y1, x0:x1])
-    covered = torch.from_numpy(scene.masks.sum(axis=0))
-    overlap = F.conv2d(covered[None, None], shape[None, None])[0, 0]  # at every place the shape fits
-    y, x = divmod(int(overlap.argmin()), overlap.shape[1])
-    moved = np.zeros_like(mask)
-    moved[y : y + y1 - y0, x : x + x1 - x0] = shape
-    return moved, float(overlap.min() / shape.sum())
 
 
 @torch.no_grad()

@@ -1,0 +1,230 @@
+"""Pictures for the report: where one way of looking is right and another wrong, chosen by lot.
+
+Of each kind of case, questions are taken from the groups of the data in turn, and within a group in the order of a
+checksum of the sample's name: nobody's taste comes in, and the same run shows the same pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+from .records import Answer
+from .run import Pair, Run
+from .samples import Naming, Referring, Sample, UnusableSample
+
+SIDE = 320  # pixels of a shown picture
+EACH = 8  # pictures of each kind
+TOP = 3
+_DIMMED = 0.4  # what is left of the light around a region
+_RIGHT, _CHOSEN = (255, 214, 10), (230, 70, 0)  # outlines: what is meant, and what was taken for it
+_HALO = (20, 20, 20)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question of a sample, by its number there."""
+
+    key: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one way of looking answered."""
+
+    way: str
+    rank: int
+    top: Sequence[tuple[str, bool]]  # the best names, and whether they are right
+    main: bool  # one of those that the case is about
+
+    @property
+    def right(self) -> bool:
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture with its regions drawn, and what was answered."""
+
+    key: str
+    group: str
+    picture: str  # data URI
+    width: int
+    height: int
+    alt: str
+    title: str  # what is named or meant
+    question: str
+    replies: Sequence[Reply]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """All cases of one kind, and some of them as pictures."""
+
+    title: str
+    count: int
+    cards: Sequence[Card]
+    unread: int  # pictures that were there during the run, and are no more
+
+
+def kinds(found: Run) -> list[Kind]:
+    """Where the first way of looking is right and `crop` (or else the second way) is wrong, and so on."""
+    if not found.records:
+        return []
+    chosen = contrast(found.ways())
+    answers = {pair: {record.key: record.answers for record in found.of(*pair)} for pair in found.ways()}
+    groups = {case: answers[chosen[0]][case.key][case.number].group for case in _cases(found, chosen)}
+    cases: dict[str, list[Case]] = {title: [] for title in _titles(found, chosen)}
+    for case in groups:
+        cases[_title(found, chosen, [answers[pair][case.key][case.number].rank == 0 for pair in chosen])].append(case)
+    return [_kind(found, chosen, answers, title, by_lot(of, groups)) for title, of in cases.items()]
+
+
+def contrast(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    """The first way, and what it is held against: the same model's `crop`, or else the second way, if there is one."""
+    first, *others = pairs
+    other = (first[0], "crop") if (first[0], "crop") in others else next(iter(others), None)
+    return (first,) if other is None else (first, other)
+
+
+def by_lot(cases: Collection[Case], groups: dict[Case, str]) -> list[Case]:
+    """In the order in which they are shown: the groups in turn, each picture once before any comes twice.
+
+    The groups follow each other as their first cases do, so that none is always behind the last one shown.
+    """
+    of: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda c: zlib.crc32(f"{c.key} {c.number}".encode())):
+        of.setdefault(groups[case], []).append(case)
+    in_turn = [case for row in zip_longest(*of.values()) for case in row if case is not None]
+    first = {case.key: case for case in reversed(in_turn)}
+    return sorted(in_turn, key=lambda case: first[case.key] is not case)
+
+
+def _cases(found: Run, chosen: Sequence[Pair]) -> list[Case]:
+    """All questions that the chosen ways were asked."""
+    counts = [{record.key: len(record.answers) for record in found.of(*pair)} for pair in chosen]
+    return [Case(key, i) for key, n in counts[0].items() if all(key in c for c in counts) for i in range(n)]
+
+
+def _titles(found: Run, chosen: Sequence[Pair]) -> list[str]:
+    outcomes = [(True, False), (False, True), (False, False), (True, True)] if len(chosen) > 1 else [(False,), (True,)]
+    return [_title(found, chosen, outcome) for outcome in outcomes]
+
+
+def _title(found: Run, chosen: Sequence[Pair], right: Sequence[bool]) -> str:
+    names = [found.label(pair) for pair in chosen]
+    if len(names) > 1 and right[0] == right[1]:
+        return f"Both {'right' if right[0] else 'wrong'}: {names[0]} and {names[1]}"
+    parts = [f"{name} {'right' if is_right else 'wrong'}" for name, is_right in zip(names, right, strict=True)]
+    return "; ".join(sorted(parts, key=lambda part: part.endswith("wrong")))
+
+
+def _kind(
+    found: Run,
+    chosen: Sequence[Pair],
+    answers: dict[Pair, dict[str, tuple[Answer, ...]]],
+    title: str,
+    cases: Sequence[Case],
+) -> Kind:
+    numbers = {key: i for i, key in enumerate(found.task.keys)}
+    cards: list[Card] = []
+    unread = 0
+    for case in cases:
+        if len(cards) + unread == EACH:
+            break
+        try:
+            sample = found.task.read(numbers[case.key])
+        except (UnusableSample, OSError):  # that it was asked about is written down already, and a picture is not all
+            unread += 1
+            continue
+        given = {pair: of[case.key][case.number] for pair, of in answers.items() if case.key in of}
+        cards.append(_card(found, chosen, sample, case, given))
+    return Kind(title, len(cases), cards, unread)
+
+
+def _card(found: Run, chosen: Sequence[Pair], sample: Sample, case: Case, given: dict[Pair, Answer]) -> Card:
+    answer = given[chosen[0]]
+    # Where the answers waited for all samples, there are more of them than questions.
+    question = sample.questions[case.number] if case.number < len(sample.questions) else None
+    refers = isinstance(question, Referring)
+    right = sorted(question.answers) if isinstance(question, Referring) else [answer.region]
+    wrong = sorted({given[pair].region for pair in chosen} - {*right}) if refers else []
+    picture, shown = drawn(sample.image, sample.masks, right, wrong, numbered=refers)
+    replies = [_reply(found.label(pair), a, right, refers, pair in chosen) for pair, a in given.items()]
+    alt = f"{sample.key}: {'what is meant' if refers else answer.right} outlined, the surroundings dimmed"
+    title = f"“{answer.right}”" if refers else answer.right
+    return Card(sample.key, answer.group, picture, *shown, alt, title, _asked(question, sample, right, answer), replies)
+
+
+def _asked(question: object, sample: Sample, right: Sequence[int], answer: Answer) -> str:
+    if isinstance(question, Naming):
+        return f"Which of {len(set(question.names))} names is the region's?"
+    if isinstance(question, Referring):
+        number = len(question.regions if question.regions is not None else sample.masks)
+        return f"Which of {number} regions is meant? {' or '.join(map(str, right)) or 'None of them.'}"
+    return "Which of all phrases is the region's?" if answer.top else "Which of all regions is the phrase's?"
+
+
+def _reply(way: str, answer: Answer, right: Sequence[int], refers: bool, main: bool) -> Reply:
+    top = [(name, i == answer.rank) for i, name in enumerate(answer.top[:TOP])]
+    if refers:
+        top = [(f"region {answer.region}", answer.region in right)]
+    return Reply(way, answer.rank, top, main)
+
+
+def drawn(
+    picture: Image.Image,
+    masks: NDArray[np.float32],
+    right: Sequence[int],
+    wrong: Sequence[int] = (),
+    numbered: bool = False,
+) -> tuple[str, tuple[int, int]]:
+    """A data URI of the picture, `SIDE` at its longer side, and its size in pixels.
+
+    Args:
+        masks: (K, H, W) in [0, 1].
+        right: numbers of the masks that are outlined in yellow; what is around them is dimmed.
+        wrong: those that are outlined in red.
+        numbered: write their numbers on them.
+    """
+    scale = SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    shown = picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
+    regions = {i: _resized(masks[i], size) for i in (*wrong, *right)}
+    if right:
+        inside = np.maximum.reduce([np.asarray(regions[i]) for i in right])
+        dark = shown.point(lambda value: round(_DIMMED * value))
+        shown = Image.composite(shown, dark, Image.fromarray(inside))
+    for i, region in regions.items():
+        for width, paint in ((9, _HALO), (5, _RIGHT if i in right else _CHOSEN)):  # the halo shows it on any picture
+            line = ImageChops.subtract(region.filter(ImageFilter.MaxFilter(width)), region)
+            shown.paste(paint, mask=line)
+        if numbered and (box := region.getbbox()):
+            _write(shown, str(i), box)
+    file = io.BytesIO()
+    shown.save(file, "WebP", quality=82)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}", size
+
+
+def _write(shown: Image.Image, text: str, box: tuple[int, int, int, int]) -> None:
+    """Above a box, or below it, where there is no room above."""
+    x = min(max((box[0] + box[2]) / 2, 12), shown.width - 12)
+    above = box[1] > 30
+    at, anchor = (x, box[1] - 8) if above else (x, min(box[3] + 8, shown.height - 24)), "mb" if above else "mt"
+    font = ImageFont.load_default(18)
+    ImageDraw.Draw(shown).text(at, text, "white", font, anchor, stroke_width=3, stroke_fill=_HALO)
+
+
+def _resized(mask: NDArray[np.float32], size: tuple[int, int]) -> Image.Image:
+    """Black and white: 255 where the mask is above one half."""
+    found = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    return Image.fromarray(np.where(np.asarray(found) > 0.5, 255, 0).astype(np.uint8))

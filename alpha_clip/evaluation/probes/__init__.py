@@ -1,0 +1,63 @@
+"""Single questions about a model, each put to the regions of a task's samples by a function `probe`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..samples import Sample, Task, UnusableSample
+from ..subjects import Subject
+from ..tables import Finding
+from ..ways import Way
+from . import attention, graded, identity, noise, sensitivity, size, unions
+
+PICTURES = 100  # of a task that probes look at
+
+Probe = Callable[[Subject, Sequence[Sample], Sequence[str], Sequence[Way] | None], Finding]
+
+PROBES: dict[str, Probe] = {
+    "identity": lambda subject, samples, templates, ways: identity.probe(subject, samples, templates),
+    "sensitivity": lambda subject, samples, templates, ways: sensitivity.probe(subject, samples, templates),
+    "noise": noise.probe,
+    "unions": lambda subject, samples, templates, ways: unions.probe(subject, samples, templates),
+    "graded": lambda subject, samples, templates, ways: graded.probe(subject, samples, templates),
+    "size": size.probe,
+    "attention": lambda subject, samples, templates, ways: attention.probe(subject, samples),
+}
+
+
+def probe(
+    names: Sequence[str], subjects: Sequence[Subject], task: Task, ways: Sequence[Way] | None = None
+) -> list[Finding]:
+    """What the probes of these names, or of all if one of them is "all", find about each subject.
+
+    They look at `PICTURES` samples, spread evenly over the task; `ways` are for those that compare ways.
+
+    Raises:
+        ValueError: there is no such probe.
+    """
+    chosen = list(PROBES) if "all" in names else names
+    if unknown := [name for name in chosen if name not in PROBES]:
+        raise ValueError(f"there is no probe {unknown[0]!r}: expected all, or some of {', '.join(PROBES)}")
+    samples = some_of(task)
+    return [
+        _of(subject, PROBES[name](subject, samples, task.templates, ways), several=len(subjects) > 1)
+        for subject in subjects
+        for name in chosen
+    ]
+
+
+def _of(subject: Subject, found: Finding, several: bool) -> Finding:
+    return replace(found, title=f"{found.title} ({subject.name})") if several else found
+
+
+def some_of(task: Task, count: int = PICTURES) -> list[Sample]:
+    """At most `count` samples, spread evenly; those that cannot be used are left out."""
+    step = max(1, len(task.keys) / count)
+    found = []
+    for i in range(min(count, len(task.keys))):
+        try:
+            found.append(task.read(int(i * step)))
+        except UnusableSample:
+            continue
+    return found

@@ -1,0 +1,237 @@
+"""A run, or two of them side by side, as one HTML file that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from . import compare, figures, gallery, metrics, results
+from .compare import Comparison
+from .figures import Dot, Drawing
+from .metrics import Estimate
+from .records import write_whole
+from .run import Pair, Run
+from .samples import Column
+from .tables import Cell, Finding, Table
+
+MINUS = "\N{MINUS SIGN}"
+_ROUNDING = 1e-6  # of a mean over many classes; a question more or less moves it further
+_DAMAGED = 20  # samples that could not be used, of those shown
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell."""
+
+    text: str = ""
+    interval: str = ""
+    mark: str = ""  # "best"; "tied", not significantly below it; "more", "less": significantly
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table, its rows under headings."""
+
+    title: str
+    columns: Sequence[str]
+    groups: Sequence[tuple[str, Sequence[tuple[str, Sequence[Shown]]]]]  # heading, and rows: name, cells
+    note: str = ""
+
+
+def write(found: Run, folder: Path, command: Sequence[str]) -> Path:
+    """Write report.html into `folder`."""
+    path = folder / "report.html"
+    write_whole(path, html(found, command))
+    return path
+
+
+def html(found: Run, command: Sequence[str]) -> str:
+    tied = _not_worse(found)
+    made = results.made(command)
+    models = {key.removeprefix("model "): value for key, value in found.identity.items() if key.startswith("model ")}
+    return _rendered(
+        "run.html",
+        title=f"Evaluation: {found.task.name}",
+        asked=results.asked(found) if found.records else "",
+        templates=[t for t in found.task.templates if t != "{}"],
+        columns=[(column.title, _meaning(column)) for column in found.task.columns] if found.records else [],
+        notes=found.task.notes,
+        summary=_summary(found, tied) if found.records else None,
+        forests=_forests(found, tied) if found.records else [],
+        differences=grid(found.differences()) if len(found.ways()) > 1 else None,
+        findings=[_finding(finding) for finding in found.findings],
+        kinds=gallery.kinds(found),
+        top=gallery.TOP,
+        each=gallery.EACH,
+        made=made,
+        facts={"Data": found.identity.get("task", {}), "Models": models},
+        unusable=list(found.unusable.items())[:_DAMAGED],
+        unusable_count=len(found.unusable),
+        reasons=Counter(found.unusable.values()).most_common(5),
+    )
+
+
+def write_comparison(found: Comparison, path: Path) -> None:
+    write_whole(path, html_of(found))
+
+
+def html_of(found: Comparison) -> str:
+    """The page of a comparison."""
+    ends = [abs(end) for d in found.differences.values() if d is not None for end in (d.low, d.high)]
+    forests = []
+    for column in found.columns:
+        dots = [Dot("", compare.name(a, b), d := found.differences[a, column], _significant(d)) for a, b in found.pairs]
+        alt = f"Differences in {column.title} with 95% intervals; the figures are in the tables."
+        forests.append(figures.forest(column.title, dots, alt, span=max([0.01, *ends])))
+    sides = [_side_by_side(found.side_by_side(column)) for column in found.columns]
+    return _rendered(
+        "compare.html",
+        title=f"{found.one.task}: two runs",
+        found=found,
+        differences=grid(found.table()),
+        forests=forests,
+        sides=sides,
+        facts=compare.facts(found),
+    )
+
+
+# --- tables ---
+
+
+def grid(table: Table) -> Grid:
+    """A table of shares, the best of each column marked, or of differences, those marked that are significant."""
+    best = [table.best(i) for i in range(len(table.columns))]
+    rows = [
+        (str(row[0] or ""), [_cell(cell, top, table.signed) for cell, top in zip(row[1:], best[1:], strict=True)])
+        for row in table.rows
+    ]
+    return Grid(table.title, table.columns, [("", rows)], table.note)
+
+
+def _summary(found: Run, tied: Mapping[tuple[Column, Pair], str]) -> Grid:
+    """The run's own table, each model's ways under its name."""
+    table = found.table()
+    columns = found.task.columns
+    groups: dict[str, list[tuple[str, list[Shown]]]] = {}
+    several = len({model for model, _ in found.ways()}) > 1
+    for pair, row in zip(found.ways(), table.rows, strict=True):
+        marks = [tied.get((column, pair), "") for column in columns] + [""] * (len(row) - 1 - len(columns))
+        cells = [_shown(cell, mark) for cell, mark in zip(row[1:], marks, strict=True)]
+        groups.setdefault(pair[0] if several else "", []).append((pair[1], cells))
+    return Grid(table.title, table.columns, list(groups.items()), table.note)
+
+
+def _side_by_side(table: Table) -> Grid:
+    rows = [
+        (str(name), [_shown(one, ""), _shown(other, ""), _change(change), *(Shown(str(n)) for n in counts)])
+        for name, one, other, change, *counts in table.rows
+    ]
+    return Grid(table.title, table.columns, [("", rows)])
+
+
+def _not_worse(found: Run) -> dict[tuple[Column, Pair], str]:
+    """Which ways are the best of a column, and which are not significantly worse, compared picture by picture."""
+    marks: dict[tuple[Column, Pair], str] = {}
+    for column in found.task.columns:
+        hits = {pair: found.hits(column, *pair) for pair in found.ways()}
+        shares = {pair: e.value for pair, of in hits.items() if (e := metrics.estimate(of)) is not None}
+        if len(shares) < 2:
+            continue
+        best = max(shares, key=lambda pair: shares[pair])
+        for pair, share in shares.items():
+            if share == shares[best]:
+                marks[column, pair] = "best"
+            elif not _significant(metrics.difference(hits[best], hits[pair])):
+                marks[column, pair] = "tied"
+    return marks
+
+
+def _significant(difference: Estimate | None) -> bool:
+    """Its interval holds no 0, but for rounding."""
+    return difference is not None and (difference.low > _ROUNDING or difference.high < -_ROUNDING)
+
+
+def _cell(cell: Cell, best: Estimate | None, signed: bool) -> Shown:
+    if signed:
+        return _change(cell)
+    is_best = isinstance(cell, Estimate) and best is not None and cell.value == best.value
+    return _shown(cell, "best" if is_best else "")
+
+
+def _shown(cell: Cell, mark: str) -> Shown:
+    if isinstance(cell, Estimate):
+        return Shown(f"{100 * cell.value:.1f}", f"{100 * cell.low:.1f}\N{EN DASH}{100 * cell.high:.1f}", mark)
+    return Shown(cell or "", mark=mark)
+
+
+def _change(cell: Cell) -> Shown:
+    if not isinstance(cell, Estimate):
+        return Shown(cell or "")
+    mark = ("more" if cell.value > 0 else "less") if _significant(cell) else ""
+    value, low, high = (_points(x) for x in (cell.value, cell.low, cell.high))
+    return Shown(value, f"{low} to {high}", mark)
+
+
+def _points(share: float) -> str:
+    points = round(100 * share, 1)
+    return f"{points:+.1f}".replace("-", MINUS) if points else "0.0"
+
+
+# --- figures ---
+
+
+def _forests(found: Run, tied: Mapping[tuple[Column, Pair], str]) -> list[Drawing]:
+    several = len({model for model, _ in found.ways()}) > 1
+    drawings = []
+    for column in found.task.columns:
+        estimates = {pair: metrics.estimate(found.hits(column, *pair)) for pair in found.ways()}
+        known = {pair: e.value for pair, e in estimates.items() if e is not None}
+        if known:
+            best = max(known, key=lambda pair: known[pair])
+            named = f"the highest is {found.label(best)} with {known[best]:.1%}"
+            alt = f"{column.title}: a dot and a 95% interval for each way; {named}. All figures are in the table."
+            dots = [Dot(p[0] if several else "", p[1], e, (column, p) in tied) for p, e in estimates.items()]
+            drawings.append(figures.forest(column.title, dots, alt))
+    return drawings
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    tables, drawn = [grid(table) for table in found.tables], [figures.curves(c) for c in found.curves]
+    notes = [c.note for c in found.curves]
+    return {
+        "title": found.title,
+        "verdict": found.verdict,
+        "tables": tables,
+        "curves": list(zip(drawn, notes, strict=True)),
+    }
+
+
+# --- words ---
+
+
+def _meaning(column: Column) -> str:
+    of = f"questions of {_listed(column.groups)}" if column.groups else "all questions"
+    right = "the right answer first" if column.k == 1 else f"the right answer among the first {column.k}"
+    share = f"share of {of} with {right}"
+    return f"mean over what is right of its {share}" if column.per_class else share
+
+
+def _listed(words: Iterable[str]) -> str:
+    *before, last = words
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def _rendered(template: str, **values: Any) -> str:
+    pages = Environment(
+        loader=PackageLoader("alpha_clip.evaluation", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return pages.get_template(template).render(**values)

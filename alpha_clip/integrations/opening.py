@@ -1,0 +1,116 @@
+"""Models of other libraries by name, with an alpha channel and their tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..api import as_device
+from .files import alphas, from_pretrained
+from .towers import add_alpha
+
+KINDS = ("hf", "open_clip")  # what stands before the colon
+OPEN_CLIP = "open_clip"  # in the metadata of a file: options of its `create_model`, which the weights do not tell
+
+
+class Words:
+    """A tokenizer of transformers: texts to (N, L) ids, cut and padded to the full length, as SigLIP was trained."""
+
+    def __init__(self, tokenizer: Any, length: int) -> None:
+        self.tokenizer, self.length = tokenizer, length
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        found = self.tokenizer(
+            list(texts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        )
+        ids: Tensor = found["input_ids"]
+        return ids
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+
+def open_tower(
+    name: str, device: str | torch.device | None = None
+) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
+    """A CLIP or SigLIP of another library, in ``eval()`` and float32, with an alpha channel, and its tokenizer.
+
+    Alpha weights that the files hold are there; else they are zero.
+
+    Args:
+        name: ``"hf:FOLDER"``, a CLIPModel or SiglipModel with its tokenizer, as ``save_pretrained`` wrote them;
+            ``"open_clip:NAME"``, or ``"open_clip:NAME:PRETRAINED"`` with a tag of open_clip or a file.
+        device: None means CUDA if there is one, else MPS, else the CPU.
+
+    Raises:
+        ImportError: the library is not installed.
+        ValueError, RuntimeError, OSError: there is no such model, as its library says; or the name is of another form.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in KINDS or not rest:
+        raise ValueError(f"the model is {name!r}, expected hf:FOLDER, open_clip:NAME or open_clip:NAME:PRETRAINED")
+    opened = _of_transformers if kind == "hf" else _of_open_clip
+    chosen = as_device(device)
+    model, words = opened(name, rest)
+    return model.float().to(chosen).eval(), words
+
+
+def holds_alpha(name: str) -> bool:
+    """Whether the files that `open_tower` would open hold alpha weights."""
+    kind, _, rest = name.partition(":")
+    if kind == "hf":
+        return next(alphas(Path(rest)), None) is not None
+    return kind == "open_clip" and _made_with(Path(rest.partition(":")[2])) is not None
+
+
+def _of_transformers(name: str, folder: str) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise ImportError(f"{name!r} is a model of transformers: pip install transformers") from error
+    model: Any = from_pretrained(AutoModel, folder)
+    text = getattr(model.config, "text_config", None)
+    if text is None:
+        kind = model.config.model_type
+        raise ValueError(f"{name!r} is transformers' {kind!r}, expected a model of images and texts, CLIP or SigLIP")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:  # of many lines, and not of the folder
+        raise ValueError(
+            f"{folder} holds no tokenizer: put the model's there, tokenizer.save_pretrained(...)"
+        ) from error
+    return model, Words(tokenizer, text.max_position_embeddings)
+
+
+def _of_open_clip(name: str, rest: str) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ImportError(f"{name!r} is a model of open_clip: pip install open_clip_torch") from error
+    architecture, _, pretrained = rest.partition(":")
+    made = _made_with(Path(pretrained))
+    if made is None:
+        model = add_alpha(open_clip.create_model(architecture, pretrained or None))
+    else:
+        model = add_alpha(open_clip.create_model(architecture, **made))
+        model.load_state_dict(load_file(pretrained))
+    return model, open_clip.get_tokenizer(architecture)
+
+
+def _made_with(path: Path) -> dict[str, Any] | None:
+    """What `create_model` needs to know for weights that were saved after `add_alpha`; None: it is no file of such."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as weights:
+        if not any(key.endswith(".alpha") for key in weights.keys()):  # noqa: SIM118
+            return None
+        made: dict[str, Any] = json.loads((weights.metadata() or {}).get(OPEN_CLIP, "{}"))
+        return made

@@ -1,0 +1,151 @@
+"""What the trainer needs of a model, and how this package's own gives it; `foreign` has those of other libraries."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checkpoints
+from ..model import CLIP, VisionTransformer
+from ..tokenizer import tokenize
+from ..transforms import Preprocess
+
+Tokenize = Callable[[Sequence[str]], Tensor]  # texts, in lower case, to (U, L) token ids
+
+# Modules and parameters behind the last block of an image tower, in the names of every library.
+_TAIL = {"ln_post", "proj", "post_layernorm", "visual_projection", "norm", "fc_norm", "attn_pool", "head"}
+
+
+class Trainable(ABC):
+    """A model as the trainer sees it. It holds no weights: all are the model's own, under the model's own names."""
+
+    model: Any
+    visual: nn.Module  # the image tower; of a copy of it `see` takes the features too
+    alpha: Tensor  # the weights of the alpha channel
+    preprocess: Preprocess  # of the model's size, mean and deviation
+    image_names: tuple[str, ...] = ("visual.",)  # how the names of the image tower's weights begin
+    blocks_at: str | None = "transformer.resblocks"  # in the image tower; None: it has no blocks that are known
+    metadata: Mapping[str, str] | None = None  # for `last.pt`, so that `load` takes that too
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.logit_scale.device
+        return device
+
+    @property
+    def is_sigmoid(self) -> bool:
+        """It was trained with the sigmoid loss (SigLIP, arXiv 2303.15343), to which a bias belongs."""
+        return getattr(self.model, "logit_bias", None) is not None
+
+    def temperature(self) -> tuple[Tensor, ...]:
+        """() factor on the cosines, and () bias where the model has one."""
+        scale: Tensor = self.model.logit_scale.exp().reshape(())
+        return (scale, self.model.logit_bias.reshape(())) if self.is_sigmoid else (scale,)
+
+    @abstractmethod
+    def see(self, visual: Any, image: Tensor, alpha: Tensor | None) -> Tensor:
+        """(B, 3, n, n) pixels and (B, 1, n, n) alpha, or None for whole images, to (B, D), on the tower's device."""
+
+    @abstractmethod
+    def see_with_tokens(self, visual: Any, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same, and what the last block but one makes of the patches, (B, N, width)."""
+
+    @abstractmethod
+    def read(self, ids: Tensor) -> Tensor:
+        """(U, L) token ids to (U, D)."""
+
+    @abstractmethod
+    def ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
+        """(U, L) token ids of texts, perhaps of none."""
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenize:
+        """The model's own.
+
+        Raises:
+            ValueError: it has none that is known.
+        """
+
+    @abstractmethod
+    def checkpoint_blocks(self, on: bool) -> None:
+        """Work out the blocks' activations twice, or no longer."""
+
+    @abstractmethod
+    def save(self, path: Path, with_text: bool, about: Mapping[str, str], tokenize: Tokenize) -> None:
+        """What was trained, to `path`, or to a folder of its name without the ending; `about` is for its metadata."""
+
+    def blocks(self, visual: nn.Module, option: str) -> list[nn.Module]:
+        """The blocks of the image tower or of a copy, first to last.
+
+        Raises:
+            ValueError: it has none that are known; `option` is the setting that needs them.
+        """
+        if self.blocks_at is None:
+            raise ValueError(
+                f"TrainConfig.{option} needs an image tower of transformer blocks, which {type(visual).__name__} is "
+                "not known to be: leave it out"
+            )
+        return list(visual.get_submodule(self.blocks_at).children())
+
+    def tail(self) -> list[nn.Parameter]:
+        """The parameters behind the blocks of the image tower."""
+        found = []
+        for name, parameter in self.visual.named_parameters():
+            if name.removeprefix("trunk.").removeprefix("vision_model.").partition(".")[0] in _TAIL:
+                found.append(parameter)
+        return found
+
+    def trained(self, with_text: bool) -> dict[str, Tensor]:
+        """The image tower's weights, and all the rest `with_text`, in the model's own names."""
+        state: dict[str, Tensor] = self.model.state_dict()
+        return {k: v for k, v in state.items() if with_text or k.startswith(self.image_names)}
+
+
+class OwnModel(Trainable):
+    """This package's CLIP."""
+
+    model: CLIP
+
+    def __init__(self, model: CLIP) -> None:
+        self.model = model
+        self.visual: VisionTransformer = model.visual
+        self.alpha = model.visual.conv1_alpha.weight
+        self.preprocess = Preprocess(model.visual.input_resolution)
+        self.metadata = checkpoints.METADATA if model.confirmed else None
+
+    def see(self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None) -> Tensor:
+        features: Tensor = visual(image, alpha)
+        return features
+
+    def see_with_tokens(self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+        tokens = visual.tokens(image, alpha, layer=-2)  # (B, 1 + N, width)
+        last = visual.transformer.run([visual.transformer.blocks[-1].first], tokens.permute(1, 0, 2))[0]
+        return visual.project(last), tokens[:, 1:]
+
+    def read(self, ids: Tensor) -> Tensor:
+        return self.model.encode_text(ids)
+
+    def ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
+        if not texts:
+            return torch.zeros(0, 1, dtype=torch.int64)
+        ids = tokenize(texts)
+        return ids[:, : int(ids.argmax(dim=-1).max()) + 1]  # the tower is causal: padding is idle
+
+    def tokenizer(self) -> Tokenize:
+        return _cut
+
+    def checkpoint_blocks(self, on: bool) -> None:
+        for tower in (self.visual.transformer, self.model.transformer):
+            tower.checkpointing = on
+
+    def save(self, path: Path, with_text: bool, about: Mapping[str, str], tokenize: Tokenize) -> None:
+        checkpoints.write(self.trained(with_text), path, confirmed=self.model.confirmed, about=about)
+
+
+def _cut(texts: Sequence[str]) -> Tensor:
+    return tokenize(texts, truncate=True)

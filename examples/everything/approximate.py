@@ -1,0 +1,81 @@
+"""A quicker search that may miss a hit: FAISS's graph of neighbours (HNSW, arXiv 1603.09320) over a `RegionIndex`.
+
+INDEX/regions.faiss    the graph, with the features in single precision
+INDEX/covered.json     which rows of the index are in it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from everything.index import Hit, RegionIndex, write
+from numpy.typing import NDArray
+
+_NEIGHBOURS, _EFFORT = 32, 128  # of each row in the graph; rows looked at in a search
+
+
+def is_installed() -> bool:
+    return find_spec("faiss") is not None
+
+
+def update(index: RegionIndex) -> None:
+    """Bring the graph up to date: rows that were added go into it; if others went, it is made anew."""
+    import faiss
+
+    rows = len(index.live)
+    if (graph := _read(index)) is None:
+        graph = faiss.IndexIDMap2(faiss.IndexHNSWFlat(index.settings.width, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT))
+        covered = 0
+    else:
+        covered = _covered(index)["rows"]
+    for start, features in index.blocks():
+        numbers = np.arange(start, start + len(features))
+        wanted = index.live[numbers] & (numbers >= covered)
+        if wanted.any():
+            graph.add_with_ids(features[wanted], numbers[wanted])
+    if rows > covered:
+        part = index.folder / "regions.faiss.part"
+        faiss.write_index(graph, str(part))
+        os.replace(part, part.with_suffix(""))
+        write(index.folder / "covered.json", json.dumps({"rows": rows, "live": _digest(index, rows)}).encode())
+
+
+def search(index: RegionIndex, queries: NDArray[np.float32], k: int) -> list[list[Hit]] | None:
+    """As `RegionIndex.search`; None where the graph is not there, or does not cover the index as it is now."""
+    import faiss
+
+    graph = _read(index)
+    if graph is None or _covered(index)["rows"] != len(index.live):
+        return None
+    inner: Any = faiss.downcast_index(graph.index)
+    inner.hnsw.efSearch = max(_EFFORT, k)
+    scores, rows = graph.search(queries, min(k, max(1, len(index))))
+    return index.hits(np.where(rows < 0, -np.inf, scores), rows)
+
+
+def _read(index: RegionIndex) -> Any:
+    """The graph, or None if there is none whose rows are still the index's."""
+    import faiss
+
+    path = index.folder / "regions.faiss"
+    covered = _covered(index)
+    if not path.exists() or covered["live"] != _digest(index, covered["rows"]):
+        return None
+    graph = faiss.read_index(str(path))
+    return graph if graph.ntotal == index.live[: covered["rows"]].sum() else None
+
+
+def _covered(index: RegionIndex) -> dict[str, Any]:
+    path = index.folder / "covered.json"
+    return dict(json.loads(path.read_bytes())) if path.exists() else {"rows": 0, "live": ""}
+
+
+def _digest(index: RegionIndex, rows: int) -> str:
+    """Of what can be found in the first rows: another when one of their pictures was changed or given up."""
+    keys = (key if live else "" for key, live in zip(index.owners[:rows], index.live, strict=False))
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()

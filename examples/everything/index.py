@@ -1,0 +1,234 @@
+"""An index of regions on disk: it can be added to, interrupted, and searched without reading it into memory.
+
+INDEX/index.json       which model the features are of, and how the regions came about
+INDEX/parts/NAME.npy   some regions, a record each, mapped into memory to search
+INDEX/parts/NAME.json  the pictures they are of; a part counts once this file is there
+
+Every file is written under a temporary name and renamed. A picture is known by the hash of its bytes, so it is indexed
+once, however often it is moved. One process at a time may add.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from alpha_clip.transforms import mask_box
+
+OUTLINE = 64  # masks are kept to be drawn, at so many pixels a side
+
+_BLOCK = 65_536  # rows that are scored at a time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all regions of an index have in common."""
+
+    model: str
+    sha256: str  # of the model's weights
+    width: int  # of a feature
+    method: str  # of `embed_regions`
+    masks: str  # in words: where they come from
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture for the index."""
+
+    path: str
+    key: str  # hash of its bytes, and of those of the file of masks beside it
+    regions: NDArray[Any] | None  # from `records`; None: this key is in the index, and now has another path
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A region found."""
+
+    score: float  # cosine
+    paths: tuple[str, ...]  # of the picture and its copies, the last indexed first
+    box: tuple[float, float, float, float]  # (x0, y0, x1, y1) in [0, 1] of the picture's width and height
+    outline: NDArray[np.bool_]  # (OUTLINE, OUTLINE), squashed as the picture would be
+
+
+def records(features: NDArray[np.float32], masks: NDArray[np.float32]) -> NDArray[Any]:
+    """(K,) records of features (K, D) and masks (K, H, W), each with a pixel above 0.5."""
+    made = np.zeros(len(features), _record(features.shape[1]))
+    size = np.array([masks.shape[2], masks.shape[1]] * 2)
+    for row, feature, mask in zip(made, features, masks, strict=True):
+        coarse = np.asarray(Image.fromarray(mask).resize((OUTLINE, OUTLINE), Image.Resampling.BOX))
+        row["feature"], row["box"] = feature, mask_box(mask) / size
+        row["outline"] = np.packbits(coarse >= min(0.5, coarse.max()))
+    return made
+
+
+def _record(width: int) -> np.dtype[Any]:
+    # Half precision: of features of unit length, scores change by less than 0.001.
+    return np.dtype([("feature", "<f2", width), ("box", "<f4", 4), ("outline", "u1", OUTLINE**2 // 8)])
+
+
+class RegionIndex:
+    """The index in a folder, from `create` or `open`. What others add later is not seen."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder, self.settings = folder, settings
+        self.pictures: dict[str, str] = {}  # path to key; of a picture that was changed, the last
+        self.keys: set[str] = set()
+        self.owners: list[str] = []  # (N,) the key of each row
+        self._rows: list[NDArray[Any]] = []  # of each part
+        self._parts = 0
+        self._live: NDArray[np.bool_] | None = None
+        for part in sorted((folder / "parts").glob("*.json")):
+            self._take(part)
+
+    @classmethod
+    def create(cls, folder: Path, settings: Settings) -> RegionIndex:
+        """The index in a folder, made if there is none.
+
+        Raises:
+            ValueError: there is one with other settings.
+        """
+        (folder / "parts").mkdir(parents=True, exist_ok=True)
+        for left in folder.rglob("*.part"):  # by a run that was killed
+            left.unlink()
+        if not (folder / "index.json").exists():
+            write(folder / "index.json", json.dumps({"version": 1, **asdict(settings)}, indent=1).encode())
+        index = cls.open(folder)
+        index.check(settings)
+        return index
+
+    @classmethod
+    def open(cls, folder: Path) -> RegionIndex:
+        """The index in a folder.
+
+        Raises:
+            ValueError: there is none, or it is of another version.
+        """
+        if not (folder / "index.json").exists():
+            raise ValueError(f"{folder} holds no index: make one with the command index")
+        record = json.loads((folder / "index.json").read_bytes())
+        if (version := record.pop("version", None)) != 1:
+            raise ValueError(f"{folder} is an index of version {version}, expected 1: make it again")
+        return cls(folder, Settings(**record))
+
+    def check(self, settings: Settings) -> None:
+        """Raise ValueError if `settings` are not the index's: regions of both could not be compared."""
+        made, given = self.settings, settings
+        if made.sha256 != given.sha256:
+            raise ValueError(
+                f"{self.folder} was made with {made.model}, weights {made.sha256[:12]}, and this is {given.model}, "
+                f"weights {given.sha256[:12]}: use that model, or another folder"
+            )
+        for name, was, now in (("method", made.method, given.method), ("masks", made.masks, given.masks)):
+            if was != now:
+                raise ValueError(
+                    f"{self.folder} was made with {name} {was!r}, not {now!r}: use those, or another folder"
+                )
+
+    def _take(self, part: Path) -> None:
+        """Know of the pictures and regions of one more part."""
+        listed = json.loads(part.read_bytes())
+        if count := sum(one["rows"] or 0 for one in listed):
+            rows = np.load(part.with_suffix(".npy"), mmap_mode="r")
+            if len(rows) != count:
+                raise ValueError(
+                    f"{part.with_suffix('.npy')} holds {len(rows)} regions, expected {count}: delete {part}"
+                )
+            self._rows.append(rows)
+        for one in listed:
+            self.pictures[one["path"]] = one["key"]
+            if one["rows"] is not None:
+                # What is there already, from another process that added at the same time, counts once.
+                self.owners += [one["key"] if one["key"] not in self.keys else ""] * one["rows"]
+                self.keys.add(one["key"])
+        self._live = None
+        self._parts += 1
+
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """(N,) which rows may be found: not those of pictures that were changed since."""
+        if self._live is None:
+            current = set(self.pictures.values())
+            self._live = np.array([key in current for key in self.owners], dtype=bool)
+        return self._live
+
+    def __len__(self) -> int:
+        """Regions that may be found."""
+        return int(self.live.sum())
+
+    def add(self, pictures: Sequence[Seen]) -> None:
+        """Write pictures to the disk as a part, all or none."""
+        if not pictures:
+            return
+        listed = [
+            {"path": s.path, "key": s.key, "rows": None if s.regions is None else len(s.regions)} for s in pictures
+        ]
+        text = json.dumps(listed).encode()
+        part = self.folder / "parts" / f"{self._parts:06d}-{hashlib.sha256(text).hexdigest()[:12]}.json"
+        found = [seen.regions for seen in pictures if seen.regions is not None]
+        rows = np.concatenate([np.zeros(0, _record(self.settings.width)), *found])
+        if len(rows):
+            write(part.with_suffix(".npy"), rows)
+        write(part, text)
+        self._take(part)
+
+    def search(self, queries: NDArray[np.float32], k: int) -> list[list[Hit]]:
+        """For each query, (Q, D) of unit length, its `k` nearest regions, best first: exact, reading every row."""
+        best = np.full((len(queries), 0), -np.inf, np.float32)
+        which = np.zeros((len(queries), 0), np.int64)
+        for start, features in self.blocks():
+            scores = queries @ features.T  # (Q, block)
+            scores[:, ~self.live[start : start + len(features)]] = -np.inf
+            numbers = np.broadcast_to(np.arange(start, start + len(features)), scores.shape)
+            best, which = np.hstack([best, scores]), np.hstack([which, numbers])
+            order = np.argsort(-best, axis=1, kind="stable")[:, :k]
+            best, which = np.take_along_axis(best, order, 1), np.take_along_axis(which, order, 1)
+        return self.hits(best, which)
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The number of the first row, and features (n, D), of some rows at a time."""
+        start = 0
+        for rows in self._rows:
+            for first in range(0, len(rows), _BLOCK):
+                block = rows["feature"][first : first + _BLOCK].astype(np.float32)
+                yield start, block
+                start += len(block)
+
+    def hits(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> list[list[Hit]]:
+        """The regions in some rows, (Q, k), without those of score -inf."""
+        return [
+            [self._hit(score, row) for score, row in zip(*pair, strict=True) if score > -np.inf]
+            for pair in zip(scores.tolist(), rows.tolist(), strict=True)
+        ]
+
+    def _hit(self, score: float, row: int) -> Hit:
+        key, part = self.owners[row], row
+        paths = [path for path, of in self.pictures.items() if of == key]
+        for rows in self._rows:
+            if part < len(rows):
+                break
+            part -= len(rows)
+        x0, y0, x1, y1 = rows[part]["box"].tolist()
+        outline = np.unpackbits(rows[part]["outline"]).reshape(OUTLINE, OUTLINE).astype(bool)
+        return Hit(score, tuple(reversed(paths)), (x0, y0, x1, y1), outline)
+
+
+def write(path: Path, content: bytes | NDArray[Any]) -> None:
+    """Write a file under a temporary name, and rename it once all of it is on the disk."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            np.save(file, content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

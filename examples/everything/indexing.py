@@ -1,0 +1,120 @@
+"""A folder of pictures into an index, and texts into hits."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from everything import approximate
+from everything.index import Hit, RegionIndex, Seen, Settings, records
+from everything.masks import Source, mask_file, masks_of
+from PIL import Image
+from tqdm import tqdm
+
+import alpha_clip
+from alpha_clip.model import CLIP
+from alpha_clip.transforms import upright
+
+KINDS = {kind for kind, name in Image.registered_extensions().items() if name in Image.OPEN}
+UNREADABLE = (  # what Pillow, NumPy and json raise at pictures and files of masks that are damaged
+    OSError, ValueError, TypeError, SyntaxError, EOFError, zipfile.BadZipFile, Image.DecompressionBombError,
+)  # fmt: skip
+SHARED = 0.4  # of the smaller of two regions: with so much in common, one lies on the other
+PART = 32  # pictures that are written at a time, and lost when the process is killed
+
+
+def fingerprint(model: CLIP) -> str:
+    """SHA-256 of the weights, the same in single and in half precision."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().half().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All pictures below a folder, but for the files of masks."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: expected one of pictures")
+    return sorted(
+        path.resolve()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in KINDS and not path.stem.endswith(".masks") and path.is_file()
+    )
+
+
+def key_of(path: Path) -> str:
+    """SHA-256 of the bytes of a picture and of the file of masks beside it, if any."""
+    digest, masks = hashlib.sha256(path.read_bytes()), mask_file(path)
+    if masks:
+        digest.update(masks.read_bytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def look(path: Path, key: str, model: CLIP, source: Source, method: str) -> Seen:
+    """The regions of a picture, embedded."""
+    picture, masks = masks_of(path, upright(path), source)
+    if len(masks) == 0:
+        features = np.zeros((0, model.visual.output_dim), np.float32)
+    else:
+        features = alpha_clip.embed_regions(model, picture, masks, method).cpu().numpy()
+    return Seen(str(path), key, records(features, masks))
+
+
+def fill(index: RegionIndex, folder: Path, model: CLIP, source: Source) -> tuple[int, int, int]:
+    """Index what is new in a folder; how many pictures were indexed, were there already, and could not be read.
+
+    Whatever ends it, an interrupt too, what was done is written first.
+    """
+    done = known = broken = 0
+    waiting: list[Seen] = []
+    keys = set(index.keys)
+    try:
+        for path in tqdm(pictures_in(folder), disable=None, unit="picture"):
+            try:
+                key = key_of(path)
+                if key not in keys:
+                    waiting.append(look(path, key, model, source, index.settings.method))
+                    done += 1
+                else:
+                    known += 1
+                    if index.pictures.get(str(path)) != key:  # a copy, or moved
+                        waiting.append(Seen(str(path), key, None))
+                keys.add(key)
+            except UNREADABLE as error:
+                tqdm.write(f"skipped {path.name}: {error}".splitlines()[0], file=sys.stderr)
+                broken += 1
+            if len(waiting) == PART:
+                index.add(waiting)
+                waiting = []
+    finally:
+        index.add(waiting)
+    return done, known, broken
+
+
+def find(index: RegionIndex, model: CLIP, texts: list[str], k: int, *, exact: bool = False) -> list[list[Hit]]:
+    """The k regions nearest to each text."""
+    with torch.no_grad():
+        queries = alpha_clip.zero_shot_classifier(model, texts, ("{}",)).float().cpu().numpy()
+    found = approximate.search(index, queries, k) if not exact and approximate.is_installed() else None
+    return index.search(queries, k) if found is None else found
+
+
+def distinct(hits: list[Hit], k: int) -> list[Hit]:
+    """The first `k`, without those that lie on a better one of the same picture."""
+    chosen: list[Hit] = []
+    for hit in hits:
+        same = [other.outline for other in chosen if other.paths == hit.paths]
+        if all((hit.outline & mask).sum() < SHARED * min(hit.outline.sum(), mask.sum()) for mask in same):
+            chosen.append(hit)
+    return chosen[:k]
+
+
+def load(name: str, device: str | None, method: str, masks: str) -> tuple[CLIP, Settings]:
+    model, _ = alpha_clip.load(name, device=device)
+    return model, Settings(name, fingerprint(model), model.visual.output_dim, method, masks)

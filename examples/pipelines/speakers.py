@@ -1,0 +1,86 @@
+"""Models that say something about a picture: LLaVA, LLaVA-Next, BLIP-2; loaded with an alpha channel, and asked."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import region
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from alpha_clip.errors import IncompatibleCheckpoint
+from alpha_clip.integrations import ProcessorWithMask, from_pretrained, load_alpha_weights, processor_with_mask
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="on the Hub, or a folder; without it, a small one with random weights")
+    parser.add_argument("--alpha", help="tag of alpha weights; without it, those in the folder that --model is")
+    parser.add_argument("--weights", default="ViT-L/14@336px", help="of which model --alpha is a tag")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tokens", type=int, default=12, help="of an answer, at most")
+
+
+def load(args: argparse.Namespace, small: Callable[[], tuple[Any, Any]]) -> tuple[Any, ProcessorWithMask]:
+    """A model from the Hub or a folder, or else the small one, with alpha weights; its processor, which takes masks."""
+    if args.model is None:
+        print(region.NONSENSE)
+        made, plain_processor = small()
+        return load_alpha_weights(made, "tiny", "scenes"), processor_with_mask(plain_processor)
+    if args.alpha is None:
+        model: Any = from_pretrained(AutoModelForImageTextToText, args.model, dtype="auto")
+        model.to(args.device).eval()
+    else:
+        model = plain(args)
+        swap(model, args.weights, args.alpha)
+    return model, processor(args)
+
+
+def plain(args: argparse.Namespace) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(args.device).eval()
+
+
+def processor(args: argparse.Namespace) -> ProcessorWithMask:
+    return processor_with_mask(AutoProcessor.from_pretrained(args.model))
+
+
+def swap(model: Any, weights: str, alpha: str) -> None:
+    """Put Alpha-CLIP's image tower in the place of the model's, or end with the reason why it does not fit."""
+    try:
+        load_alpha_weights(model, weights, alpha)
+    except IncompatibleCheckpoint as error:
+        raise SystemExit(f"{weights} {alpha} does not fit {type(model).__name__}: {error}") from None
+
+
+def question(prepare: ProcessorWithMask, text: str) -> str:
+    """`text` about a picture, in the form that a model for conversations expects; BLIP-2 is none."""
+    if getattr(prepare, "chat_template", None) is None:
+        return text
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    return str(prepare.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+
+
+@torch.no_grad()
+def say(
+    model: Any, prepare: ProcessorWithMask, image: Image.Image, mask: np.ndarray | None, text: str, tokens: int
+) -> tuple[str, Tensor]:
+    """What the model says, and its logits for the first word of it, (V,)."""
+    inputs = prepare(image, mask, text=text).to(model.device, model.dtype)
+    first = model(**inputs).logits[0, -1]
+    said = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)[0]
+    asked = inputs["input_ids"][0]
+    if torch.equal(said[: len(asked)], asked):  # BLIP-2 with T5 leaves it out
+        said = said[len(asked) :]
+    return prepare.tokenizer.decode(said, skip_special_tokens=True).strip(), first
+
+
+def answers(
+    model: Any, prepare: ProcessorWithMask, image: Image.Image, mask: np.ndarray, text: str, tokens: int
+) -> Iterator[tuple[str, str]]:
+    """What is looked at, and what the model says of it."""
+    for name, where in (("whole picture", None), ("the region", mask), ("all but it", 1.0 - mask)):
+        yield name, say(model, prepare, image, where, text, tokens)[0]
