@@ -8,6 +8,7 @@ test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transf
 train = ["filelock", "pycocotools", "webdataset"]
 evaluation = ["matplotlib", "jinja2", "pycocotools"]
 onnx = ["onnxruntime", "onnx"]
+pipeline = ["ray", "filelock", "transformers>=5", "webdataset", "pycocotools", "pyarrow"]
 diffusion = ["diffusers>=0.42", "transformers>=5", "accelerate"]
 bench = ["open_clip_torch>=2.24", "transformers>=5", "openai-clip", "onnxruntime", "onnx", "onnxscript"]
 
@@ -41,6 +42,7 @@ setup(
         "train": train,
         "eval": evaluation,
         "onnx": onnx,
+        "pipeline": pipeline,
         "test": test,
         "diffusion": diffusion,
         "bench": bench,
@@ -50,6 +52,7 @@ setup(
             *test,
             *train,
             *evaluation,
+            *pipeline,
             *bench,
             *diffusion,
             *docs,

@@ -1,0 +1,140 @@
+"""Training data and embeddings from many shards:
+
+python -m alpha_clip.pipeline annotate-grounding --input "grit/{00000..00099}.tar" --output out/ --segmenter hf:FOLDER
+python -m alpha_clip.pipeline embed --input out/ --output features/ --model ViT-B/16
+python -m alpha_clip.pipeline inspect out/
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from ..training import shards
+from .embedding import Embed, Kind, Of
+from .filters import Duplicates
+from .grounding import AnnotateGrounding
+from .inspection import inspect
+from .ledger import Ledger
+from .on_ray import Cluster
+from .run import run
+from .tasks import Work
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    try:
+        args.do(args)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if args.debug:
+            raise
+        parser.exit(2, f"error: {error}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m alpha_clip.pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True)
+    _add_grounding(commands.add_parser("annotate-grounding", help="boxes and phrases of GRIT-style shards to masks"))
+    _add_embed(commands.add_parser("embed", help="features of the regions, or of the pictures, of shards, to Parquet"))
+    _add_inspect(commands.add_parser("inspect", help="a page with random samples and histograms"))
+    return parser
+
+
+def _add_shards(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", nargs="+", required=True, help="a shard, a range {00000..00099}.tar, a folder, URLs")
+    parser.add_argument("--output", type=Path, required=True, help="folder; a rerun goes on where the last one stopped")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with models of its own")
+    parser.add_argument("--ray", action="store_true", help="start the workers on a local Ray, which ends with the run")
+    parser.add_argument("--address", help="of a Ray cluster, to start the workers there: auto, or HOST:PORT")
+    parser.add_argument("--gpus", type=float, default=0, help="for each worker on Ray; %(default)s")
+    parser.add_argument("--device", help="of the model; default: CUDA if there is one, else the CPU")
+    parser.add_argument("--cache", type=Path, default=Path(shards.CACHE), help="for shards at URLs; %(default)s")
+    _add_debug(parser)
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+
+
+def _add_grounding(parser: argparse.ArgumentParser) -> None:
+    _add_shards(parser)
+    default = AnnotateGrounding("")
+    parser.add_argument("--segmenter", required=True, help="hf:FOLDER or hf:REPOSITORY of SAM, SAM 2, SAM 3; colour")
+    parser.add_argument("--score", type=float, default=default.score, help="lowest of a box; %(default)s")
+    parser.add_argument("--words", type=int, nargs=2, default=default.words, help="of a phrase, fewest and most")
+    parser.add_argument("--area", type=float, nargs=2, default=default.area, help="of a mask, share of the picture")
+    parser.add_argument("--iou", type=float, default=default.iou, help="lowest, of the box and the mask's; %(default)s")
+    parser.add_argument(
+        "--duplicates",
+        choices=get_args(Duplicates),
+        default=default.duplicates,
+        help="leave out pictures of a shard like an earlier one's in look, in caption, or in both; %(default)s",
+    )
+    parser.add_argument("--require", nargs="+", default=(), metavar="FIELD", help="drop pictures without, such as url")
+    parser.add_argument("--batch", type=int, default=default.batch, help="pictures in memory at a time; %(default)s")
+    parser.set_defaults(do=_annotate_grounding)
+
+
+def _add_embed(parser: argparse.ArgumentParser) -> None:
+    _add_shards(parser)
+    default = Embed()
+    parser.add_argument("--model", default=default.model, help="as for the evaluation, such as ViT-B/16; %(default)s")
+    parser.add_argument("--of", choices=get_args(Of), default=default.of, help="%(default)s")
+    parser.add_argument("--method", default=default.method, help="of embed_regions, for regions; %(default)s")
+    parser.add_argument("--dtype", choices=get_args(Kind), default=default.dtype, help="%(default)s")
+    parser.add_argument("--chunk", type=int, default=default.chunk, help="masks at a time; %(default)s")
+    parser.set_defaults(do=_embed)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="of a run of annotate-grounding that has ended")
+    parser.add_argument("--samples", type=int, default=24, help="%(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="chooses them; %(default)s")
+    _add_debug(parser)
+    parser.set_defaults(do=_inspect)
+
+
+def _annotate_grounding(args: argparse.Namespace) -> None:
+    _run(AnnotateGrounding(**_chosen(args, AnnotateGrounding)), args)
+
+
+def _embed(args: argparse.Namespace) -> None:
+    _run(Embed(**_chosen(args, Embed)), args)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    sys.stdout.write(f"{inspect(args.folder, args.samples, args.seed)}\n")
+
+
+def _chosen(args: argparse.Namespace, work: type) -> dict[str, Any]:
+    """What was said of the work's fields; lists become tuples."""
+    said = {field.name: getattr(args, field.name) for field in fields(work)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+
+
+def _run(work: Work, args: argparse.Namespace) -> None:
+    cluster = Cluster(args.address or "local", args.gpus) if args.ray or args.address else None
+    sources = shards.local(args.input, args.cache.expanduser())
+    _show(run(work, sources, args.output, args.workers, cluster), args.output)
+
+
+def _show(found: Ledger, folder: Path) -> None:
+    lines = [f"{kind:9}{name:55}{count:10}" for kind in ("pictures", "regions") for name, count in _of(found, kind)]
+    sys.stdout.write("\n".join([*lines, f"{folder / 'report.json'}\n"]))
+
+
+def _of(found: Ledger, kind: str) -> list[tuple[str, int]]:
+    return sorted(getattr(found, kind).items())
+
+
+if __name__ == "__main__":
+    main()

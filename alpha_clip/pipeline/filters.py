@@ -1,0 +1,153 @@
+"""Stages that leave out what is not wanted, and count it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from .ledger import Ledger
+from .samples import Box, Sample, Target
+
+Duplicates = Literal["both", "picture", "caption", "keep"]
+
+_WORDS = 20.0  # where the histogram of phrase lengths ends
+_HASH = 8  # rows and columns of differences: 64 bits
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """Leaves out pictures that do not say where they come from: those without one of these fields."""
+
+    fields: Sequence[str]
+
+    def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
+        kept = []
+        for sample in samples:
+            missing = next((name for name in self.fields if name not in sample.fields), None)
+            if missing is None:
+                kept.append(sample)
+            else:
+                ledger.drop(f"without {missing}", len(sample.targets))
+        return kept
+
+
+@dataclass
+class Distinct:
+    """Leaves out pictures seen before: alike in look (`looks`), in caption (`words`), or in both.
+
+    It remembers 16 bytes of each; the pipeline makes one for each shard, so that shards do not depend on each other.
+    """
+
+    by: Duplicates = "both"
+    _seen: set[bytes] = field(default_factory=set, repr=False)
+
+    def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
+        kept = []
+        for sample in samples:
+            mark = self._mark(sample)
+            if mark and mark in self._seen:
+                ledger.drop("duplicate", len(sample.targets))
+            else:
+                self._seen.add(mark)
+                kept.append(sample)
+        return kept
+
+    def _mark(self, sample: Sample) -> bytes:
+        look = looks(sample.image) if self.by in ("both", "picture") else b""
+        return look + (words(sample.caption or "") if self.by in ("both", "caption") else b"")
+
+
+def looks(image: Image.Image) -> bytes:
+    """A hash of how a picture looks, 8 bytes: where its brightness rises from left to right, on an 8 x 8 grid.
+
+    The same for copies in another size or quality, mostly.
+    """
+    small = np.asarray(image.convert("L").resize((_HASH + 1, _HASH), Image.Resampling.BOX), np.int16)
+    return np.packbits(np.diff(small, axis=1) > 0).tobytes()
+
+
+def words(text: str) -> bytes:
+    """A hash of a text, 8 bytes, whatever its case and spaces."""
+    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=8).digest()
+
+
+@dataclass(frozen=True)
+class Named:
+    """Leaves out regions whose score is too low or whose phrase has too few or too many words."""
+
+    score: float = 0.0
+    words: tuple[int, int] = (1, 30)
+
+    def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
+        return _chosen(samples, ledger, self._why_not)
+
+    def _why_not(self, sample: Sample, target: Target, ledger: Ledger) -> str | None:
+        length = len(target.phrase.split())
+        ledger.measure("words in a phrase", length, _WORDS)
+        if target.score is not None:
+            ledger.measure("score", target.score)
+            if target.score < self.score:
+                return f"score below {self.score:g}"
+        if not self.words[0] <= length <= self.words[1]:
+            return f"phrase not of {self.words[0]} to {self.words[1]} words"
+        return None
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Leaves out regions whose mask is too small or too large, or is somewhere else than its box.
+
+    ``area`` is the mask's share of the picture, ``iou`` that of the box and the box around the mask.
+    """
+
+    area: tuple[float, float] = (0.001, 0.95)
+    iou: float = 0.5
+
+    def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
+        return _chosen(samples, ledger, self._why_not)
+
+    def _why_not(self, sample: Sample, target: Target, ledger: Ledger) -> str | None:
+        if target.mask is None:
+            raise ValueError(f"{sample.key}, {target.phrase!r}: there is no mask yet: put `Segment` before this stage")
+        overlap = box_iou(target.box, target.mask.box)
+        ledger.measure("mask area, share of the picture", target.mask.share)
+        ledger.measure("IoU of the box and the mask's", overlap)
+        if not self.area[0] <= target.mask.share <= self.area[1]:
+            return f"mask area not {self.area[0]:g} to {self.area[1]:g} of the picture"
+        return f"IoU of box and mask below {self.iou:g}" if overlap < self.iou else None
+
+
+def box_iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(width, 0.0) * max(height, 0.0)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def _chosen(
+    samples: list[Sample], ledger: Ledger, why_not: Callable[[Sample, Target, Ledger], str | None]
+) -> list[Sample]:
+    """The samples with those regions only for which `why_not` gives no reason."""
+    chosen = []
+    for sample in samples:
+        targets = []
+        for target in sample.targets:
+            if why := why_not(sample, target, ledger):
+                ledger.regions[why] += 1
+            else:
+                targets.append(target)
+        chosen.append(replace(sample, targets=tuple(targets)))
+    return with_regions(chosen, ledger)
+
+
+def with_regions(samples: list[Sample], ledger: Ledger) -> list[Sample]:
+    """The samples that have a region."""
+    kept = [sample for sample in samples if sample.targets]
+    if len(kept) < len(samples):
+        ledger.pictures["no region left"] += len(samples) - len(kept)
+    return kept

@@ -1,0 +1,133 @@
+"""All shards of a run, one after the other or in several processes; those that are done already are left alone."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from ..evaluation.records import write_whole
+from . import on_ray
+from .ledger import Ledger
+from .on_ray import Cluster
+from .tasks import MANIFESTS, REJECTS, Task, Work, is_done, make, remove_parts, summarise
+
+_LOCK = ".lock"
+
+
+def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, cluster: Cluster | None = None) -> Ledger:
+    """Do the shards that are not done yet, and write the report of all. Return its counts.
+
+    With more than one worker, each is a process with models of its own, on this machine or on Ray's `cluster`; the
+    files are the same.
+
+    Raises:
+        ValueError: `workers` is below 1; two shards have the same name; the folder is of a run with other settings.
+        RuntimeError: another run is at work in the folder, or a worker was killed. What is done stays.
+        Others: as the work's `prepare`, and as `on_ray.together`.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}, expected at least 1")
+    _names_differ(shards)
+    for place in (folder, folder / MANIFESTS, folder / REJECTS):
+        place.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / _LOCK, timeout=0):
+            _claim(folder / "settings.json", work)
+            remove_parts(folder)
+            left = [shard for shard in shards if not is_done(shard, folder)]
+            done = _doing(work, left, folder, workers, cluster)
+            for _ in tqdm(done, "shards", total=len(shards), initial=len(shards) - len(left), disable=None):
+                pass
+            remove_parts(folder)  # of workers of a killed run, which had not ended yet
+            return summarise(shards, folder)
+    except Timeout as error:
+        raise RuntimeError(f"another run is at work in {folder}: wait for its end, or name another folder") from error
+
+
+def _doing(work: Work, shards: Sequence[Path], folder: Path, workers: int, cluster: Cluster | None) -> Iterable[None]:
+    if not shards:
+        return ()
+    if cluster is not None:
+        return on_ray.together(work, shards, folder, workers, cluster)
+    return _alone(work, shards, folder) if workers == 1 else _together(work, shards, folder, workers)
+
+
+def _names_differ(shards: Sequence[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for shard in shards:
+        if shard.stem in seen:
+            raise ValueError(f"{seen[shard.stem]} and {shard} would both become {shard.stem}: rename one of them")
+        seen[shard.stem] = shard
+
+
+def _claim(path: Path, work: Work) -> None:
+    wanted = json.dumps(work.settings(), indent=1, sort_keys=True) + "\n"
+    if path.exists() and (found := path.read_text(encoding="utf-8")) != wanted:
+        before, now = json.loads(found), json.loads(wanted)
+        other = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        raise ValueError(f"{path.parent} holds a run with another {', '.join(other)}: choose another folder")
+    if not path.exists():
+        write_whole(path, wanted)
+
+
+def _alone(work: Work, shards: Sequence[Path], folder: Path) -> Iterator[None]:
+    task = work.prepare()
+    for shard in shards:
+        make(shard, folder, task)
+        yield
+
+
+# --- in several processes ---
+
+_task: Task  # of this process, if it is a worker
+
+
+def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) -> Iterator[None]:
+    threads = max(1, torch.get_num_threads() // workers)
+    pool = ProcessPoolExecutor(
+        min(workers, len(shards)),
+        multiprocessing.get_context("spawn"),  # a fork of a process that has used torch or CUDA may hang
+        _start,
+        (work, os.getpid(), threads),
+    )
+    try:
+        with pool:
+            futures = [pool.submit(_make, shard, folder) for shard in shards]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    yield
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except BrokenProcessPool as error:
+        raise RuntimeError("a worker was killed, perhaps for want of memory: run the same command again") from error
+
+
+def _start(work: Work, parent: int, threads: int) -> None:
+    global _task
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(threads)
+    _task = work.prepare()
+
+
+def _end_with(parent: int) -> None:
+    """A killed run's workers would otherwise wait for more work for ever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _make(shard: Path, folder: Path) -> None:
+    make(shard, folder, _task)
