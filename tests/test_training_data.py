@@ -238,7 +238,7 @@ def test_packages_that_are_missing_are_named_with_the_remedy(tmp_path, monkeypat
         partial(rle.decode, packed, (HEIGHT, WIDTH)),
         partial(folder(tmp_path, line).__getitem__, 0),  # a missing package is no bad sample
     ):
-        with pytest.raises(ImportError, match='need pycocotools: pip install pycocotools'):
+        with pytest.raises(ImportError, match="need pycocotools: pip install pycocotools"):
             call()
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(ImportError, match=r'needs webdataset: pip install "alpha-clip\[train\]"'):
