@@ -153,6 +153,7 @@ def test_cut_out_keeps_the_object_and_nothing_else(recipe):
     assert abs(edge.astype(int) - 7).max() <= 2
 
 
+@pytest.mark.slow
 def test_recipe_runs_resumes_and_is_evaluated(recipe, tmp_path, monkeypatch, capsys):
     _, train, evaluate = recipe
     monkeypatch.setattr(train, "STEPS", dict.fromkeys(train.STEPS, 2))
@@ -173,6 +174,7 @@ def ablations(recipe):
     return importlib.import_module("ablations")
 
 
+@pytest.mark.slow
 def test_ablations_print_both_tables_and_go_on_with_what_is_missing(ablations, tmp_path, monkeypatch, capsys):
     rows = ("the base, untrained", "crops", "whole pictures coded as alpha = 0", *ablations.OPEN)
     monkeypatch.setattr(ablations, "ROWS", {name: row for name, row in ablations.ROWS.items() if name in rows})

@@ -515,7 +515,10 @@ def stall_in_the_middle(hub: Hub) -> None:
     hub.stalling.update(Shelf.names)
 
 
-@pytest.mark.parametrize(("hang", "times"), [(hang_at_the_file, 1), (hang_in_the_listing, 1), (stall_in_the_middle, 6)])
+@pytest.mark.parametrize(
+    ("hang", "times"),
+    [(hang_at_the_file, 1), (hang_in_the_listing, 1), pytest.param(stall_in_the_middle, 6, marks=pytest.mark.slow)],
+)
 def test_a_hub_that_hangs_is_given_up(published, load, hub, hang, times):
     """Once bytes have come, the client asks six times for the rest."""
     files = dict(hub.files["model", "our/alpha"])

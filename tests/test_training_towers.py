@@ -313,7 +313,8 @@ def test_a_stopped_run_resumes_to_the_bit(name, tmp_path):
     assert [line["step"] for line in lines(tmp_path / "stopped")] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("name", ["siglip", pytest.param("open_clip", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["siglip", "open_clip"])
 def test_many_processes_are_as_one(name, tmp_path):
     done = torchrun(2, tmp_path / "two", "--accumulate", "2", "--tower", name)
     assert done.returncode == 0, done.stderr
