@@ -55,6 +55,10 @@ from alpha_clip.training import TrainConfig, finetune, open_data, rle
 from alpha_clip.training.check import check
 from alpha_clip.training.pictures import BadSample, RegionShards
 
+EXTRA = 'pip install "alpha-clip[pipeline]"'
+for needed in ("filelock", "pycocotools", "pyarrow"):
+    pytest.importorskip(needed, reason=EXTRA)
+
 ROOT = Path(__file__).parent.parent
 SIDE = 96
 
@@ -795,7 +799,7 @@ except RuntimeError as error:
 
 @pytest.mark.slow  # Ray starts twice
 def test_ray_leaves_the_same_bytes_even_if_a_worker_is_killed(grit_shards, finished, tmp_path):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason=EXTRA)
     arguments = [sys.executable, "-c", ON_RAY, str(tmp_path), *map(str, grit_shards)]
     found = subprocess.run(
         arguments, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
@@ -874,7 +878,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_features_are_those_of_embed_regions(dtype, finished, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet = pytest.importorskip("pyarrow.parquet", reason=EXTRA)
     shards = [finished / "00000.tar"]
     run(Embed(dtype=dtype), shards, tmp_path)
     model, _ = alpha_clip.load("tiny", device="cpu")
@@ -897,7 +901,7 @@ def test_features_are_those_of_embed_regions(dtype, finished, tmp_path):
 
 
 def test_features_of_whole_pictures(finished, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet = pytest.importorskip("pyarrow.parquet", reason=EXTRA)
     shards = [finished / "00001.tar"]
     run(Embed(of="images"), shards, tmp_path / "one")
     run(Embed(of="images"), shards, tmp_path / "two")
@@ -912,7 +916,7 @@ def test_features_of_whole_pictures(finished, tmp_path):
 
 
 def test_lying_masks_and_broken_pictures_are_rejected_when_embedding(finished, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet = pytest.importorskip("pyarrow.parquet", reason=EXTRA)
     mask = rle.encode(np.ones((SIDE, SIDE), bool))
     lies = {
         "size": {"size": [100_000, 100_000], "counts": mask["counts"]},
