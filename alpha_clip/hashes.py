@@ -1,4 +1,4 @@
-"""SHA-256 of files, worked out once and remembered beside the file."""
+"""SHA-256 of files, worked out once and remembered beside the file, and of weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+from torch import nn
+
 
 def sha256(path: Path) -> str:
     """Lower-case hex digest of all bytes of `path`."""
@@ -16,6 +19,19 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """The first 16 hex digits of the SHA-256 over all names and weights.
+
+    With a ``dtype``, of what the weights are in it: one in half precision and its copy in single are then the same.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        as_bytes = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous().flatten().view(torch.uint8)
+        digest.update(as_bytes.numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def known_sha256(path: Path) -> str:

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from everything.drawing import COLOURS, GREY, INK, PAPER, tag, tinted
-from everything.masks import Masks, Segmenter, grid, mask_file, masks_of
 from PIL import Image, ImageDraw, ImageFont
 
 import alpha_clip
+from alpha_clip.mask_sources import Masks, SamMasks, grid, mask_file, masks_of
 from alpha_clip.scenes import draw_scene
+from alpha_clip.search.drawing import COLOURS, GREY, INK, PAPER, tag, tinted
 from alpha_clip.transforms import mask_box, upright
 
 NONE = "none of these"
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
     labels = args.labels
     if args.label_file:
         labels = [line.strip() for line in args.label_file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    segmenter = Segmenter(args.sam, args.points, args.device) if args.sam else None
+    segmenter = SamMasks(args.sam, args.points, args.device) if args.sam else None
     if args.image:
         path, picture = args.image, upright(args.image)
         if mask_file(path) is None and segmenter is None:

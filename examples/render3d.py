@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from everything.drawing import INK, PAPER
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import normalize, to_pil_image, to_tensor
@@ -28,6 +27,7 @@ from torchvision.transforms.functional import normalize, to_pil_image, to_tensor
 import alpha_clip
 from alpha_clip.model import ALPHA_MEAN, ALPHA_STD, CLIP
 from alpha_clip.scenes import NOUNS, draw_scene
+from alpha_clip.search.drawing import INK, PAPER
 from alpha_clip.transforms import IMAGE_MEAN, IMAGE_STD
 
 GRID, DEPTH = 20, 16  # voxels on a side; samples along a ray

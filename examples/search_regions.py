@@ -16,14 +16,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from everything import approximate, demo
-from everything.index import RegionIndex
-from everything.indexing import distinct, fill, find, load
-from everything.masks import Segmenter, grid
-from everything.sheet import sheet
+import search_demo
 
 import alpha_clip
+from alpha_clip.mask_sources import SamMasks, grid
 from alpha_clip.regions import METHODS
+from alpha_clip.search import approximate
+from alpha_clip.search.index import RegionIndex
+from alpha_clip.search.indexing import distinct, fill, find, load
+from alpha_clip.search.sheet import sheet
 
 SPARE = 10  # times as many hits are looked for as are shown: some lie on others
 
@@ -33,7 +34,7 @@ def run_index(args: argparse.Namespace) -> None:
     index = RegionIndex.create(args.out, settings)
     if args.sam is None:
         print("without --sam: pictures with no file of masks beside them are searched by a grid of boxes")
-    source = Segmenter(args.sam, args.points, args.device) if args.sam else grid
+    source = SamMasks(args.sam, args.points, args.device) if args.sam else grid
     done, known, broken = fill(index, args.folder, model, source)
     if approximate.is_installed():
         approximate.update(index)
@@ -59,7 +60,7 @@ def run_search(args: argparse.Namespace) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for line in demo.report(Path(folder), args.scenes, args.sheet):
+        for line in search_demo.report(Path(folder), args.scenes, args.sheet):
             print(line)
 
 

@@ -19,9 +19,10 @@ from alpha_clip.evaluation.__main__ import main
 from alpha_clip.evaluation.metrics import Estimate, Hits
 from alpha_clip.evaluation.records import Answer, Journal, Record
 from alpha_clip.evaluation.run import ranking
-from alpha_clip.evaluation.subjects import Subject, fingerprint
+from alpha_clip.evaluation.subjects import Subject
 from alpha_clip.evaluation.tables import Table
 from alpha_clip.evaluation.ways import look
+from alpha_clip.hashes import fingerprint
 from alpha_clip.integrations import add_alpha, alpha_weight
 from alpha_clip.scenes import BACKGROUNDS, HELD_OUT, STYLES, draw_scene
 

@@ -19,6 +19,7 @@ from torch import nn
 from torchvision.ops import box_iou
 
 import alpha_clip
+from alpha_clip import rle
 from alpha_clip.evaluation import (
     Column,
     Matching,
@@ -43,7 +44,6 @@ from alpha_clip.evaluation.retrieval import TO_PHRASE, TO_REGION
 from alpha_clip.evaluation.subjects import Subject, _split
 from alpha_clip.evaluation.ways import look
 from alpha_clip.scenes import Scene, draw_scene
-from alpha_clip.training import rle
 from alpha_clip.transforms import box_mask, mask_box
 
 pytest.importorskip("pycocotools", reason='pip install "alpha-clip[eval]"')

@@ -142,6 +142,7 @@ import sys, alpha_clip
 for name in alpha_clip.__all__:
     name == "__version__" or getattr(alpha_clip, name)
 others = {"alpha_clip.training", "alpha_clip.onnx", "alpha_clip.evaluation", "alpha_clip.integrations"}
+others |= {"alpha_clip.search"}
 others |= {"onnx", "onnxruntime", "matplotlib", "jinja2", "transformers", "open_clip", "alpha_clip.pipeline", "pyarrow"}
 print(sorted(others & set(sys.modules)))
 """
@@ -210,6 +211,8 @@ MAY_IMPORT = {
     "scenes": {"clipart"},
     "transforms": {"model"},
     "masks": {"transforms"},
+    "rle": set(),
+    "mask_sources": {"rle", "transforms"},
     "towers": {"model", "transforms"},
     "regions": {"model", "towers", "transforms"},
     "errors": set(),

@@ -23,7 +23,8 @@ from PIL import Image
 from sams import SAMS
 
 import alpha_clip
-from alpha_clip.evaluation.subjects import fingerprint
+from alpha_clip import rle
+from alpha_clip.hashes import fingerprint
 from alpha_clip.pipeline import (
     AnnotateGrounding,
     Caption,
@@ -51,7 +52,7 @@ from alpha_clip.pipeline.filters import box_iou, looks, words
 from alpha_clip.pipeline.samples import Mask, batches
 from alpha_clip.regions import embed_regions
 from alpha_clip.scenes import draw_scene
-from alpha_clip.training import TrainConfig, finetune, open_data, rle
+from alpha_clip.training import TrainConfig, finetune, open_data
 from alpha_clip.training.check import check
 from alpha_clip.training.pictures import BadSample, RegionShards
 

@@ -9,17 +9,19 @@ from pathlib import Path
 import label_everything
 import numpy as np
 import pytest
+import search_demo as demo
 import search_regions
 import torch
-from everything import approximate, demo, indexing
-from everything.index import OUTLINE, Hit, RegionIndex, Seen, Settings, records
-from everything.masks import SIDE, Segmenter, beside, grid, mask_file, masks_of, worth_it
-from everything.sheet import thumbnail
 from PIL import Image
 
 import alpha_clip
+from alpha_clip.hashes import fingerprint
+from alpha_clip.mask_sources import SIDE, SamMasks, beside, grid, mask_file, masks_of, worth_it
+from alpha_clip.rle import encode
 from alpha_clip.scenes import draw_scene
-from alpha_clip.training.rle import encode
+from alpha_clip.search import approximate, indexing
+from alpha_clip.search.index import OUTLINE, Hit, RegionIndex, Seen, Settings, records
+from alpha_clip.search.sheet import thumbnail
 from alpha_clip.transforms import mask_box
 
 SETTINGS = Settings("tiny", "0" * 64, 8, "alpha", "beside the picture, else a grid")
@@ -210,7 +212,7 @@ def folder_of(tmp_path_factory):
 
 @pytest.mark.parametrize(("make", "name"), [(sam, "SamModel"), (sam2, "Sam2Model"), (sam3, "Sam3TrackerModel")])
 def test_segmenter_asks_any_sam_at_a_grid_of_points(make, name, folder_of, monkeypatch):
-    segmenter = Segmenter(folder_of(make), points=3, device="cpu", **ANYTHING)
+    segmenter = SamMasks(folder_of(make), points=3, device="cpu", **ANYTHING)
     found = segmenter._generate.model
     assert type(found).__name__ == name
     torch.manual_seed(0)
@@ -233,7 +235,7 @@ def test_segmenter_asks_any_sam_at_a_grid_of_points(make, name, folder_of, monke
 def test_masks_of_sam_are_labelled(folder_of, monkeypatch, tmp_path, capsys):
     Image.fromarray(draw_scene(0, (60, 80)).image).save(tmp_path / "photo.png")
     # Random weights say the same everywhere, in specks: any mask will do.
-    monkeypatch.setattr(label_everything, "Segmenter", partial(Segmenter, **ANYTHING))
+    monkeypatch.setattr(label_everything, "SamMasks", partial(SamMasks, **ANYTHING))
     out = run(
         label_everything, capsys, monkeypatch, "--image", tmp_path / "photo.png", "--sam", folder_of(sam),
         "--points", 3, "--labels", "a cat", "a dog", "--least", 0, "--out", tmp_path / "figure.png",
@@ -252,7 +254,7 @@ def test_sam_that_finds_nothing_is_said_in_a_line(folder_of, monkeypatch, tmp_pa
 def test_segmenter_says_what_it_comes_from(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match="pip install transformers"):
-        Segmenter("facebook/sam-vit-base")
+        SamMasks("facebook/sam-vit-base")
 
 
 # --- labels ---
@@ -348,7 +350,7 @@ def names(hits):
 
 
 def test_search_is_the_largest_products_over_all_parts(index, features, monkeypatch):
-    monkeypatch.setattr("everything.index._BLOCK", 5)
+    monkeypatch.setattr("alpha_clip.search.index._BLOCK", 5)
     queries = features[::7]
     hits = RegionIndex.open(index.folder).search(queries, 10)
     products = queries @ features.T
@@ -391,7 +393,7 @@ def test_no_file_is_ever_half_written(index, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("everything.index.os.fsync", full)
+    monkeypatch.setattr("alpha_clip.search.index.os.fsync", full)
     with pytest.raises(OSError, match="no space left"):
         index.add([seen("new", "new", np.eye(1, 8))])
     after = {path: path.read_bytes() for path in index.folder.rglob("*") if path.is_file() and path.suffix != ".part"}
@@ -622,11 +624,11 @@ def test_search_refuses_another_model_in_a_line(photos, tmp_path, monkeypatch):
 
 def test_a_model_s_hash_is_that_of_its_weights_in_any_precision():
     model, _ = alpha_clip.load("tiny", "cpu")
-    single = indexing.fingerprint(model)
-    assert indexing.fingerprint(model.half()) == single
+    single = fingerprint(model, torch.half)
+    assert fingerprint(model.half(), torch.half) == single
     with torch.no_grad():
         model.visual.ln_post.bias[3] += 0.5
-    assert indexing.fingerprint(model) != single
+    assert fingerprint(model, torch.half) != single
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from alpha_clip.training import rle, shards
+from alpha_clip import rle
+from alpha_clip.training import shards
 from alpha_clip.training.check import check, main
 from alpha_clip.training.pictures import (
     BadSample,

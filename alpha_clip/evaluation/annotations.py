@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import rle
 from ..hashes import sha256
-from ..training import rle
 from ..training.records import BadSample, Picture, make_picture
 from .samples import UnusableSample
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..training import rle
+from .. import rle
 from .annotations import BadAnnotation, Instances, Listed, check_folder, digests, left_out, open_picture, segmentation
 from .samples import Column, Naming, Sample, Task
 from .tune import add_hold_back, is_held_back

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..api import load
+from ..hashes import fingerprint
 from ..integrations import holds_alpha, open_tower
 from ..model import CLIP
 from ..tokenizer import tokenize
@@ -84,15 +84,6 @@ def of(name: str, model: CLIP, base: Subject | None = None, takes_masks: bool = 
         return model.encode_text(tokenize(texts, model.context_length, truncate=True))
 
     return Subject(name, model, encode, takes_masks, base, {"name": name, "weights": fingerprint(model)})
-
-
-def fingerprint(model: nn.Module) -> str:
-    """The first 16 hex digits of the SHA-256 over all names and weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _ours(name: str, device: str | torch.device | None) -> CLIP:

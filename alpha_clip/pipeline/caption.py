@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from .. import rle
 from ..regions import cropped
-from ..training import rle
 from ..training.records import BadSample
 from .captioners import Captioner
 from .filters import with_regions

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from ..evaluation.subjects import fingerprint
+from ..hashes import fingerprint
 
 PROMPT = "Describe the object in a few words."  # for models that chat; the others continue an empty text
 

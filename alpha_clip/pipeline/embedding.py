@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ..evaluation.subjects import find, fingerprint
+from ..evaluation.subjects import find
+from ..hashes import fingerprint
 from ..regions import METHODS, embed_regions
 from ..training.pictures import BadSample, Picture, RegionShards
 from .ledger import Ledger

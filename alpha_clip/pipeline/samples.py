@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..training import rle
+from .. import rle
 from ..transforms import mask_box
 from .ledger import Ledger
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..evaluation.subjects import fingerprint
+from ..hashes import fingerprint
 from .samples import Box
 
 

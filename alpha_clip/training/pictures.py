@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import rle
 from ..transforms import mask_box
-from . import rle, shards
+from . import shards
 from .records import BadSample, Picture, Region, make_picture, parsed
 
 __all__ = ["BadSample", "Picture", "Region", "RegionFolder", "RegionShards", "open_data", "write_shards"]

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from .. import rle
 from ..transforms import box_mask, mask_values, unit_mask
-from . import rle
 
 
 class BadSample(ValueError):

@@ -1,7 +1,7 @@
 """Where the masks of a picture come from, and which of them are worth a label.
 
 * a file beside `photo.jpg`: `photo.masks.npz`, `photo.masks.png` or `photo.masks.json`; where there is none,
-* `Segmenter`: SAM, SAM 2 or SAM 3 from transformers, asked at a grid of points; or
+* `SamMasks`: SAM, SAM 2 or SAM 3 from transformers, asked at a grid of points; or
 * `grid`: boxes of three sizes all over the picture, which need nothing and know no outlines.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-import alpha_clip
-from alpha_clip.training.rle import decode
+from . import rle
+from .transforms import box_mask
 
 Masks = NDArray[np.float32]  # (K, H, W) in [0, 1]
 Source = Callable[[Image.Image], Iterable[NDArray[Any]]]  # of an upright RGB picture: masks (H, W) in [0, 1]
@@ -121,7 +121,7 @@ def _from_coco(file: Path, size: tuple[int, int]) -> Iterator[NDArray[Any]]:
     for annotation in annotations:
         outline = annotation["segmentation"]
         if isinstance(outline, dict):
-            yield decode(outline, size[::-1])
+            yield rle.decode(outline, size[::-1])
             continue
         drawn = Image.new("1", size)
         for polygon in outline:  # x0, y0, x1, y1, ...
@@ -139,13 +139,13 @@ def grid(picture: Image.Image) -> Iterator[NDArray[Any]]:
         steps = np.arange(2 * parts - 1) / (2 * parts)
         for y in steps * height:
             for x in steps * width:
-                yield alpha_clip.box_mask((x, y, x + width / parts, y + height / parts), (height, width))
+                yield box_mask((x, y, x + width / parts, y + height / parts), (height, width))
 
 
 # --- SAM ---
 
 
-class Segmenter:
+class SamMasks:
     """Everything mode of a segmenter: all that SAM, SAM 2 or SAM 3 finds at a grid of points, best first.
 
     Args:

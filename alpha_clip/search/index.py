@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alpha_clip.transforms import mask_box
+from ..transforms import mask_box
 
 OUTLINE = 64  # masks are kept to be drawn, at so many pixels a side
 

@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from everything.index import Hit, RegionIndex, write
 from numpy.typing import NDArray
+
+from .index import Hit, RegionIndex, write
 
 _NEIGHBOURS, _EFFORT = 32, 128  # of each row in the graph; rows looked at in a search
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from everything.index import Hit, RegionIndex
-from everything.indexing import fill, find, load
-from everything.masks import Source, grid
-from everything.sheet import sheet
 from PIL import Image
 
+from alpha_clip.mask_sources import Source, grid
 from alpha_clip.scenes import NOUNS, draw_scene
+from alpha_clip.search.index import Hit, RegionIndex
+from alpha_clip.search.indexing import fill, find, load
+from alpha_clip.search.sheet import sheet
 
 FIRST_SEED = 9_900_000_000  # neither training nor another measurement draws there
 TOP = 5

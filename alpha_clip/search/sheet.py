@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from everything.drawing import GREY, INK, PAPER, outline
-from everything.index import Hit
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from alpha_clip.transforms import upright
+from ..transforms import upright
+from .drawing import GREY, INK, PAPER, outline
+from .index import Hit
 
 SIDE, MARGIN, COLUMNS = 200, 12, 5  # pixels; thumbnails in a row
 RED = "#e6194b"

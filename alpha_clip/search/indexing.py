@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from everything import approximate
-from everything.index import Hit, RegionIndex, Seen, Settings, records
-from everything.masks import Source, mask_file, masks_of
 from PIL import Image
 from tqdm import tqdm
 
-import alpha_clip
-from alpha_clip.model import CLIP
-from alpha_clip.transforms import upright
+from .. import api
+from ..hashes import fingerprint
+from ..mask_sources import Source, mask_file, masks_of
+from ..model import CLIP
+from ..regions import embed_regions
+from ..transforms import upright
+from ..zero_shot import zero_shot_classifier
+from . import approximate
+from .index import Hit, RegionIndex, Seen, Settings, records
 
 KINDS = {kind for kind, name in Image.registered_extensions().items() if name in Image.OPEN}
 UNREADABLE = (  # what Pillow, NumPy and json raise at pictures and files of masks that are damaged
@@ -25,15 +28,6 @@ UNREADABLE = (  # what Pillow, NumPy and json raise at pictures and files of mas
 )  # fmt: skip
 SHARED = 0.4  # of the smaller of two regions: with so much in common, one lies on the other
 PART = 32  # pictures that are written at a time, and lost when the process is killed
-
-
-def fingerprint(model: CLIP) -> str:
-    """SHA-256 of the weights, the same in single and in half precision."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().half().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -62,7 +56,7 @@ def look(path: Path, key: str, model: CLIP, source: Source, method: str) -> Seen
     if len(masks) == 0:
         features = np.zeros((0, model.visual.output_dim), np.float32)
     else:
-        features = alpha_clip.embed_regions(model, picture, masks, method).cpu().numpy()
+        features = embed_regions(model, picture, masks, method).cpu().numpy()
     return Seen(str(path), key, records(features, masks))
 
 
@@ -100,7 +94,7 @@ def fill(index: RegionIndex, folder: Path, model: CLIP, source: Source) -> tuple
 def find(index: RegionIndex, model: CLIP, texts: list[str], k: int, *, exact: bool = False) -> list[list[Hit]]:
     """The k regions nearest to each text."""
     with torch.no_grad():
-        queries = alpha_clip.zero_shot_classifier(model, texts, ("{}",)).float().cpu().numpy()
+        queries = zero_shot_classifier(model, texts, ("{}",)).float().cpu().numpy()
     found = approximate.search(index, queries, k) if not exact and approximate.is_installed() else None
     return index.search(queries, k) if found is None else found
 
@@ -116,5 +110,5 @@ def distinct(hits: list[Hit], k: int) -> list[Hit]:
 
 
 def load(name: str, device: str | None, method: str, masks: str) -> tuple[CLIP, Settings]:
-    model, _ = alpha_clip.load(name, device=device)
-    return model, Settings(name, fingerprint(model), model.visual.output_dim, method, masks)
+    model, _ = api.load(name, device=device)
+    return model, Settings(name, fingerprint(model, torch.half), model.visual.output_dim, method, masks)

@@ -1,0 +1,10 @@
+"""Texts to regions of a folder of pictures, through an index on disk: the command `alpha-clip search`.
+
+Imports the core alone.
+"""
+
+from .index import Hit, RegionIndex, Settings
+from .indexing import distinct, fill, find, load
+from .sheet import sheet
+
+__all__ = ["Hit", "RegionIndex", "Settings", "distinct", "fill", "find", "load", "sheet"]
