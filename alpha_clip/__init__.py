@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import available_models as available_models
     from .api import load as load
+    from .catalogue import available_alpha_weights as available_alpha_weights
     from .errors import AlphaWeightsNotFound as AlphaWeightsNotFound
     from .errors import HashMismatch as HashMismatch
     from .errors import IncompatibleCheckpoint as IncompatibleCheckpoint
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from .tokenizer import tokenize as tokenize
     from .transforms import Preprocess as Preprocess
     from .transforms import box_mask as box_mask
-    from .weights import available_alpha_weights as available_alpha_weights
     from .zero_shot import zero_shot_classifier as zero_shot_classifier
 
 _HOME = {
     "available_models": "api",
     "load": "api",
+    "available_alpha_weights": "catalogue",
     "AlphaWeightsNotFound": "errors",
     "HashMismatch": "errors",
     "IncompatibleCheckpoint": "errors",
@@ -41,11 +42,11 @@ _HOME = {
     "tokenize": "tokenizer",
     "Preprocess": "transforms",
     "box_mask": "transforms",
-    "available_alpha_weights": "weights",
     "zero_shot_classifier": "zero_shot",
 }
 _MODULES = {  # alpha_clip.model works, as in clip
     "api",
+    "catalogue",
     "checkpoints",
     "errors",
     "hashes",

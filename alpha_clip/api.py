@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import vocabulary, weights
+from . import catalogue, vocabulary, weights
 from .model import CLIP, matrices
 from .transforms import Preprocess
 
@@ -18,7 +18,7 @@ _RESNETS = {"RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"}
 
 def available_models() -> list[str]:
     """The names that `load` knows, the bundled model first."""
-    return list(weights.BASES)
+    return list(catalogue.BASES)
 
 
 def load(
@@ -129,7 +129,7 @@ def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
             f"device is {path!r}, a file: the second argument is the device, as in clip.load. "
             f"Pass alpha weights as load({name!r}, alpha_vision_ckpt_pth={path!r})."
         )
-    if name in weights.BASES or name.startswith(weights.HUB) or os.path.exists(name) or Path(name).suffix:
+    if name in catalogue.BASES or name.startswith(weights.HUB) or os.path.exists(name) or Path(name).suffix:
         return  # what looks like a file gets the message of whoever opens it
     if name in _RESNETS:
         raise RuntimeError(f"{name} has a ResNet image tower; alpha-clip's image towers are ViTs: {available_models()}")

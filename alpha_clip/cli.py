@@ -33,11 +33,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 from .api import available_models, load
+from .catalogue import available_alpha_weights
 from .model import CLIP
 from .regions import METHODS, embed_regions
 from .tokenizer import tokenize
 from .transforms import Preprocess, box_mask, upright
-from .weights import available_alpha_weights
 from .zero_shot import zero_shot_classifier
 
 MODEL = "tiny"

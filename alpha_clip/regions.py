@@ -15,6 +15,7 @@ import copy
 import io
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
+from inspect import signature
 from itertools import islice
 from typing import Any
 
@@ -63,9 +64,17 @@ def embed_regions(
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}, or a function")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}, expected at least 1")
+    if isinstance(method, str):
+        _check_options(method, options)
     picture, found = read(image, masks)
     chosen = METHODS[method] if isinstance(method, str) else method
     return chosen(tower_of(model), picture, found.numpy(), chunk, **options)
+
+
+def _check_options(method: str, options: dict[str, Any]) -> None:
+    known = list(signature(METHODS[method]).parameters)[4:]
+    if unknown := next((name for name in options if name not in known), None):
+        raise TypeError(f"method {method!r} has no option {unknown!r}, expected {' or '.join(known) or 'none'}")
 
 
 # --- by the mask ---

@@ -1,4 +1,4 @@
-"""Names to weights: the catalogue, and the one state dict that `load` builds a model from.
+"""Names and files to weights: the one state dict that `load` builds a model from.
 
 python -m alpha_clip.weights verify FILE_OR_NAME
 python -m alpha_clip.weights convert IN OUT.safetensors
@@ -18,158 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import checkpoints, hashes, vocabulary
+from . import catalogue, checkpoints, hashes, vocabulary
 from .checkpoints import Checkpoint
 from .errors import IncompatibleCheckpoint, WeightsError
 from .model import CLIP, HEAD_WIDTH, empty_model, fill
-from .sources import Root, Weights, locate, repository
+from .sources import Root, locate, repository
 
 ASSETS = Path(__file__).with_name("assets")
-BUNDLED = "tiny"
 HUB = "hf-hub:"  # before a repository on the Hub, as in open_clip
 ALPHA_KEY = "visual.conv1_alpha.weight"
-
-
-def _base(name: str, revision: str, sha256: str | None, original: tuple[str, str], *other_names: str) -> Weights:
-    return Weights("open_clip_model.safetensors", sha256, name, revision, other_names=other_names, original=original)
-
-
-# OpenAI's weights in OpenAI's names. Their own archives count too, where clip has left them on this disk; their hashes
-# stand in the addresses that OpenAI's clip downloads them from.
-BASES: dict[str, Weights] = {
-    BUNDLED: Weights("tiny.safetensors"),
-    "ViT-B/32": _base(
-        "timm/vit_base_patch32_clip_224.openai",
-        "a6f597a30f7b82c51704746581f9a4e41421e878",
-        "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",
-        ("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
-    ),
-    "ViT-B/16": _base(
-        "timm/vit_base_patch16_clip_224.openai",
-        "977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
-        "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f",
-        ("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
-    ),
-    "ViT-L/14": _base(
-        "timm/vit_large_patch14_clip_224.openai",
-        "18d0535469bb561bf468d76c1d73aa35156c922b",
-        "9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e",
-        ("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
-    ),
-    "ViT-L/14@336px": _base(
-        "timm/vit_large_patch14_clip_336.openai",
-        "81e38efc4637de5023b10e75a7f9bd1c6fa6b010",
-        None,  # not known
-        ("ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
-        "open_clip_pytorch_model.bin",
-    ),
-}
-
-_MIM = "has seen ImageNet's labels, so it is not zero-shot there"
-
-
-def _figure(imagenet_s: float, note: str = "") -> str:
-    """Top-1 accuracy with ground-truth masks, of the paper's table 1 and the authors' model zoo."""
-    return f"{imagenet_s:.2f}% top-1 on ImageNet-S" + (f"; {note}" if note else "")
-
-
-# The authors' image towers, each base's best first by its figure on ImageNet-S.
-ALPHA: dict[str, dict[str, Weights]] = {
-    BUNDLED: {"scenes": Weights("tiny_alpha.safetensors", note="for drawn scenes alone; see the model card")},
-    "ViT-B/32": {},
-    "ViT-B/16": {
-        "grit1m+mim": Weights(
-            "clip_b16_grit+mim_fultune_4xe.pth",
-            "a00f7bfd80944dacbb77e238eb2c0f055ec3274201023b2e781d9f0d180d9630",
-            other_names=("clip_b16_grit1m+mim_fultune_4xe.pth",),
-            drive="11iDlSAYI_BAi1A_Qz6LTWYHNgPe-UY7I",
-            note=_figure(69.40, _MIM),
-        ),
-        "grit20m": Weights(
-            "clip_b16_grit20m_fultune_2xe.pth",
-            "6ff9e3c5735aa34bcbd386ba4d1b99e5efc5deffab077d3d2f2911d1f1c43a57",
-            drive="1cj3cYwrzBivx0h0NzSjlCg9HAd5aTkDW",
-            note=_figure(68.89),
-        ),
-        "grit1m": Weights(
-            "clip_b16_grit1m_fultune_8xe.pth",
-            "9f6ffac9044f641b09975f9c782a34a02a2b52ffd8de4a3d3394404b38794c16",
-            drive="16fHEXZ-7bgzcSBHzEz1wXRIZTjQIXm_2",
-            note=_figure(68.31),
-        ),
-    },
-    "ViT-L/14": {
-        "grit1m+mim": Weights(
-            "clip_l14_grit+mim_fultune_6xe.pth",
-            "a5f3f2e24459e9764d9f4b4c053fb354dc9d508bd8f647b952402d6860bc9c3d",
-            repo="bedead/CLIPAway",
-            repo_type="space",
-            other_names=("clip_l14_grit1m+mim_fultune_6xe.pth",),
-            drive="1JfzOTvjf0tqBtKWwpBJtjYxdHi-06dbk",
-            note=_figure(77.80, _MIM),
-        ),
-        "grit20m": Weights(
-            "clip_l14_grit20m_fultune_2xe.pth",
-            "42c621bb5bac89a511ab625a878f026c11de4de8cf7abf52db5dfd11862bdb8e",
-            drive="1WykuBYWePriCVeW5lOwBsgxgeBMzb1nd",
-            note=_figure(77.41),
-        ),
-        "grit1m": Weights(
-            "clip_l14_grit1m_fultune_8xe.pth",
-            "05254743d5fc12e24f947fb92ba3737e3bc86a9c190dc6608fc9926a0eb64b91",
-            drive="1PIhplBnsmSWiJN--TXCCSsiaV6bY9koq",
-            note=_figure(77.22),
-        ),
-    },
-    "ViT-L/14@336px": {
-        "grit20m": Weights(
-            "clip_l14_336_grit_20m_4xe.pth",
-            "b0e9c4d5d33bfa2724a0864f8e4b2b92f99aba3a4daf43084114c8caecfbadd9",
-            repo="YaTharThShaRma999/PromptTest",
-            revision="8fbe1684f2bcd0e2bf227f41a69e28f68f851fab",
-            other_names=(
-                "clip_l14_336_grit20m_fultune_4xe.pth",
-                "clip_l14@336_grit20m_fultune_4xe.pth",
-                "clip_l14@336_grit_20m_4xe.pth",
-            ),
-            drive="1dUq1deeLcou26RuxZbBG57m2ALPWev6-",
-            note=_figure(79.61),
-        ),
-        "grit1m": Weights(
-            "clip_l14_336_grit1m_fultune_8xe.pth",
-            "fa701cf18a3e19a1e5e81668885b15bf75337e59b0788405999e889b7aa775d0",
-            repo="omeregev/click2mask-alphaclip-weights",
-            other_names=("clip_l14@336_grit1m_fultune_8xe.pth",),
-            drive="1DeNbUv0lraDxJZItb7shTlvGW6z_Z9Si",
-            note=_figure(78.15),
-        ),
-    },
-}
-
-
-def available_alpha_weights(name: str) -> dict[str, str]:
-    """Tags of the alpha weights that `load` knows for a base, best first: what is known of each.
-
-    >>> available_alpha_weights("ViT-L/14@336px")["grit20m"]
-    '79.61% top-1 on ImageNet-S'
-
-    Raises:
-        ValueError: `name` is none of `available_models()`.
-    """
-    if name not in ALPHA:
-        raise ValueError(f"name is {name!r}, expected one of {list(ALPHA)}")
-    return {tag: entry.note for tag, entry in ALPHA[name].items()}
-
-
-def known_files() -> dict[str, str]:
-    """SHA-256 of every file in the catalogue: its name. All of them have 64-wide heads and QuickGELU."""
-    files = [*BASES.values(), *(entry for tags in ALPHA.values() for entry in tags.values())]
-    hashed = {entry.sha256: entry.file for entry in files if entry.sha256}
-    return hashed | _openais()
-
-
-def _openais() -> dict[str, str]:
-    return {entry.original[1]: entry.original[0] for entry in BASES.values() if entry.original}
 
 
 @dataclass(frozen=True)
@@ -195,8 +52,8 @@ def assemble(
     """All weights of a model, of a base and an image tower with alpha weights.
 
     Args:
-        name: of `BASES`, a path, or "hf-hub:user/repo".
-        alpha: "auto", a tag of `ALPHA`, a path, or None.
+        name: of `catalogue.BASES`, a path, or "hf-hub:user/repo".
+        alpha: "auto", a tag of `catalogue.ALPHA`, a path, or None.
         download_root: folder to look in and to download to; None: the caches.
         trust: run the code of a TorchScript archive that is not OpenAI's.
 
@@ -207,9 +64,9 @@ def assemble(
         UserWarning: nothing confirms what the shapes of a file leave open.
     """
     root = Path(download_root).expanduser() if download_root else None
-    known = name in BASES
+    known = name in catalogue.BASES
     if known and alpha == "auto":
-        alpha = next(iter(ALPHA[name]), None)
+        alpha = next(iter(catalogue.ALPHA[name]), None)
     # Looked for before the base, which is the larger download and can nearly always be had.
     tower = None if alpha in (None, "auto") else _alpha_tower(name, alpha, root, trust)
     base = _base_checkpoint(name, root, trust)
@@ -251,17 +108,17 @@ def build(name: str, tensors: Mapping[str, Tensor]) -> CLIP:
 
 
 def _base_checkpoint(name: str, root: Root, trust: bool) -> Checkpoint:
-    if name == BUNDLED and BASES[name].repo is None:
-        return checkpoints.read(ASSETS / BASES[name].file)
-    if name in BASES:
-        path = locate(BASES[name], root)
-        return checkpoints.read(path, trusted=_openais(), confirmed="the catalogue")
+    if name == catalogue.BUNDLED and catalogue.BASES[name].repo is None:
+        return checkpoints.read(ASSETS / catalogue.BASES[name].file)
+    if name in catalogue.BASES:
+        path = locate(catalogue.BASES[name], root)
+        return checkpoints.read(path, trusted=catalogue.openais_files(), confirmed="the catalogue")
     path = repository(name.removeprefix(HUB), root) if name.startswith(HUB) else Path(name)
     return _read_users_file(path, trust)
 
 
 def _alpha_tower(name: str, alpha: str | os.PathLike[str], root: Root, trust: bool) -> Checkpoint:
-    tags = ALPHA.get(name, {})
+    tags = catalogue.ALPHA.get(name, {})
     if isinstance(alpha, str) and alpha in tags:
         entry = tags[alpha]
         path = locate(entry, root) if entry.sha256 else ASSETS / entry.file
@@ -280,7 +137,7 @@ def _looks_like_a_path(name: str | os.PathLike[str]) -> bool:
 
 
 def _read_users_file(path: Path, trust: bool) -> Checkpoint:
-    checkpoint = checkpoints.read(path, trust=trust, trusted=_openais())
+    checkpoint = checkpoints.read(path, trust=trust, trusted=catalogue.openais_files())
     confirmed = _confirmation(checkpoint)
     if confirmed is None:
         warnings.warn(
@@ -296,7 +153,7 @@ def _confirmation(checkpoint: Checkpoint, digest: str | None = None) -> str | No
     """What confirms the heads and the activation of a user's file, its hash included."""
     if checkpoint.confirmed:
         return checkpoint.confirmed
-    known = known_files().get(digest or hashes.known_sha256(checkpoint.path))
+    known = catalogue.known_files().get(digest or hashes.known_sha256(checkpoint.path))
     return known and f"its SHA-256, which is that of {known}"
 
 
@@ -347,7 +204,7 @@ def verify(path: Path) -> str:
     Raises:
         WeightsError: it cannot be used; why.
     """
-    checkpoint = checkpoints.read(path, trusted=_openais())
+    checkpoint = checkpoints.read(path, trusted=catalogue.openais_files())
     digest = hashes.sha256(checkpoint.path)
     tensors = checkpoint.tensors
     _check_finite(checkpoint)
@@ -358,7 +215,7 @@ def verify(path: Path) -> str:
     alpha = tensors.get(ALPHA_KEY)
     facts = {
         "format": checkpoint.format,
-        "sha256": f"{digest} ({known_files().get(digest, 'not in the catalogue')})",
+        "sha256": f"{digest} ({catalogue.known_files().get(digest, 'not in the catalogue')})",
         "holds": "an image tower alone" if checkpoint.is_image_tower else "both towers",
         "image tower": f"width {width}, {patch}-pixel patches, {grid * patch} x {grid * patch} pixels",
         "alpha weights": "none" if alpha is None else "all zero: masks are ignored" if not alpha.any() else "yes",
@@ -394,7 +251,7 @@ def convert(source: Path, target: Path, *, trust: bool = False, confirm: bool = 
         raise ValueError(f"target is {target}, expected a name that ends in .safetensors")
     if target.exists() and not force:
         raise FileExistsError(f"{target} is there: choose another name, or write over it with --force")
-    checkpoint = checkpoints.read(source, trust=trust, trusted=_openais())
+    checkpoint = checkpoints.read(source, trust=trust, trusted=catalogue.openais_files())
     _check_finite(checkpoint)
     sure = confirm or _confirmation(checkpoint) is not None
     checkpoints.write(checkpoint.tensors, target, confirmed=sure)
@@ -402,9 +259,9 @@ def convert(source: Path, target: Path, *, trust: bool = False, confirm: bool = 
 
 def _files(name: str) -> list[Path]:
     """Of a name in the catalogue its base and its best alpha weights, had as `load` has them; or else the path."""
-    if name not in BASES:
+    if name not in catalogue.BASES:
         return [Path(name)]
-    entries = [BASES[name], *list(ALPHA[name].values())[:1]]
+    entries = [catalogue.BASES[name], *list(catalogue.ALPHA[name].values())[:1]]
     return [locate(entry, None) if entry.repo or entry.sha256 else ASSETS / entry.file for entry in entries]
 
 
@@ -412,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m alpha_clip.weights", description="Look into files of weights.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("verify", help="say what a file is; fail if it cannot be used")
-    command.add_argument("file", help=f"or a name, whose base is fetched if need be: {', '.join(BASES)}")
+    command.add_argument("file", help=f"or a name, whose base is fetched if need be: {', '.join(catalogue.BASES)}")
     command = commands.add_parser("convert", help="write a checkpoint of any kind as safetensors, in OpenAI's names")
     command.add_argument("source", type=Path, metavar="IN")
     command.add_argument("target", type=Path, metavar="OUT.safetensors")

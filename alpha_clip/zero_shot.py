@@ -58,8 +58,8 @@ def zero_shot_classifier(
     for template in templates:
         if (places := template.count("{}")) != 1:
             raise ValueError(f"template {template!r} has {places} places {{}}, expected 1, where the name goes")
-    if negatives:  # () is what nobody gave
-        _check("negatives", negatives)
+    if negatives != ():  # what nobody gave
+        _check("negatives", negatives, least=0)
     if both := sorted({*names} & {*negatives}):
         raise ValueError(
             f"negatives repeats {', '.join(map(repr, both))} of names, expected other things: leave it out"
@@ -86,10 +86,10 @@ def _weights(model: CLIP, names: Sequence[str], templates: Sequence[str]) -> Ten
     return F.normalize(features.mean(1), dim=-1).to(model.dtype)
 
 
-def _check(what: str, texts: Sequence[str]) -> None:
+def _check(what: str, texts: Sequence[str], least: int = 1) -> None:
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise TypeError(f"{what} is {texts!r}, expected a list of strings: put a single one in brackets")
-    if not texts:
+    if len(texts) < least:
         raise ValueError(f"{what} is empty, expected one string or more")
     for i, text in enumerate(texts):
         if not isinstance(text, str):

@@ -11,7 +11,7 @@ import checkpoints
 import torch
 from torch import Tensor
 
-from alpha_clip import sources, weights
+from alpha_clip import catalogue, sources
 from alpha_clip.sources import Weights
 
 
@@ -19,13 +19,13 @@ class Shelf:
     """Two entries, with the bytes of their files. Neither has a source but the disk until a test gives it one."""
 
     name, tag = "ViT-L/14@336px", "grit20m"
-    names = weights.ALPHA[name][tag].names  # all spellings of the alpha file
+    names = catalogue.ALPHA[name][tag].names  # all spellings of the alpha file
 
     def __init__(self) -> None:
         self.base_file = _bytes(checkpoints.plain_clip())
         self.alpha_file = _bytes(checkpoints.authors_tower())
         self.base = Weights("base.pt", sha256(self.base_file))
-        entry = weights.ALPHA[self.name][self.tag]
+        entry = catalogue.ALPHA[self.name][self.tag]
         self.alpha = Weights(entry.file, sha256(self.alpha_file), other_names=entry.other_names)
         self.drive_url = ""
 
@@ -35,7 +35,7 @@ class Shelf:
 
     def install(self, folder: Path) -> None:
         """Make it this process's catalogue; the caches are in `folder`."""
-        weights.BASES, weights.ALPHA = {self.name: self.base}, {self.name: {self.tag: self.alpha}}
+        catalogue.BASES, catalogue.ALPHA = {self.name: self.base}, {self.name: {self.tag: self.alpha}}
         sources.OPENAI_CACHE, sources.OUR_CACHE = str(folder / "clip"), str(folder / "alpha_clip")
         sources.DRIVE, sources.TIMEOUT = self.drive_url, 1
 

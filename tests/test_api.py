@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 import alpha_clip
-from alpha_clip import weights
+from alpha_clip import catalogue, weights
 from alpha_clip.api import available_models, load
 from alpha_clip.checkpoints import METADATA
 from alpha_clip.checkpoints import write as save
+from alpha_clip.errors import WeightsError
+from alpha_clip.hashes import sha256
 from alpha_clip.model import CLIP
+from alpha_clip.sources import Weights
 from alpha_clip.tokenizer import tokenize
 from alpha_clip.transforms import Preprocess
 
@@ -202,7 +205,7 @@ def test_alpha_weights_do_not_warn_and_look_at_the_mask(assets, picture, mask):
 
 def test_auto_without_released_alpha_weights_is_plain_clip(monkeypatch, tmp_path):
     path = write(checkpoints.plain_clip(), tmp_path / "b32.safetensors")
-    monkeypatch.setitem(weights.BASES, "ViT-B/32", weights.Weights(path.name, weights.hashes.sha256(path)))
+    monkeypatch.setitem(catalogue.BASES, "ViT-B/32", Weights(path.name, sha256(path)))
     with pytest.warns(UserWarning, match=f"^ViT-B/32 {BLIND}"):
         model, _ = load("ViT-B/32", "cpu", download_root=str(tmp_path))
     assert not alpha_weight(model).any()
@@ -226,7 +229,7 @@ def test_an_unknown_name_lists_the_known_ones(name):
 
 def test_a_folder_without_weights_says_what_it_holds(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(weights.WeightsError, match=r"without weights: it holds notes\.txt, expected one of open"):
+    with pytest.raises(WeightsError, match=r"without weights: it holds notes\.txt, expected one of open"):
         load(str(tmp_path), "cpu")
 
 
@@ -325,7 +328,7 @@ def test_missing_and_unexpected_keys_are_reported_together(tmp_path):
 
 def test_a_resnets_state_dict_is_refused(tmp_path):
     state = {"visual.layer1.0.conv1.weight": torch.zeros(1), "visual.conv1.weight": torch.zeros(1)}
-    with pytest.raises(weights.WeightsError, match="a ResNet image tower, and alpha-clip's image towers are ViTs"):
+    with pytest.raises(WeightsError, match="a ResNet image tower, and alpha-clip's image towers are ViTs"):
         load(str(write(state, tmp_path / "rn50.pt")), "cpu")
 
 

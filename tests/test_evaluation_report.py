@@ -219,6 +219,13 @@ def test_ranks_that_do_not_fit_the_samples_are_refused(tmp_path):
         results.read(tmp_path / "results.json")
 
 
+def test_results_that_are_not_there(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"results\.json is not there, expected the results\.json of an evaluation"
+    ):
+        results.read(tmp_path / "results.json")
+
+
 def test_a_run_that_only_looked_into_a_model_is_written_but_cannot_be_compared(tmp_path):
     found = Run(task(), {}, [], {}, [finding()])
     results.write(found, tmp_path, COMMAND)

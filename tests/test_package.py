@@ -219,14 +219,15 @@ MAY_IMPORT = {
     "hashes": set(),
     "checkpoints": {"errors", "hashes", "model"},
     "sources": {"checkpoints", "errors", "hashes"},
+    "catalogue": {"sources"},
     "vocabulary": {"errors", "tokenizer"},
-    "weights": {"checkpoints", "errors", "hashes", "model", "sources", "vocabulary"},
+    "weights": {"catalogue", "checkpoints", "errors", "hashes", "model", "sources", "vocabulary"},
     "sharing": {"checkpoints", "model", "vocabulary"},
-    "api": {"model", "transforms", "vocabulary", "weights"},
+    "api": {"catalogue", "model", "transforms", "vocabulary", "weights"},
     "zero_shot": {"model", "tokenizer"},
-    "cli": {"api", "model", "regions", "tokenizer", "transforms", "weights", "zero_shot"},
+    "cli": {"api", "catalogue", "model", "regions", "tokenizer", "transforms", "zero_shot"},
     "__main__": {"cli"},
-    "__init__": {"api", "errors", "model", "regions", "sharing", "tokenizer", "transforms", "weights", "zero_shot"},
+    "__init__": {"api", "catalogue", "errors", "model", "regions", "sharing", "tokenizer", "transforms", "zero_shot"},
 }
 
 

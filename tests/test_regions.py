@@ -278,6 +278,15 @@ def test_what_is_wrong_is_said(model, settings, error, message):
         embed_regions(model, PICTURE, MASKS, **settings)
 
 
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("crop", "expected context"), ("gray", "expected none"), ("red_circle", "expected size or line")],
+)
+def test_an_unknown_option_of_a_method_is_named_beside_those_there_are(method, expected):
+    with pytest.raises(TypeError, match=f"method '{method}' has no option 'contxt', {expected}"):
+        embed_regions(torch.nn.Linear(1, 1), np.zeros((4, 4, 3), np.uint8), [np.ones((4, 4))], method, contxt=2.0)
+
+
 def test_a_model_without_alpha_takes_no_mask(open_clip_model):
     with pytest.raises(TypeError, match="CLIP takes no mask: use a model from"):
         embed_regions(open_clip_model, PICTURE, MASKS)

@@ -41,7 +41,7 @@ from shelf import Shelf, assert_equal, sha256
 from torch import Tensor
 
 import alpha_clip
-from alpha_clip import sources, weights
+from alpha_clip import catalogue, sources, weights
 from alpha_clip.errors import AlphaWeightsNotFound, HashMismatch, WeightsError
 
 LICENCE = "The Alpha-CLIP authors' weights are for research use only (CC BY-NC 4.0)."
@@ -50,7 +50,10 @@ LICENCE = "The Alpha-CLIP authors' weights are for research use only (CC BY-NC 4
 @pytest.fixture
 def shelf(monkeypatch, tmp_path) -> Shelf:
     """In this process: the catalogue is a shelf's, the caches are empty, and nothing needs the network."""
-    for module, names in ((weights, ("BASES", "ALPHA")), (sources, ("OPENAI_CACHE", "OUR_CACHE", "DRIVE", "TIMEOUT"))):
+    for module, names in (
+        (catalogue, ("BASES", "ALPHA")),
+        (sources, ("OPENAI_CACHE", "OUR_CACHE", "DRIVE", "TIMEOUT")),
+    ):
         for name in names:
             monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.delenv("ALPHA_CLIP_REPO", raising=False)
@@ -84,7 +87,7 @@ def test_known_files_in_the_caches_are_found(shelf, tmp_path, cache):
 
 def test_openais_own_archive_in_its_cache_serves_as_the_base(shelf, tmp_path):
     archive = checkpoints.torchscript(checkpoints.plain_clip(), tmp_path / "clip" / "ViT-L-14-336px.pt")
-    weights.BASES[shelf.name] = replace(shelf.base, original=(archive.name, sha256(archive.read_bytes())))
+    catalogue.BASES[shelf.name] = replace(shelf.base, original=(archive.name, sha256(archive.read_bytes())))
     (tmp_path / Shelf.names[0]).write_bytes(shelf.alpha_file)
     assert_equal(both(shelf, tmp_path), shelf.expected())
 
@@ -120,7 +123,7 @@ def test_a_file_that_changed_since_it_was_hashed_is_noticed(shelf, tmp_path):
 
 
 def test_a_file_of_unknown_hash_is_not_taken_from_a_folder(shelf, tmp_path):
-    weights.BASES[shelf.name] = replace(shelf.base, sha256=None)
+    catalogue.BASES[shelf.name] = replace(shelf.base, sha256=None)
     (tmp_path / "base.pt").write_bytes(shelf.base_file)
     with pytest.raises(WeightsError, match=r"base\.pt could not be had\. Try again; or pass the path of a copy"):
         weights.assemble(shelf.name, None, str(tmp_path))
@@ -147,7 +150,7 @@ def not_found(shelf: Shelf, reason: str = "") -> str:
 def test_missing_alpha_weights_are_noticed_before_the_base_is_fetched(shelf):
     """The base cannot be had here either, but is not asked for."""
     shelf.publish(drive="id")
-    weights.ALPHA[shelf.name] = {shelf.tag: shelf.alpha}
+    catalogue.ALPHA[shelf.name] = {shelf.tag: shelf.alpha}
     sources.DRIVE = "http://127.0.0.1:9/"  # nothing listens there
     with pytest.raises(AlphaWeightsNotFound, match=not_found(shelf, "on the authors' Google Drive: .*refused")):
         both(shelf, None)

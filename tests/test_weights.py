@@ -14,7 +14,7 @@ from shelf import assert_equal
 from torch import Tensor
 
 import alpha_clip
-from alpha_clip import vocabulary, weights
+from alpha_clip import catalogue, vocabulary, weights
 from alpha_clip.checkpoints import write
 from alpha_clip.errors import AlphaWeightsNotFound, HashMismatch, IncompatibleCheckpoint, WeightsError
 from alpha_clip.sources import Weights
@@ -137,7 +137,7 @@ FIGURES = {
 
 
 def authors_entries() -> dict[tuple[str, str], Weights]:
-    tables = {name: table for name, table in weights.ALPHA.items() if name != weights.BUNDLED}
+    tables = {name: table for name, table in catalogue.ALPHA.items() if name != catalogue.BUNDLED}
     return {(name, tag): entry for name, table in tables.items() for tag, entry in table.items()}
 
 
@@ -150,8 +150,8 @@ def test_the_authors_files_have_their_google_drive_links():
 
 
 def test_openais_archives_have_the_hashes_of_their_addresses():
-    assert {name: entry.original for name, entry in weights.BASES.items() if entry.original} == ORIGINALS
-    assert {digest: file for file, digest in ORIGINALS.values()}.items() <= weights.known_files().items()
+    assert {name: entry.original for name, entry in catalogue.BASES.items() if entry.original} == ORIGINALS
+    assert {digest: file for file, digest in ORIGINALS.values()}.items() <= catalogue.known_files().items()
 
 
 def test_the_hub_copies_and_other_spellings_are_listed():
@@ -162,12 +162,12 @@ def test_the_hub_copies_and_other_spellings_are_listed():
 
 
 def test_the_bases_have_their_repositories_revisions_and_hashes():
-    entries = {k: entry for k, entry in weights.BASES.items() if k != weights.BUNDLED}
+    entries = {k: entry for k, entry in catalogue.BASES.items() if k != catalogue.BUNDLED}
     assert {k: (e.repo, e.revision, e.sha256) for k, e in entries.items()} == BASE_FILES
 
 
 def test_hashes_are_sha256():
-    entries = [*weights.BASES.values(), *authors_entries().values()]
+    entries = [*catalogue.BASES.values(), *authors_entries().values()]
     hashes = [e.sha256 for e in entries if e.sha256]
     assert len(set(hashes)) == len(hashes) == 11
     assert all(len(h) == 64 and set(h) <= set("0123456789abcdef") for h in hashes)
@@ -175,24 +175,24 @@ def test_hashes_are_sha256():
 
 def test_every_base_has_a_table_of_alpha_weights_best_first():
     """By the figures of the paper's model zoo on ImageNet-S."""
-    assert {name: list(table) for name, table in weights.ALPHA.items()} == {
+    assert {name: list(table) for name, table in catalogue.ALPHA.items()} == {
         "tiny": ["scenes"],
         "ViT-B/32": [],
         "ViT-B/16": ["grit1m+mim", "grit20m", "grit1m"],  # 69.40, 68.89, 68.31
         "ViT-L/14": ["grit1m+mim", "grit20m", "grit1m"],  # 77.80, 77.41, 77.22
         "ViT-L/14@336px": ["grit20m", "grit1m"],  # 79.61, 78.15
     }
-    assert weights.ALPHA.keys() == weights.BASES.keys()
+    assert catalogue.ALPHA.keys() == catalogue.BASES.keys()
 
 
 def test_the_bundled_files_are_there_in_half_precision():
-    for entry in (weights.BASES["tiny"], weights.ALPHA["tiny"]["scenes"]):
+    for entry in (catalogue.BASES["tiny"], catalogue.ALPHA["tiny"]["scenes"]):
         tensors = load_file(weights.ASSETS / entry.file)
         assert {t.dtype for k, t in tensors.items() if k != "token_ids"} == {torch.float16}
 
 
 def test_the_bundled_alpha_file_is_an_image_tower_as_the_authors_save_it():
-    tower = load_file(weights.ASSETS / weights.ALPHA["tiny"]["scenes"].file)
+    tower = load_file(weights.ASSETS / catalogue.ALPHA["tiny"]["scenes"].file)
     assert "conv1_alpha.weight" in tower
     assert not any(k.startswith("visual.") for k in tower)
 
@@ -319,7 +319,7 @@ def test_so_does_an_unconfirmed_file_of_alpha_weights(base, tmp_path):
 def test_a_known_hash_confirms(tmp_path, monkeypatch):
     torch.save(checkpoints.clip(), tmp_path / "model.pt")
     digest = weights.hashes.sha256(tmp_path / "model.pt")
-    monkeypatch.setitem(weights.ALPHA["ViT-B/32"], "new", Weights("new.pth", digest))
+    monkeypatch.setitem(catalogue.ALPHA["ViT-B/32"], "new", Weights("new.pth", digest))
     alpha_clip.load(str(tmp_path / "model.pt"), "cpu")  # a warning would be an error here
 
 
@@ -421,7 +421,7 @@ def test_verify_says_what_a_file_is(tmp_path, capsys):
 def test_verify_names_a_known_file_and_a_tower_alone(tmp_path, capsys, monkeypatch):
     torch.save(checkpoints.authors_tower(), tmp_path / "alpha.pth")
     digest = weights.hashes.sha256(tmp_path / "alpha.pth")
-    monkeypatch.setitem(weights.ALPHA["ViT-B/32"], "new", Weights("new.pth", digest))
+    monkeypatch.setitem(catalogue.ALPHA["ViT-B/32"], "new", Weights("new.pth", digest))
     facts = command("verify", tmp_path / "alpha.pth", capsys=capsys)
     assert facts["format"] == "torch.save"
     assert facts["sha256"] == f"{digest} (new.pth)"
@@ -438,7 +438,7 @@ def test_verify_says_when_masks_are_ignored(tmp_path, capsys, make, expected):
 
 
 def test_verify_of_the_bundled_files(capsys):
-    for entry in (weights.BASES["tiny"], weights.ALPHA["tiny"]["scenes"]):
+    for entry in (catalogue.BASES["tiny"], catalogue.ALPHA["tiny"]["scenes"]):
         assert command("verify", weights.ASSETS / entry.file, capsys=capsys)["heads and QuickGELU"].startswith(
             "confirmed"
         )
@@ -451,7 +451,7 @@ def test_verify_takes_the_names_that_load_takes(tmp_path, capsys, monkeypatch):
     assert "both towers" in base and "alpha weights        none" in base
     assert "an image tower alone" in alpha and "alpha weights        yes" in alpha
     found = written(checkpoints.plain_clip(), tmp_path / "found.safetensors")
-    monkeypatch.setattr(weights, "locate", lambda entry, root: found if entry is weights.BASES["ViT-B/32"] else None)
+    monkeypatch.setattr(weights, "locate", lambda entry, root: found if entry is catalogue.BASES["ViT-B/32"] else None)
     assert command("verify", "ViT-B/32", capsys=capsys)["holds"] == "both towers"
 
 

@@ -84,6 +84,7 @@ def test_negatives_are_more_rows_at_the_end(tiny, monkeypatch, at_once):
     [
         (["object", "cat"], ValueError, "negatives repeats 'cat' of names, expected other things: leave it out"),
         ("background", TypeError, "negatives is 'background', expected a list of strings"),
+        (None, TypeError, "negatives is None, expected a list of strings"),
         (["background", 3], TypeError, r"negatives\[1\] is int, expected a string"),
     ],
 )

@@ -121,6 +121,8 @@ def read(path: Path) -> Results:
         OSError: there is no such file.
         ValueError: it is none of ours, of another version, or damaged.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there, expected the results.json of an evaluation")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

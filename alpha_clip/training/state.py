@@ -86,7 +86,7 @@ def load_state(
         if "steps" in other:
             remedy += (
                 f". The learning rate was to end at step {saved['steps']}, so that this run has no other length; a new "
-                f"one may begin with its weights, --alpha {folder / BEST}"
+                f"one may begin with the best weights in {folder}"
             )
         raise ValueError(f"{folder} holds a run with other settings ({differences}): {remedy}")
     if state["origin"] != origin:
