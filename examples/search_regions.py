@@ -1,12 +1,9 @@
-"""Which regions of a folder of pictures match a text?
+"""Which regions of a folder of pictures match a text? Measured on drawn scenes, where it is known what lies where.
 
-python examples/search_regions.py --demo
-python examples/search_regions.py index photos --out photos.index --model ViT-L/14@336px --sam facebook/sam-vit-base
-python examples/search_regions.py search photos.index "a red umbrella"
+python examples/search_regions.py
 
-`index` goes through a folder and its folders; run again, it goes on where it was interrupted, and adds what is new. The
-masks of a picture come from a file beside it (photo.masks.npz, .png or .json), else from --sam, else from a grid of
-boxes, which needs nothing, and finds things roughly as large as its boxes. `search` draws the hits into one picture.
+On pictures of yours the command does it, `alpha-clip search photos/ "a red umbrella"`, or `alpha_clip.search`, as in
+`measure` below.
 """
 
 from __future__ import annotations
@@ -14,99 +11,136 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import search_demo
+import numpy as np
+from PIL import Image
 
-import alpha_clip
-from alpha_clip.mask_sources import SamMasks, grid
-from alpha_clip.regions import METHODS
-from alpha_clip.search import approximate
-from alpha_clip.search.index import RegionIndex
-from alpha_clip.search.indexing import distinct, fill, find, load
-from alpha_clip.search.sheet import sheet
+from alpha_clip.mask_sources import Source, grid
+from alpha_clip.scenes import NOUNS, draw_scene
+from alpha_clip.search import Hit, RegionIndex, fill, find, load, sheet
 
-SPARE = 10  # times as many hits are looked for as are shown: some lie on others
+FIRST_SEED = 9_900_000_000  # neither training nor another measurement draws there
+TOP = 5
+SHOWN = ("bicycle", "boat", "cat", "dog", "mushroom", "owl", "rocket", "train")
 
-
-def run_index(args: argparse.Namespace) -> None:
-    model, settings = load(args.model, args.device, args.method, f"beside the picture, else {args.sam or 'a grid'}")
-    index = RegionIndex.create(args.out, settings)
-    if args.sam is None:
-        print("without --sam: pictures with no file of masks beside them are searched by a grid of boxes")
-    source = SamMasks(args.sam, args.points, args.device) if args.sam else grid
-    done, known, broken = fill(index, args.folder, model, source)
-    if approximate.is_installed():
-        approximate.update(index)
-    print(
-        f"{done} pictures indexed, {known} were there already, {broken} could not be read; {len(index)} regions in all"
-    )
-    if broken and not done and not known:
-        raise ValueError("no picture could be read")
+Box = tuple[float, float, float, float]  # (x0, y0, x1, y1) in [0, 1]
 
 
-def run_search(args: argparse.Namespace) -> None:
-    index = RegionIndex.open(args.index)
-    model, settings = load(args.model or index.settings.model, args.device, index.settings.method, index.settings.masks)
-    index.check(settings)
-    hits = distinct(find(index, model, [args.text], SPARE * args.k, exact=args.exact)[0], args.k)
-    if not hits:
-        raise ValueError(f"{args.index} holds no regions: index some pictures first")
-    for rank, hit in enumerate(hits, 1):
-        print(f"{rank:>3}  {hit.score:.3f}  {hit.paths[0]}  " + " ".join(f"{100 * x:.0f}%" for x in hit.box))
-    sheet(hits, args.text).save(args.sheet)
-    print(f"hits drawn: {args.sheet}")
+class Way(NamedTuple):
+    """A way to index."""
+
+    name: str
+    folder: str  # "exact": with masks beside the pictures; "bare"
+    method: str
+    source: Source
 
 
-def run_demo(args: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for line in search_demo.report(Path(folder), args.scenes, args.sheet):
-            print(line)
+WAYS = (
+    Way("exact masks, as alpha", "exact", "alpha", grid),
+    Way("exact masks, as crops", "exact", "crop", grid),
+    Way("a grid of boxes, as alpha", "bare", "alpha", grid),
+    Way("the whole picture", "bare", "whole", lambda picture: [np.ones(picture.size[::-1])]),
+)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--demo", action="store_true", help="draw scenes, index and search them, and count what is right"
-    )
-    parser.add_argument("--scenes", type=int, default=200, help="of the demo")
-    parser.set_defaults(run=None)
-    commands = parser.add_subparsers(title="commands")
-    index = commands.add_parser("index", help="index a folder of pictures")
-    index.add_argument("folder", type=Path)
-    index.add_argument("--out", type=Path, required=True, help="the index: a folder, new or begun")
-    index.add_argument("--model", default="tiny", help=f"one of {alpha_clip.available_models()}, or a file")
-    index.add_argument("--method", default="alpha", choices=list(METHODS), help="of embed_regions")
-    index.add_argument("--sam", help="facebook/sam-vit-base, facebook/sam2.1-hiera-small, facebook/sam3 or a folder")
-    index.add_argument("--points", type=int, default=32, help="that SAM is asked at, along each side of the picture")
-    index.set_defaults(run=run_index)
-    search = commands.add_parser("search", help="the regions nearest to a text")
-    search.add_argument("index", type=Path)
-    search.add_argument("text")
-    search.add_argument("-k", type=int, default=10, help="hits")
-    search.add_argument("--model", help="where the index's model lies now, if not where it was")
-    search.add_argument("--exact", action="store_true", help="read every feature, even if FAISS has made its graph")
-    search.set_defaults(run=run_search)
-    for command in (parser, search):
-        command.add_argument("--sheet", type=Path, default=Path("search_regions.png"), help="picture of the hits")
-    for command in (index, search):
-        command.add_argument("--device", help="default: CUDA, else MPS, else the CPU")
-    args = parser.parse_args(arguments)
-    if args.demo == (args.run is not None):
-        parser.error("what to do? give index, search or --demo, one of them")
-    if "k" in args and args.k < 1:
-        parser.error(f"-k is {args.k}, expected 1 or more")
-    return args
+class Truth(NamedTuple):
+    """An object of a scene."""
+
+    noun: str
+    file: str
+    box: Box
+
+
+def draw(folder: Path, count: int) -> list[Truth]:
+    """Scenes into `folder`/exact, with their masks, and into `folder`/bare, without."""
+    for name in ("exact", "bare"):
+        (folder / name).mkdir()
+    objects = []
+    for i in range(count):
+        scene, file = draw_scene(FIRST_SEED + i, (128, 160), objects=(2, 5)), f"{i:04d}.png"
+        for name in ("exact", "bare"):
+            Image.fromarray(scene.image).save(folder / name / file)
+        masks = (255 * scene.masks).round().astype(np.uint8)
+        np.savez_compressed(folder / "exact" / f"{i:04d}.masks.npz", masks=masks)
+        for region in scene.regions:
+            x0, y0, x1, y1 = region.box
+            objects.append(Truth(region.noun, file, (x0 / 160, y0 / 128, x1 / 160, y1 / 128)))
+    return objects
+
+
+def report(folder: Path, count: int, picture: Path) -> Iterator[str]:
+    """Draw, index and search; yield the lines of two tables."""
+    objects = draw(folder, count)
+    nouns = [noun for noun in NOUNS if sum(noun == one.noun for one in objects) >= TOP]
+    if not nouns:
+        raise ValueError(f"{count} scenes hold no noun {TOP} times: draw more")
+    yield f"{count} scenes, {len(objects)} objects, {len(nouns)} nouns that occur {TOP} times or more, each searched as"
+    yield f'"a NOUN". P@{TOP}: the share of the first {TOP} pictures that hold one, and of the first {TOP} regions that'
+    yield "are one (intersection over union of the boxes at least a half).\n"
+    yield f"| way | regions | picture P@{TOP} | region P@{TOP} |\n|---|---|---|---|"
+    ways = [(way, *measure(way, folder, nouns, objects)) for way in WAYS]
+    for way, regions, found, _ in ways:
+        picture_share, region_share = (f"{share:.1%}" for share in np.mean(found, axis=0))
+        yield f"| {way.name} | {regions} | {picture_share} | {'' if way.method == 'whole' else region_share} |"
+    chance = np.mean([len({one.file for one in objects if one.noun == noun}) / count for noun in nouns])
+    yield f"| pictures at random | | {chance:.1%} | |"
+    yield f"\n| some nouns, {WAYS[0].name} | objects | picture P@{TOP} | region P@{TOP} |\n|---|---|---|---|"
+    _, _, found, hits = ways[0]
+    for noun, (by_picture, by_region) in zip(nouns, found, strict=True):
+        if noun in SHOWN:
+            there = sum(noun == one.noun for one in objects)
+            yield f"| {named(noun)} | {there} | {by_picture:.0%} | {by_region:.0%} |"
+    drawn = nouns.index("boat") if "boat" in nouns else 0
+    sheet(hits[drawn][:10], named(nouns[drawn])).save(picture)
+    yield f"\nhits drawn: {picture}"
+
+
+def measure(
+    way: Way, folder: Path, nouns: Sequence[str], objects: Sequence[Truth]
+) -> tuple[int, list[tuple[float, float]], list[list[Hit]]]:
+    """Index in a way and search each noun: how many regions there are, `precision` of each noun, and its hits."""
+    model, settings = load("tiny", "cpu", way.method, way.folder)
+    index = RegionIndex.create(folder / way.name, settings)
+    fill(index, folder / way.folder, model, way.source)
+    hits = find(index, model, [named(noun) for noun in nouns], 20 * TOP, exact=True)
+    of = [[one for one in objects if one.noun == noun] for noun in nouns]
+    return len(index), [precision(*pair) for pair in zip(hits, of, strict=True)], hits
+
+
+def named(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def precision(hits: Sequence[Hit], objects: Sequence[Truth]) -> tuple[float, float]:
+    """The share of right ones among the first `TOP` pictures, and among the first `TOP` regions."""
+    files = list(dict.fromkeys(Path(hit.paths[0]).name for hit in hits))[:TOP]
+    right = {one.file for one in objects}
+    regions = [any(_same(hit, one) for one in objects) for hit in hits[:TOP]]
+    return sum(file in right for file in files) / TOP, sum(regions) / TOP
+
+
+def _same(hit: Hit, one: Truth) -> bool:
+    """Whether intersection over union of two boxes, of the same picture, is at least a half."""
+    a, b = np.array(hit.box), np.array(one.box)
+    shared = float(np.prod((np.minimum(a, b)[2:] - np.maximum(a, b)[:2]).clip(min=0)))
+    both = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]))
+    return Path(hit.paths[0]).name == one.file and shared >= 0.5 * (both - shared)
 
 
 def main() -> None:
-    args = parse()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=200, help="to draw")
+    parser.add_argument("--sheet", type=Path, default=Path("search_regions.png"), help="picture of some hits")
+    args = parser.parse_args()
     try:
-        (args.run or run_demo)(args)
-    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
+        with tempfile.TemporaryDirectory() as folder:
+            for line in report(Path(folder), args.scenes, args.sheet):
+                print(line)
+    except (OSError, ValueError) as error:
         sys.exit(f"search_regions: {error}")
-    except KeyboardInterrupt:
-        sys.exit("search_regions: interrupted; the same command goes on from here")
 
 
 if __name__ == "__main__":

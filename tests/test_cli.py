@@ -17,7 +17,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 import alpha_clip
-from alpha_clip import cli
+from alpha_clip import cli, commands
+from alpha_clip.regions import METHODS
+from alpha_clip.scenes import draw_scene
+from alpha_clip.search import indexing
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = str(ROOT / "alpha_clip" / "assets" / "sample.png")
@@ -141,6 +144,89 @@ def test_models_are_listed(capsys):
     assert lines[0].split() == ["tiny", "scenes"] and "ViT-B/32         no alpha weights: plain CLIP" in lines
 
 
+def test_many_masks_are_taken_in_parts(capsys, masks, monkeypatch):
+    whole = run(capsys, "embed", SAMPLE, "--masks-dir", str(masks))
+    monkeypatch.setattr(commands, "_PART", 3)
+    assert cli.main(["embed", SAMPLE, "--masks-dir", str(masks)]) == 0
+    in_parts = capsys.readouterr().out  # where nobody sees it, there is no bar
+    found, expected = ([row["feature"] for row in json.loads(out)] for out in (in_parts, whole))
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
+
+
+# --- search ---
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> Path:
+    """Twelve drawn pictures with their masks, 0 to 5 with a cat and 6 to 11 with a bus; and a home for the cache."""
+    monkeypatch.setattr(indexing, "OUR_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "photos"
+    for i in range(12):
+        scene = draw_scene(i, 96, objects=(1, 1), nouns=["cat" if i < 6 else "bus"], scale=(0.4, 0.6))
+        place = folder / ("more" if i % 2 else "")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene.image).save(place / f"{i}.png")
+        np.savez_compressed(place / f"{i}.masks.npz", masks=(255 * scene.masks).astype(np.uint8))
+    return folder
+
+
+def test_a_text_finds_its_regions_and_the_folder_stays_as_it_is(capsys, photos):
+    before = sorted(photos.rglob("*"))
+    assert cli.main(["search", str(photos), "a cat", "-k", "6", "--json"]) == 0
+    captured = capsys.readouterr()
+    hits = json.loads(captured.out)
+    assert {int(Path(hit["path"]).stem) for hit in hits} == set(range(6))
+    assert sorted((hit["score"] for hit in hits), reverse=True) == [hit["score"] for hit in hits]
+    assert captured.err.startswith("alpha-clip: 12 pictures were new, 0 known, 0 could not be read; the index is ")
+    assert sorted(photos.rglob("*")) == before
+    scene = draw_scene(int(Path(hits[0]["path"]).stem), 96, objects=(1, 1), nouns=["cat"], scale=(0.4, 0.6))
+    np.testing.assert_allclose(hits[0]["box"], np.array(scene.regions[0].box) / 96, atol=1e-6)
+
+
+def test_the_next_search_looks_at_what_is_new_and_forgets_what_is_gone(capsys, photos, tmp_path):
+    assert cli.main(["search", str(photos), "a cat"]) == 0
+    capsys.readouterr()
+    lines = run(capsys, "search", str(photos), "a bus", "-k", "6").splitlines()  # nothing on the standard error
+    assert {int(Path(line.split()[2]).stem) for line in lines} == set(range(6, 12))
+    (photos / "6.png").unlink()
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    assert cli.main(["search", str(photos), "a bus", "-k", "12", "--exact", "--out", str(tmp_path / "hits.png")]) == 0
+    captured = capsys.readouterr()
+    assert "/6.png" not in captured.out
+    assert "skipped broken.jpg: " in captured.err and "0 pictures were new, 11 known, 1 could not" in captured.err
+    assert len(np.unique(np.array(Image.open(tmp_path / "hits.png")).reshape(-1, 3), axis=0)) > 1000
+
+
+def test_without_masks_a_grid_is_searched_and_that_is_said(capsys, photos, monkeypatch):
+    for file in photos.rglob("*.npz"):
+        file.unlink()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\n"))
+    assert cli.main(["search", str(photos), "-", "-k", "3", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "are searched by a grid of boxes; --sam NAME" in captured.err
+    assert {int(Path(hit["path"]).stem) for hit in json.loads(captured.out)} <= set(range(6))
+
+
+def test_an_interrupted_search_says_that_it_goes_on(capsys, photos, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(indexing, "look", interrupted)
+    assert cli.main(["search", str(photos), "a cat"]) == 1
+    assert capsys.readouterr().err.startswith("alpha-clip: interrupted; nothing that was finished is lost")
+
+
+def test_what_cannot_be_searched(capsys, photos, tmp_path):
+    assert "nowhere is no folder: expected one of pictures" in refused(capsys, "search", "nowhere", "a cat")
+    assert "the text is empty" in refused(capsys, "search", str(photos), " ")
+    (tmp_path / "none").mkdir()
+    assert "holds no picture with a region" in refused(capsys, "search", str(tmp_path / "none"), "a cat")
+    assert cli.main(["search", str(photos), "a cat", "--index", str(tmp_path / "index")]) == 0
+    capsys.readouterr()
+    said = refused(capsys, "search", str(photos), "a cat", "--index", str(tmp_path / "index"), "--method", "crop")
+    assert "was made with method 'alpha', not 'crop'" in said
+
+
 # --- what it refuses ---
 
 
@@ -188,6 +274,7 @@ def test_debug_shows_where_it_came_from(tmp_path):
         (["paint"], "invalid choice: 'paint'"),
         (["embed"], "one of the arguments image --text is required"),
         (["classify", SAMPLE, "a cat", "--box", "1,2,3"], "'1,2,3' has 3 numbers, expected x0,y0,x1,y1"),
+        (["search", "photos", "a cat", "-k", "0"], "0 is too few, expected 1 or more"),
         (["classify", SAMPLE, "a cat", "--method", "squint"], "invalid choice: 'squint'"),
     ],
 )
@@ -232,7 +319,7 @@ def test_a_reader_that_leaves_is_no_error():
 # --- its help ---
 
 
-@pytest.mark.parametrize("command", ["", "classify", "embed", "attention", "models"])
+@pytest.mark.parametrize("command", ["", "classify", "embed", "attention", "search", "models"])
 def test_the_help_is_that_in_the_docs(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stopped:
@@ -241,3 +328,20 @@ def test_the_help_is_that_in_the_docs(capsys, monkeypatch, command):
     docs = (ROOT / "docs" / "cli.md").read_text()
     words = capsys.readouterr().out.split()
     assert " ".join(words) in " ".join(docs.split())
+
+
+def test_nobody_waits_for_torch_to_read_a_help():
+    code = """
+import sys
+from alpha_clip import cli
+try:
+    cli.main(["classify", "--help"])
+except SystemExit:
+    print(sorted({"torch", "numpy", "PIL"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_help_names_every_method():
+    assert tuple(METHODS) == cli.METHODS

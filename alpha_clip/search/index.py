@@ -5,7 +5,7 @@ INDEX/parts/NAME.npy   some regions, a record each, mapped into memory to search
 INDEX/parts/NAME.json  the pictures they are of; a part counts once this file is there
 
 Every file is written under a temporary name and renamed. A picture is known by the hash of its bytes, so it is indexed
-once, however often it is moved. One process at a time may add.
+once, however often it is moved. One process at a time adds.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout  # torch and huggingface_hub need it too
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -76,7 +78,7 @@ def _record(width: int) -> np.dtype[Any]:
 
 
 class RegionIndex:
-    """The index in a folder, from `create` or `open`. What others add later is not seen."""
+    """The index in a folder, from `create` or `open`. What others add later is seen by `alone`."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder, self.settings = folder, settings
@@ -84,10 +86,9 @@ class RegionIndex:
         self.keys: set[str] = set()
         self.owners: list[str] = []  # (N,) the key of each row
         self._rows: list[NDArray[Any]] = []  # of each part
-        self._parts = 0
+        self._parts: set[str] = set()
         self._live: NDArray[np.bool_] | None = None
-        for part in sorted((folder / "parts").glob("*.json")):
-            self._take(part)
+        self._take_new()
 
     @classmethod
     def create(cls, folder: Path, settings: Settings) -> RegionIndex:
@@ -97,8 +98,6 @@ class RegionIndex:
             ValueError: there is one with other settings.
         """
         (folder / "parts").mkdir(parents=True, exist_ok=True)
-        for left in folder.rglob("*.part"):  # by a run that was killed
-            left.unlink()
         if not (folder / "index.json").exists():
             write(folder / "index.json", json.dumps({"version": 1, **asdict(settings)}, indent=1).encode())
         index = cls.open(folder)
@@ -113,7 +112,7 @@ class RegionIndex:
             ValueError: there is none, or it is of another version.
         """
         if not (folder / "index.json").exists():
-            raise ValueError(f"{folder} holds no index: make one with the command index")
+            raise ValueError(f"{folder} holds no index of regions: make one with `RegionIndex.create`")
         record = json.loads((folder / "index.json").read_bytes())
         if (version := record.pop("version", None)) != 1:
             raise ValueError(f"{folder} is an index of version {version}, expected 1: make it again")
@@ -133,6 +132,27 @@ class RegionIndex:
                     f"{self.folder} was made with {name} {was!r}, not {now!r}: use those, or another folder"
                 )
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While this is held no other process adds. What was added before is seen, what a killed one left is removed.
+
+        Raises:
+            RuntimeError: another process is adding.
+        """
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                for left in self.folder.rglob("*.part"):
+                    left.unlink()
+                self._take_new()
+                yield
+        except Timeout as error:
+            raise RuntimeError(f"another process adds to {self.folder}: wait for it, or name another folder") from error
+
+    def _take_new(self) -> None:
+        for part in sorted((self.folder / "parts").glob("*.json")):
+            if part.name not in self._parts:
+                self._take(part)
+
     def _take(self, part: Path) -> None:
         """Know of the pictures and regions of one more part."""
         listed = json.loads(part.read_bytes())
@@ -150,7 +170,7 @@ class RegionIndex:
                 self.owners += [one["key"] if one["key"] not in self.keys else ""] * one["rows"]
                 self.keys.add(one["key"])
         self._live = None
-        self._parts += 1
+        self._parts.add(part.name)
 
     @property
     def live(self) -> NDArray[np.bool_]:
@@ -165,14 +185,14 @@ class RegionIndex:
         return int(self.live.sum())
 
     def add(self, pictures: Sequence[Seen]) -> None:
-        """Write pictures to the disk as a part, all or none."""
+        """Write pictures to the disk as a part, all or none. Hold `alone` while you do."""
         if not pictures:
             return
         listed = [
             {"path": s.path, "key": s.key, "rows": None if s.regions is None else len(s.regions)} for s in pictures
         ]
         text = json.dumps(listed).encode()
-        part = self.folder / "parts" / f"{self._parts:06d}-{hashlib.sha256(text).hexdigest()[:12]}.json"
+        part = self.folder / "parts" / f"{len(self._parts):06d}-{hashlib.sha256(text).hexdigest()[:12]}.json"
         found = [seen.regions for seen in pictures if seen.regions is not None]
         rows = np.concatenate([np.zeros(0, _record(self.settings.width)), *found])
         if len(rows):

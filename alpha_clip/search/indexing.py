@@ -17,6 +17,7 @@ from ..hashes import fingerprint
 from ..mask_sources import Source, mask_file, masks_of
 from ..model import CLIP
 from ..regions import embed_regions
+from ..sources import OUR_CACHE
 from ..transforms import upright
 from ..zero_shot import zero_shot_classifier
 from . import approximate
@@ -63,13 +64,27 @@ def look(path: Path, key: str, model: CLIP, source: Source, method: str) -> Seen
 def fill(index: RegionIndex, folder: Path, model: CLIP, source: Source) -> tuple[int, int, int]:
     """Index what is new in a folder; how many pictures were indexed, were there already, and could not be read.
 
-    Whatever ends it, an interrupt too, what was done is written first.
+    Pictures that cannot be read are named on the standard error. Whatever ends it, an interrupt too, what was done is
+    written first. Where FAISS is installed its graph is brought up to date.
+
+    Raises:
+        ValueError: there is no such folder.
+        RuntimeError: another process adds to the index.
     """
+    paths = pictures_in(folder)
+    with index.alone():
+        counts = _add(index, paths, model, source)
+        if approximate.is_installed():
+            approximate.update(index)
+    return counts
+
+
+def _add(index: RegionIndex, paths: list[Path], model: CLIP, source: Source) -> tuple[int, int, int]:
     done = known = broken = 0
     waiting: list[Seen] = []
     keys = set(index.keys)
     try:
-        for path in tqdm(pictures_in(folder), disable=None, unit="picture"):
+        for path in tqdm(paths, disable=None, unit="picture"):
             try:
                 key = key_of(path)
                 if key not in keys:
@@ -109,6 +124,16 @@ def distinct(hits: list[Hit], k: int) -> list[Hit]:
     return chosen[:k]
 
 
-def load(name: str, device: str | None, method: str, masks: str) -> tuple[CLIP, Settings]:
-    model, _ = api.load(name, device=device)
+def cache_folder(pictures: Path, settings: Settings) -> Path:
+    """Where an index of a folder lies if nobody says where: below ~/.cache, another one for each of the settings."""
+    described = f"{pictures.resolve()} {settings}"
+    return Path(OUR_CACHE).expanduser() / "search" / hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def load(name: str, device: str | None, method: str, masks: str, alpha: str = "auto") -> tuple[CLIP, Settings]:
+    """A model as `alpha_clip.load` has it, and the settings of an index whose features are its.
+
+    ``method`` is one of `embed_regions`; ``masks`` says in words where they come from.
+    """
+    model, _ = api.load(name, device, alpha_vision_ckpt_pth=alpha)
     return model, Settings(name, fingerprint(model, torch.half), model.visual.output_dim, method, masks)
