@@ -123,7 +123,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(data, tmp_path, capsys
         (["--batch-size", "15", "--accumulate", "1", "--seed", "1"], "error: .* holds a run with other settings"),
         (
             ["--steps", "2"],
-            r"steps: 1 there, 2 here\): name another folder\. .* at step 1, .* with its weights, .*best",
+            r"steps: 1 there, 2 here\): name another folder\. .* at step 1, .* begin with the .*best",
         ),
         (["--hold-out", "10"], "error: .* holds a run that began with other weights or data"),
     ],
