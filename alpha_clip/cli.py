@@ -26,13 +26,11 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop, resize
 
 from .api import available_models, load
+from .attention_map import attention_map, painted
 from .model import CLIP
 from .regions import METHODS, embed_regions
 from .tokenizer import tokenize
@@ -110,11 +108,8 @@ def attention(args: argparse.Namespace) -> None:
     model, preprocess = _load(args)
     picture = _picture(args.image)
     (region,) = _regions(args, at_most=1)
-    rgb, alpha = preprocess(picture, region.mask(picture), geometry="pad")
-    with torch.no_grad():
-        looks = model.visual.attention(rgb, alpha, layer=args.layer)[0, :, 0, 1:].mean(0)  # (N,)
-    heat = _over_picture(looks.float().cpu(), picture)
-    _write(args.out, lambda file: _painted(picture, heat).save(file, "PNG"))
+    heat = attention_map(model, preprocess, picture, region.mask(picture), args.layer)
+    _write(args.out, lambda file: painted(picture, heat).save(file, "PNG"))
     _say(f"{args.out}")
 
 
@@ -204,22 +199,6 @@ def _write(path: str, write: Callable[[Any], object]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _over_picture(looks: Tensor, picture: Image.Image) -> NDArray[np.float32]:
-    """(N,) of a padded square's patches to (H, W) in [0, 1]."""
-    side, grid = max(picture.size), round(len(looks) ** 0.5)
-    square = resize(looks.reshape(1, grid, grid), [side, side], InterpolationMode.BICUBIC)
-    heat = center_crop(square, [picture.height, picture.width])[0].clamp_min(0)
-    return np.asarray(heat / heat.max().clamp_min(1e-12))
-
-
-def _painted(picture: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
-    """The picture in grey, and what is looked at in red to yellow."""
-    grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
-    colour = np.stack([np.full_like(heat, 255), 255 * heat, np.zeros_like(heat)], axis=-1)
-    strength = 0.8 * heat[..., None] ** 0.7
-    return Image.fromarray(((1 - strength) * grey + strength * colour).round().astype(np.uint8))
 
 
 # --- the command line ---
