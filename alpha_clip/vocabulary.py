@@ -60,13 +60,17 @@ class UnknownWords:
             return
         self.warn(args[0])
 
-    def warn(self, text: Tensor) -> None:
-        """Once of each such word in token ids of any shape."""
+    def unread(self, text: Tensor) -> set[str]:
+        """Such words in token ids of any shape."""
         words: set[str] = set()
         for known, ids in groupby(text.flatten().tolist(), self.known.__contains__):
             if not known:
                 words.update(shared_tokenizer().decode(ids).split())
-        words -= self.told
+        return words
+
+    def warn(self, text: Tensor) -> None:
+        """Once of each such word in token ids of any shape."""
+        words = self.unread(text) - self.told
         self.told |= words
         if words:
             warnings.warn(

@@ -1,0 +1,135 @@
+"""A page to try the model on, in a browser, on this computer.
+
+    python -m alpha_clip.demo
+    python -m alpha_clip.demo --model ViT-L/14@336px --sam facebook/sam-vit-base
+    python -m alpha_clip.demo --folder photos --index photos.index
+
+Without options it starts offline, with the small built-in model, which knows drawings alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import signal
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..api import available_models, load
+from .samples import samples
+from .uploads import limit_pixels
+from .viewer import Viewer
+
+MODEL = "tiny"
+DRAWINGS = "The model here is small and knows drawings only. For photos, start this page with a larger one."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the page until it is interrupted; 0: it was, 1: it could not start, 2: it was asked for wrongly."""
+    args = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the temporary files go then, too
+    try:
+        with tempfile.TemporaryDirectory(prefix="alpha-clip-demo-") as folder, warnings.catch_warnings():
+            warnings.showwarning = _warn
+            warnings.filterwarnings("ignore", "this model has never read")  # the page says so itself
+            serve(args, Path(folder))
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        _warn(str(error))
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # noqa: T201 below ^C
+    return 0
+
+
+def serve(args: argparse.Namespace, folder: Path) -> None:
+    """Bring up the page and stay; uploads and strokes lie in `folder` meanwhile."""
+    # Gradio reads both when it is imported.
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from .page import Page
+
+    limit_pixels(args.max_megapixels)
+    model, preprocess = load(args.model, args.device, alpha_vision_ckpt_pth=args.alpha or "auto")
+    clicks = finder = None
+    if args.sam:
+        from .clicks import Clicks
+
+        clicks = Clicks(args.sam, args.device)
+    if args.folder:
+        from .finder import Finder
+
+        kept = args.index or folder / "index"
+        finder = Finder(args.folder, kept, model, args.model, args.sam, args.device)
+    viewer = Viewer(model.eval(), preprocess)
+    note = DRAWINGS if args.model == MODEL else f"The model is {args.model}."
+    page = Page(
+        viewer, samples(), note=note, clicks=clicks, finder=finder, megapixels=args.max_megapixels, kept=args.keep
+    )
+    if not _is_loopback(args.host):
+        _warn(f"{args.host}: whoever can reach this computer can use the page, and what they send is not encrypted")
+    url = page.launch(args.host, args.port, round(args.max_megabytes * 2**20))
+    print(f"Open {url} (Ctrl+C ends it)", flush=True)  # noqa: T201
+    try:
+        threading.Event().wait()
+    finally:
+        page.blocks.close(verbose=False)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _warn(text: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"alpha_clip.demo: {' '.join(str(text).split())}", file=sys.stderr)  # noqa: T201
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m alpha_clip.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ", ".join(available_models())
+    parser.add_argument("--model", default=MODEL, help=f"{names}, a file, or hf-hub:user/repo [{MODEL}]")
+    parser.add_argument("--alpha", metavar="TAG", help="tag or file of its alpha weights [the best there are]")
+    parser.add_argument("--device", help="such as cpu or cuda [CUDA if there is one, else MPS, else the CPU]")
+    parser.add_argument(
+        "--sam", metavar="NAME", help="a SAM, SAM 2 or SAM 3 of transformers: clicks, and masks to search"
+    )
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="pictures that whoever opens the page may search")
+    parser.add_argument("--index", type=Path, metavar="DIR", help="where the index of the folder is kept [nowhere]")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at [127.0.0.1: this computer alone]")
+    parser.add_argument("--port", type=int, help="[the first free one from 7860 on]")
+    parser.add_argument("--max-megabytes", type=_positive, default=20, metavar="N", help="of an uploaded file [20]")
+    parser.add_argument("--max-megapixels", type=_positive, default=50, metavar="N", help="of an uploaded picture [50]")
+    parser.add_argument(
+        "--keep",
+        type=_seconds,
+        default=600,
+        metavar="SECONDS",
+        help="after which uploads and strokes are deleted [600]",
+    )
+    return parser
+
+
+def _positive(text: str) -> float:
+    if not (number := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return number
+
+
+def _seconds(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Regions of one folder of pictures, found by text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..hashes import fingerprint
+from ..mask_sources import SamMasks, grid
+from ..model import CLIP
+from ..search import RegionIndex, Settings, distinct, fill, find
+from ..search.sheet import thumbnail
+
+HITS = 8
+_SPARE = 10  # times as many are looked for: some lie on others
+
+
+class Finder:
+    """An index of a folder, ready to be searched.
+
+    Args:
+        folder: of pictures. It is indexed first, which goes on where it was interrupted.
+        kept: folder of the index, new or begun.
+        model, name: that looks, and what it is called.
+        sam: a segmenter for `SamMasks`; None: a grid of boxes.
+
+    Raises:
+        ValueError: `folder` is none, holds no picture that can be read, or the index is of another model.
+            What `SamMasks` raises, too.
+    """
+
+    def __init__(
+        self, folder: Path, kept: Path, model: CLIP, name: str, sam: str | None = None, device: str | None = None
+    ) -> None:
+        self.folder, self._model = folder, model
+        masks = f"beside the picture, else {sam or 'a grid'}"
+        settings = Settings(name, fingerprint(model, torch.half), model.visual.output_dim, "alpha", masks)
+        self._index = RegionIndex.create(kept, settings)
+        fill(self._index, folder, model, SamMasks(sam, device=device) if sam else grid)
+        self.pictures = len(self._index.pictures)
+        if not len(self._index):
+            raise ValueError(f"{folder} holds no picture that can be read, expected some to search")
+
+    def __call__(self, text: str) -> list[tuple[Image.Image, str]]:
+        """The nearest regions, best first, each outlined in its picture, with the picture's name."""
+        (hits,) = find(self._index, self._model, [text], _SPARE * HITS)
+        return [(thumbnail(hit), Path(hit.paths[0]).name) for hit in distinct(hits, HITS)]

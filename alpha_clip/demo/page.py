@@ -1,0 +1,342 @@
+"""The page: what is on it, and which events lead to what.
+
+All that a session has is in its `gr.State`; the model is the one thing that sessions share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+try:
+    import gradio as gr
+except ImportError as error:
+    raise ImportError(f'the demo needs {error.name}: pip install "alpha-clip[demo]"') from error
+
+from . import marks, style
+from .bars import bars, message
+from .finder import Finder
+from .marks import Mask
+from .samples import Sample
+from .uploads import Refused, decode
+from .viewer import Photo, Viewer, read_labels
+
+if TYPE_CHECKING:
+    from .clicks import Clicks
+
+PAINT, BOX, CLICK = "Paint", "Box", "Click"
+SESSIONS = 100  # pictures of so many are in memory at a time
+MIDDLE = (30, 30, 70, 70)  # percent: the box before anyone moves it
+_TITLE = """<h1>Point at a part of a picture</h1>
+<p>Mark something, and see which of your names fits it best: judged by the whole picture, by the part you marked, and
+by a cut-out of that part.</p>{note}"""
+
+
+class _KeepsNothing(dict[str, Any]):
+    """In place of `ImageEditor.blob_storage`, in which gradio 6 leaves a copy of every stroke that it never reads."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        pass
+
+
+class Page:
+    """The page of a viewer, with clicks and a folder to search if they are given; ``blocks`` is gradio's.
+
+    Args:
+        samples: at least one; the page begins with the first.
+        note: a sentence on the model, below the title.
+        megapixels: above which an upload is refused.
+        kept: seconds after which uploads and strokes are deleted from the disk.
+    """
+
+    def __init__(
+        self,
+        viewer: Viewer,
+        samples: Sequence[Sample],
+        *,
+        note: str = "",
+        clicks: Clicks | None = None,
+        finder: Finder | None = None,
+        megapixels: float = 50,
+        kept: int = 600,
+    ) -> None:
+        self._viewer, self._clicks, self._finder, self._megapixels = viewer, clicks, finder, megapixels
+        self._samples = samples
+        title = "Point at a part of a picture"
+        with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(min(60, kept), kept)) as self.blocks:
+            gr.HTML(_TITLE.format(note=f'<p class="model">{escape(note)}</p>' if note else ""))
+            self._lay_out()
+            if finder:
+                self._lay_out_search(finder)
+            self._listen()
+
+    def launch(self, host: str, port: int | None, max_bytes: int) -> str:
+        """Serve it from threads of its own, and return its address; port None: the first free one from 7860 on.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        _, url, _ = self.blocks.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=max_bytes,
+            state_session_capacity=SESSIONS,
+            show_error=True,
+            share=False,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            footer_links=[],
+            theme=style.THEME,
+            css=style.css([sample.picture for sample in self._samples]),
+            head=style.HEAD,
+            js=style.LIGHT,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+        return url
+
+    # --- what is on it ---
+
+    def _lay_out(self) -> None:
+        first = self._samples[0]
+        photo, names = self._viewer.photo(first.picture), ", ".join(first.labels)
+        self._photo = gr.State(photo)
+        self._region = gr.State(None)
+        self._corner = gr.State(None)  # the first of a box, in percent, until the second is there
+        self._embedding = gr.State(None)  # SAM's, of the photo
+        with gr.Row(elem_classes="pictures"):
+            self._choices = [
+                gr.Button(sample.name, elem_id=f"sample-{i}", elem_classes="sample", min_width=90)
+                for i, sample in enumerate(self._samples)
+            ]
+            # Not `UploadButton`: of a file above `max_file_size` it says nothing.
+            self._upload = gr.File(
+                label="My own picture", file_types=["image"], min_width=90, height=110, elem_id="upload"
+            )
+        with gr.Row(elem_classes="desk"):
+            with gr.Column(scale=5, min_width=320):
+                self._lay_out_tools(first.picture)
+                with gr.Row(elem_classes="below"):
+                    self._looks = gr.Checkbox(label="Show where the model looks", container=False, elem_id="looks")
+                    self._again = gr.Button("Start over", size="sm", elem_id="again")
+                self._heat = gr.Image(
+                    visible=False,
+                    label="Bright: where the model looks",
+                    alt_text="The picture in grey; what the model looks at is red and yellow",
+                    interactive=False,
+                    buttons=[],
+                    elem_id="heat",
+                )
+            with gr.Column(scale=4, min_width=320):
+                self._answers = gr.HTML(self._answer(photo, None, names), padding=False, elem_id="answers")
+                self._labels = gr.Textbox(
+                    names,
+                    label="What could it be?",
+                    info="Names, with commas between them or one in a line.",
+                    lines=2,
+                    max_lines=6,
+                    elem_id="labels",
+                )
+
+    def _lay_out_tools(self, picture: Image.Image) -> None:
+        tools = [PAINT, BOX, *([CLICK] if self._clicks else [])]
+        self._tool = gr.Radio(tools, value=PAINT, label="Mark a part of it", elem_id="tool")
+        with gr.Column(elem_classes="tool paint"):
+            self._editor = gr.ImageEditor(
+                _editable(picture),
+                label="Paint over a part",
+                sources=(),  # what is dropped here would be read without a word where it cannot be
+                transforms=(),
+                layers=False,
+                brush=gr.Brush(36, colors=[(marks.COLOUR, 0.5)], color_mode="fixed"),
+                eraser=gr.Eraser(36),
+                buttons=[],
+                height=470,
+                elem_id="editor",
+            )
+            self._editor.blob_storage = _KeepsNothing()
+        with gr.Column(elem_classes="tool box"):
+            about = "Tap two corners of a box, or move its edges below."
+            self._frame = gr.Image(picture, label=about, interactive=False, buttons=[], elem_id="frame", height=430)
+            names = ("Left", "Top", "Right", "Bottom")
+            with gr.Row(elem_classes="sliders"):
+                self._sides = [_slider(f"{name} edge", at) for name, at in zip(names, MIDDLE, strict=True)]
+        with gr.Column(elem_classes="tool click"):
+            about = "Tap a thing, or move the point below."
+            self._target = gr.Image(picture, label=about, interactive=False, buttons=[], elem_id="target", height=430)
+            with gr.Row(elem_classes="sliders"):
+                self._point = [_slider("From the left", 50), _slider("From the top", 50)]
+
+    def _lay_out_search(self, finder: Finder) -> None:
+        about = f"{finder.pictures} pictures in the folder “{finder.folder.name}” on the computer that runs this page."
+        gr.HTML(f"<h2>Search this folder</h2><p>{escape(about)}</p>")
+        with gr.Row(elem_classes="search"):
+            self._wanted = gr.Textbox(
+                label="What are you looking for?", placeholder="a boat", scale=4, elem_id="wanted"
+            )
+            self._search = gr.Button("Search this folder", variant="primary", scale=1, elem_id="search")
+        self._found = gr.Gallery(
+            label="Found, best first",
+            columns=4,
+            height="auto",
+            object_fit="contain",
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            visible=False,
+            elem_id="found",
+        )
+
+    # --- what leads to what ---
+
+    def _listen(self) -> None:
+        seen = [self._photo, self._labels, self._looks]
+        said = [self._region, self._answers, self._heat]
+        fresh = [self._photo, self._corner, self._embedding, self._editor, self._frame, self._target, *self._sides]
+        quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
+        slow = quick | {"show_progress": "minimal"}
+
+        for choice, sample in zip(self._choices, self._samples, strict=True):
+            chosen = partial(self._choose, sample)
+            choice.click(chosen, [self._tool, self._looks], [*fresh, self._labels, *said], **slow)
+        self._upload.upload(
+            self._take, [self._upload, self._tool, self._labels, self._looks], [self._upload, *fresh, *said], **quick
+        )
+        self._again.click(self._restart, [self._tool, *seen], [*fresh, *said], **quick)
+        self._tool.change(
+            self._switch,
+            [self._tool, self._editor, *self._sides, *seen],
+            [self._corner, self._frame, self._target, *said],
+            **quick,
+        )
+        # `change` does not fire on strokes.
+        self._editor.input(self._painted, [self._tool, self._editor, *seen], said, **quick)
+        self._frame.select(
+            self._tapped_corner, [self._corner, *seen], [self._corner, *self._sides, self._frame, *said], **quick
+        )
+        gr.on(
+            [s.input for s in self._sides],
+            self._boxed,
+            [*self._sides, *seen],
+            [self._corner, self._frame, *said],
+            **quick,
+        )
+        if self._clicks:
+            told = [self._embedding, self._target, *said]
+            self._target.select(self._tapped, [self._embedding, *seen], [*self._point, *told], **slow)
+            gr.on([s.input for s in self._point], self._clicked, [*self._point, self._embedding, *seen], told, **slow)
+        self._labels.input(self._answer, [self._photo, self._region, self._labels], self._answers, **quick)
+        self._looks.input(self._look, [self._photo, self._region, self._looks], self._heat, **quick)
+        if self._finder:
+            gr.on([self._search.click, self._wanted.submit], self._find, self._wanted, self._found, **slow)
+
+    # another picture
+
+    def _choose(self, sample: Sample, tool: str, looks: bool) -> tuple[Any, ...]:
+        names = ", ".join(sample.labels)
+        *fresh, region, answers, heat = self._show(sample.picture, tool, names, looks)
+        return *fresh, names, region, answers, heat
+
+    def _take(self, path: str, tool: str, labels: str, looks: bool) -> tuple[Any, ...]:
+        try:
+            picture = decode(path, self._megapixels)
+        except Refused as error:
+            gr.Warning(str(error), title="This picture was not taken")
+            return None, *(gr.skip(),) * 13
+        return None, *self._show(picture, tool, labels, looks)
+
+    def _show(self, picture: Image.Image, tool: str, labels: str, looks: bool) -> tuple[Any, ...]:
+        photo = self._viewer.photo(picture)
+        region = marks.box(MIDDLE, photo.size) if tool == BOX else None
+        fresh = (photo, None, None, _editable(picture), marks.shown(picture, region), picture, *MIDDLE)
+        return *fresh, *self._say(photo, region, labels, looks)
+
+    def _restart(self, tool: str, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
+        return self._show(photo.image, tool, labels, looks)
+
+    # another mark
+
+    def _switch(
+        self, tool: str, editor: Any, x0: float, y0: float, x1: float, y1: float, photo: Photo, labels: str, looks: bool
+    ) -> tuple[Any, ...]:
+        region = None
+        if tool == PAINT:
+            region = marks.strokes(_layers(editor), photo.size)
+        elif tool == BOX:
+            region = marks.box((x0, y0, x1, y1), photo.size)
+        return None, marks.shown(photo.image, region), photo.image, *self._say(photo, region, labels, looks)
+
+    def _painted(self, tool: str, editor: Any, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
+        if tool != PAINT:  # the editor tells of itself when it is hidden, too
+            return (gr.skip(),) * 3
+        return self._say(photo, marks.strokes(_layers(editor), photo.size), labels, looks)
+
+    def _tapped_corner(
+        self, event: gr.SelectData, corner: tuple[float, float] | None, photo: Photo, labels: str, looks: bool
+    ) -> tuple[Any, ...]:
+        here = marks.percent(event.index, photo.size)
+        if corner is None:
+            return here, *(gr.skip(),) * 4, marks.shown(photo.image, None, here), *(gr.skip(),) * 3
+        (x0, x1), (y0, y1) = sorted([corner[0], here[0]]), sorted([corner[1], here[1]])
+        return None, x0, y0, x1, y1, *self._boxed(x0, y0, x1, y1, photo, labels, looks)[1:]
+
+    def _boxed(
+        self, x0: float, y0: float, x1: float, y1: float, photo: Photo, labels: str, looks: bool
+    ) -> tuple[Any, ...]:
+        region = marks.box((x0, y0, x1, y1), photo.size)
+        return None, marks.shown(photo.image, region), *self._say(photo, region, labels, looks)
+
+    def _tapped(self, event: gr.SelectData, embedding: Any, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
+        x, y = marks.percent(event.index, photo.size)
+        return x, y, *self._clicked(x, y, embedding, photo, labels, looks)
+
+    def _clicked(self, x: float, y: float, embedding: Any, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
+        assert self._clicks is not None
+        if embedding is None:
+            embedding = self._clicks.embed(photo.image)
+        region = marks.worth_it(self._clicks.mask(photo.image, embedding, marks.pixel((x, y), photo.size)))
+        if region is None:
+            gr.Info("Nothing was found at that point: try another one.")
+        return embedding, marks.shown(photo.image, region, (x, y)), *self._say(photo, region, labels, looks)
+
+    # what is said
+
+    def _say(self, photo: Photo, region: Mask | None, labels: str, looks: bool) -> tuple[Any, ...]:
+        return region, self._answer(photo, region, labels), self._look(photo, region, looks)
+
+    def _answer(self, photo: Photo, region: Mask | None, typed: str) -> str:
+        try:
+            labels = read_labels(typed)
+            if not labels:
+                return message("Type some names, and see which fits best.")
+            shares = self._viewer.shares(photo, region, labels)
+        except ValueError as error:
+            return message(str(error))
+        unread = ", ".join(f"“{word}”" for word in self._viewer.unread(labels))
+        return bars(labels, shares, f"This small model has never read {unread}: it can only guess." if unread else "")
+
+    def _look(self, photo: Photo, region: Mask | None, looks: bool) -> Any:
+        return gr.Image(self._viewer.attention(photo, region) if looks else None, visible=looks)
+
+    def _find(self, text: str) -> Any:
+        assert self._finder is not None
+        if not text.strip():
+            raise gr.Error("Type what you are looking for.", title="Nothing to search for", print_exception=False)
+        return gr.Gallery(self._finder(text), visible=True)
+
+
+def _slider(label: str, at: float) -> gr.Slider:
+    return gr.Slider(0, 100, at, step=1, label=f"{label}, %", buttons=[], min_width=130)
+
+
+def _editable(picture: Image.Image) -> dict[str, Any]:
+    return {"background": picture, "layers": [], "composite": None}
+
+
+def _layers(editor: Any) -> Any:
+    return editor["layers"] if editor else []

@@ -1,0 +1,457 @@
+"""The demo: what it does without a browser, and, in headless Chromium, what a person does with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sams import SAMS
+
+import alpha_clip
+from alpha_clip.demo import marks
+from alpha_clip.demo.__main__ import _is_loopback, main
+from alpha_clip.demo.bars import bars, message
+from alpha_clip.demo.finder import HITS, Finder
+from alpha_clip.demo.samples import samples
+from alpha_clip.demo.uploads import SIDE, Refused, decode, limit_pixels
+from alpha_clip.demo.viewer import Viewer, read_labels
+from alpha_clip.scenes import draw_scene
+
+ROOT = Path(__file__).parent.parent
+INSTALL = 'pip install "alpha-clip[demo]"'
+
+
+@pytest.fixture(scope="module")
+def viewer() -> Viewer:
+    return Viewer(*alpha_clip.load("tiny", "cpu"))
+
+
+# --- uploads ---
+
+
+def saved(path: Path, size: tuple[int, int] = (60, 40), **how) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)).save(path, **how)
+    return path
+
+
+def bomb(path: Path, width: int, height: int) -> Path:
+    """A picture of one bit a pixel, all black, of which a file holds any number in a few bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(1 + width // 8)) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "gif", "bmp"])
+def test_a_picture_of_any_usual_kind_is_taken(tmp_path, kind):
+    picture = decode(saved(tmp_path / f"photo.{kind}"), 1)
+    assert (picture.size, picture.mode) == ((60, 40), "RGB")
+
+
+def test_a_picture_is_turned_as_its_camera_says(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert decode(saved(tmp_path / "photo.jpg", exif=turned), 1).size == (40, 60)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_a_large_picture_is_made_smaller(tmp_path, kind):
+    assert decode(saved(tmp_path / f"photo.{kind}", (2000, 1000)), 5).size == (SIDE, SIDE // 2)
+
+
+def test_what_is_no_picture_is_refused(tmp_path):
+    (tmp_path / "text.jpg").write_text("I am no picture")
+    whole = saved(tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "photo.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 60 40\n%%EndComments\n")
+    for path in tmp_path.glob("[tp]*"):
+        with pytest.raises(Refused, match="cannot be read as a picture"):
+            decode(path, 1)
+    with pytest.raises(Refused, match="cannot be read as a picture"):
+        decode(tmp_path / "half.png", 1)
+
+
+def test_a_picture_above_the_limit_is_refused_before_it_is_decoded(tmp_path):
+    path = bomb(tmp_path / "bomb.png", 16000, 12000)
+    assert path.stat().st_size < 50_000
+    before = time.perf_counter()
+    with pytest.raises(Refused, match="too large: up to 50 million"):
+        decode(path, 50)
+    assert time.perf_counter() - before < 1
+    with pytest.raises(Refused, match=r"too large: up to 0\.5 million pixels are taken.* 1000 x 600 pixels"):
+        decode(saved(tmp_path / "photo.png", (1000, 600)), 0.5)
+
+
+def test_a_picture_too_small_to_point_at_is_refused(tmp_path):
+    with pytest.raises(Refused, match="too small to point at: 60 x 31 pixels"):
+        decode(saved(tmp_path / "photo.png", (60, 31)), 1)
+    with pytest.raises(Refused, match="too small to point at: 1024 x 26 pixels"):
+        decode(saved(tmp_path / "strip.png", (1600, 40)), 1)
+
+
+def test_pillow_itself_keeps_to_the_limit_whoever_opens_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    path = saved(tmp_path / "photo.png", (1000, 600))
+    limit_pixels(0.6)
+    Image.open(path).load()
+    limit_pixels(0.59)
+    with pytest.raises(Image.DecompressionBombError, match="exceeds limit"):
+        Image.open(path)
+
+
+# --- marks ---
+
+
+def layer(box: tuple[int, int, int, int], size: tuple[int, int] = (60, 40)) -> np.ndarray:
+    painted = np.zeros((*size[::-1], 4), np.uint8)
+    x0, y0, x1, y1 = box
+    painted[y0:y1, x0:x1] = (214, 32, 78, 127)
+    return painted
+
+
+def test_strokes_are_what_any_layer_is_painted_on():
+    mask = marks.strokes([layer((0, 0, 10, 10)), layer((50, 30, 60, 40))], (60, 40))
+    assert mask[:10, :10].all() and mask[30:, 50:].all() and mask.sum() == 200
+
+
+@pytest.mark.parametrize("layers", [[], [layer((0, 0, 1, 1))], [layer((0, 0, 10, 10), (70, 40))]])
+def test_no_stroke_a_slip_or_a_stroke_on_the_picture_before_mark_nothing(layers):
+    assert marks.strokes(layers, (60, 40)) is None
+
+
+def test_a_box_is_that_between_two_corners_whichever_they_are():
+    mask = marks.box((50, 25, 100, 50), (60, 40))
+    assert mask[10:20, 30:].all() and mask.sum() == 300
+    for corners in [(100, 50, 50, 25), (100, 25, 50, 50)]:
+        np.testing.assert_array_equal(marks.box(corners, (60, 40)), mask)
+    assert marks.box((50, 25, 50, 50), (60, 40)) is marks.box((50, 25, 51, 26), (60, 40)) is None
+
+
+def test_places_go_to_percent_and_back():
+    for at in [(0, 0), (59, 39), (30, 7)]:
+        x, y = marks.pixel(marks.percent(at, (60, 40)), (60, 40))
+        assert (int(x), int(y)) == at
+    assert marks.pixel((100, 100), (60, 40)) == (59.5, 39.5)
+
+
+def test_a_mark_and_a_point_are_drawn_and_the_picture_itself_is_not():
+    picture = Image.new("RGB", (60, 40), "white")
+    shown = marks.shown(picture, marks.box((0, 0, 50, 100), (60, 40)), (75, 50))
+    assert shown.getpixel((15, 20)) != (255, 255, 255) and shown.getpixel((45, 20)) == (214, 32, 78)
+    assert shown.getpixel((58, 2)) == (255, 255, 255) and picture.getcolors() == [(2400, (255, 255, 255))]
+
+
+# --- what is said ---
+
+
+def test_of_every_sample_each_part_is_named_right_by_the_mask_and_by_the_crop(viewer):
+    for sample in samples():
+        photo = viewer.photo(sample.picture)
+        for i, (x0, y0, x1, y1) in enumerate(sample.boxes):
+            mask = np.zeros(photo.size[::-1], bool)
+            mask[y0:y1, x0:x1] = True
+            shares = viewer.shares(photo, mask, sample.labels)
+            assert shares.keys() == {"whole", "alpha", "crop"}
+            assert int(np.argmax(shares["alpha"])) == int(np.argmax(shares["crop"])) == i, (sample.name, i)
+
+
+def test_shares_are_those_of_the_library(viewer):
+    sample = samples()[1]
+    photo, mask = viewer.photo(sample.picture), np.zeros((512, 512), bool)
+    mask[100:300, 50:260] = True
+    model, weights = viewer.model, alpha_clip.zero_shot_classifier(viewer.model, sample.labels, ["{}"])
+    for way, shares in viewer.shares(photo, mask, sample.labels).items():
+        feature = alpha_clip.embed_regions(model, sample.picture, mask, way)
+        expected = (model.logit_scale.exp() * feature @ weights.T).softmax(dim=-1)[0]
+        np.testing.assert_allclose(shares, expected.detach(), atol=1e-6)
+    assert viewer.shares(photo, None, sample.labels).keys() == {"whole"}
+
+
+def test_the_attention_lies_where_the_mark_is(viewer):
+    sample = samples()[0]
+    photo, (x0, y0, x1, y1) = viewer.photo(sample.picture), sample.boxes[2]
+    mask = np.zeros(photo.size[::-1], bool)
+    mask[y0:y1, x0:x1] = True
+    colour = np.asarray(viewer.attention(photo, mask), float)
+    red = colour[..., 0] - colour[..., 2]
+    assert red[mask].mean() > 3 * red[~mask].mean()
+    assert viewer.attention(photo, None).size == photo.size
+
+
+def test_labels_are_read_from_lines_and_commas():
+    assert read_labels(" a cat,a dog\n\n, a cat\nan owl ,") == ["a cat", "a dog", "an owl"]
+    assert read_labels(" \n,") == []
+    with pytest.raises(ValueError, match="These are 21 names; up to 20"):
+        read_labels(",".join(f"thing {i}" for i in range(21)))
+    with pytest.raises(ValueError, match="has 101 letters; up to 100"):
+        read_labels("a" * 101)
+
+
+def test_a_label_too_long_for_the_model_and_words_it_never_read_are_told(viewer):
+    photo = viewer.photo(samples()[0].picture)
+    with pytest.raises(ValueError, match="too long for this model"):
+        viewer.shares(photo, None, ["é" * 100])
+    assert viewer.unread(["a cat", "a zebra", "a zebra and a saxophone"]) == ["saxophone", "zebra"]
+
+
+def test_bars_say_in_words_what_they_show_and_run_nothing_that_is_typed():
+    page = bars(["a cat", "<script>"], {"whole": [0.25, 0.75]}, "a <b> note")
+    assert page.count("<li") == 2 and "25%" in page and "✓</span>75%" in page and "width:75.0%" in page
+    assert page.count("Mark something in the picture") == 2
+    assert "<script>" not in page and "&lt;script&gt;" in page and "a &lt;b&gt; note" in page
+    assert "&lt;b&gt;" in message("<b>")
+
+
+# --- clicks and the folder ---
+
+
+@pytest.mark.parametrize("kind", SAMS)
+def test_a_click_is_sams_own_answer_at_that_point(kind, tmp_path):
+    pytest.importorskip("transformers", reason='pip install "alpha-clip[pipeline]"')
+    from alpha_clip.demo.clicks import Clicks
+
+    SAMS[kind](tmp_path)
+    clicks = Clicks(str(tmp_path), "cpu")
+    picture = Image.fromarray(draw_scene(3, (48, 64)).image)
+    mask = clicks.mask(picture, clicks.embed(picture), (20, 30))
+    assert (mask.shape, mask.dtype) == ((48, 64), bool)
+
+    asked = clicks._processor(
+        images=picture, input_points=[[[[20.0, 30.0]]]], input_labels=[[[1]]], return_tensors="pt"
+    )
+    with torch.no_grad():
+        found = clicks._model(
+            **{name: asked[name] for name in ("pixel_values", "input_labels")},
+            input_points=asked["input_points"].float(),
+        )
+    sizes = [asked[name] for name in ("original_sizes", "reshaped_input_sizes") if name in asked]
+    (masks,) = clicks._processor.post_process_masks(found.pred_masks, *sizes)
+    np.testing.assert_array_equal(mask, masks[0, found.iou_scores.flatten().argmax()])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Four scenes with a boat in one of them, and the exact masks beside each."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, nouns in enumerate([("cat", "tree"), ("boat", "sun"), ("house", "dog"), ("apple", "key")]):
+        scene = draw_scene(i, 128, objects=(2, 2), nouns=nouns, overlap=0.0)
+        Image.fromarray(scene.image).save(folder / f"{nouns[0]}.png")
+        np.savez(folder / f"{nouns[0]}.masks.npz", masks=scene.masks)
+    return folder
+
+
+def test_a_folder_is_searched_by_text(viewer, folder, tmp_path):
+    finder = Finder(folder, tmp_path / "index", viewer.model, "tiny")
+    found = finder("a boat")
+    assert finder.pictures == 4 and 4 <= len(found) <= HITS
+    assert found[0][1] == "boat.png" and isinstance(found[0][0], Image.Image)
+    assert Finder(folder, tmp_path / "index", viewer.model, "tiny")("a boat")[0][1] == "boat.png"  # from the disk
+
+
+def test_a_folder_without_pictures_and_an_index_of_another_model_are_errors(viewer, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no picture that can be read"):
+        Finder(tmp_path / "empty", tmp_path / "index", viewer.model, "tiny")
+    with pytest.raises(ValueError, match="missing is no folder"):
+        Finder(folder / "missing", tmp_path / "index", viewer.model, "tiny")
+    with pytest.warns(UserWarning, match="alpha weights of zero"):
+        other, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=None)
+    with pytest.raises(ValueError, match="use that model, or another folder"):
+        Finder(folder, tmp_path / "index", other, "tiny")
+
+
+# --- the command ---
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in ("style", "page"):
+        monkeypatch.delitem(sys.modules, f"alpha_clip.demo.{name}", raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main([]) == 1
+    assert capsys.readouterr().err == f"alpha_clip.demo: the demo needs gradio: {INSTALL}\n"
+
+
+def test_importing_the_package_does_not_import_gradio():
+    code = "import sys, alpha_clip.demo; print('gradio' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--max-megabytes", "0"], "0 is not more than 0"),
+        (["--max-megapixels", "-1"], "-1 is not more than 0"),
+        (["--keep", "0"], "0 is less than 1"),
+        (["--prot", "1"], "unrecognized arguments"),
+    ],
+)
+def test_what_is_asked_wrongly_ends_with_2(arguments, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "near"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)]
+)
+def test_which_addresses_are_this_computer(host, near):
+    assert _is_loopback(host) is near
+
+
+def test_a_folder_that_is_none_ends_with_1_and_one_line(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gradio", reason=INSTALL)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "set by the command")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert main(["--folder", str(tmp_path / "none"), "--device", "cpu"]) == 1
+    assert re.fullmatch(r"alpha_clip\.demo: .*none is no folder.*\n", capsys.readouterr().err)
+
+
+# --- in a browser ---
+
+WATCHED = """
+import runpy, sys
+
+def tell(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        address = args[1] if event == "socket.connect" else args
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost", None):
+            print("OUTSIDE", event, args, flush=True)
+
+sys.addaudithook(tell)
+sys.argv = ["alpha_clip.demo", *sys.argv[1:]]
+runpy.run_module("alpha_clip.demo", run_name="__main__")
+"""
+
+
+class Server:
+    """The command in a process of its own, which tells of connections to other computers, and its temporary files."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder, self.log = folder, folder.parent / f"{folder.name}.log"
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", WATCHED, *arguments], env=env, stdout=log, stderr=subprocess.STDOUT
+            )
+        until = time.monotonic() + 120
+        while not (found := re.search(r"Open (http://127\.0\.0\.1:\d+/)", self.log.read_text())):
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError(self.log.read_text())
+            time.sleep(0.1)
+        self.url = found[1]
+
+    def files(self) -> int:
+        return sum(path.is_file() for path in self.folder.rglob("*"))
+
+    def memory(self) -> float:
+        """Resident, in MB."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        if not status.exists():
+            pytest.skip("reads the memory of a process from /proc")
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text())[1]) / 1e3
+
+    def stop(self) -> None:
+        """As systemd and Docker do."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(timeout=30) == 0
+        assert "OUTSIDE" not in self.log.read_text() and "Traceback" not in self.log.read_text()
+        assert list(self.folder.iterdir()) == []  # nobody's picture is left
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    pytest.importorskip("gradio", reason=INSTALL)
+    server = Server(tmp_path_factory.mktemp("plain"), "--max-megabytes", "1", "--max-megapixels", "50")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("install Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """Somebody with the page open, and all addresses that it asked for."""
+
+    def __init__(self, browser, url: str, width: int = 1280, height: int = 1000, **options) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        self.page, self.asked = self.context.new_page(), []
+        self.page.set_default_timeout(60_000)
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        with self.page.expect_response(lambda response: "queue/join" in response.url):  # the editor has its picture
+            self.page.goto(url)
+
+    def best(self, way: str, label: str) -> None:
+        """Wait until the label wins."""
+        self.page.locator(f"#answers .{way} .best .name", has_text=re.compile(f"^{label}$")).wait_for()
+
+    def place(self, x: float, y: float, side: int = 512) -> tuple[float, float]:
+        """A pixel of a square picture, on the screen: the editor shows it in its middle."""
+        box = self.page.locator("#editor canvas").first.bounding_box()
+        zoom = int(self.page.locator("#editor .zoom-number").inner_text().strip("% \n")) / 100
+        return (
+            box["x"] + box["width"] / 2 + zoom * (x - side / 2),
+            box["y"] + box["height"] / 2 + zoom * (y - side / 2),
+        )
+
+    def paint(self, x0: float, y0: float, x1: float, y1: float) -> None:
+        self.page.mouse.move(*self.place(x0, y0))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.place(x1, y1), steps=4)
+        self.page.mouse.up()
+
+    def paint_over(self, box: tuple[int, int, int, int]) -> None:
+        """Two strokes along the diagonals of a thing."""
+        (x0, y0, x1, y1), inner = box, 0.2
+        dx, dy = inner * (x1 - x0), inner * (y1 - y0)
+        self.paint(x0 + dx, y0 + dy, x1 - dx, y1 - dy)
+        self.paint(x0 + dx, y1 - dy, x1 - dx, y0 + dy)
+
+    def fits(self) -> bool:
+        return self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+    def leave(self) -> None:
+        assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in self.asked), self.asked
+        self.context.close()
+
+
+def test_painting_over_a_thing_names_it_and_nothing_leaves_the_machine(server, browser):
+    visitor, sample = Visitor(browser, server.url), samples()[0]
+    visitor.best("whole", "a car")
+    assert visitor.page.locator("#answers .alpha").inner_text().count("Mark something") == 1
+    visitor.paint_over(sample.boxes[2])
+    for way in ("alpha", "crop"):
+        visitor.best(way, "a tree")
+    assert visitor.page.locator("#answers .alpha .best .share").inner_text().endswith("%")
+    assert visitor.fits()
+    visitor.leave()
