@@ -135,7 +135,7 @@ def aside(mask: np.ndarray, covered: np.ndarray) -> tuple[np.ndarray, float]:
     under = F.conv2d(torch.from_numpy(covered)[None, None], shape[None, None])[0, 0]  # at every place the shape fits
     y, x = divmod(int(under.argmin()), under.shape[1])
     moved = np.zeros_like(mask)
-    moved[y : y + y1 - y0, x : x + x1 - x0] = shape
+    moved[y : y + y1 - y0, x : x + x1 - x0] = shape.numpy()
     return moved, float(under.min() / shape.sum())
 
 
