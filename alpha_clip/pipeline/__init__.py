@@ -4,7 +4,7 @@ Imports the core, `training` and `evaluation`; none of them imports this.
 """
 
 from .caption import Caption
-from .captioners import Captioner, TransformersCaptioner
+from .captioners import Captioner, ClipCaptioner, TransformersCaptioner
 from .embedding import Embed
 from .filters import Distinct, Fitting, Named, Sourced
 from .grounding import AnnotateGrounding
@@ -20,6 +20,7 @@ __all__ = [
     "AnnotateGrounding",
     "Caption",
     "Captioner",
+    "ClipCaptioner",
     "Cluster",
     "ColourSegmenter",
     "Distinct",
