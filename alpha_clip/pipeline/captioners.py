@@ -13,6 +13,7 @@ from PIL import Image
 from ..evaluation import subjects
 from ..hashes import fingerprint
 from ..towers import tower_of
+from .scoring import features
 
 PROMPT = "Describe the object in a few words."  # for models that chat; the others continue an empty text
 
@@ -120,10 +121,7 @@ class ClipCaptioner:
         self.identity = f"{subject.name} {fingerprint(subject.model)}, {len(self.texts)} texts {digest}"
 
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:
-        parts = (images[at : at + self.chunk] for at in range(0, len(images), self.chunk))
-        return [self.texts[number] for part in parts for number in self._nearest(part)]
-
-    def _nearest(self, images: Sequence[Image.Image]) -> list[int]:
-        pixels = torch.stack([self._tower.preprocess(image, geometry="pad") for image in images])  # (B, 3, n, n)
-        numbers: list[int] = (self._tower.encode(pixels) @ self._weights.T).argmax(1).tolist()
-        return numbers
+        if not images:
+            return []
+        nearest = (features(self._tower, images, self.chunk) @ self._weights.T).argmax(1)  # (N,)
+        return [self.texts[number] for number in nearest.tolist()]
