@@ -36,9 +36,7 @@ def cut_out(picture: Image.Image, mask: NDArray[np.bool_], context: float = CONT
     if side > SIDE:
         size = [max(1, round(length * SIDE / side)) for length in thing.size]
         thing, side = thing.resize((size[0], size[1]), Image.Resampling.LANCZOS), SIDE
-        shape = shape.resize(thing.size, Image.Resampling.BOX)
-        least = min(128, shape.getextrema()[1])  # of a mask that is thin everywhere, something is left too
-        shape = shape.point(lambda value: 255 * (value >= least))
+        shape = shape.resize(thing.size, Image.Resampling.BOX).point(lambda value: 255 * (value > 0))  # thin parts stay
     at = (side - thing.width) // 2, (side - thing.height) // 2
     square, found = Image.new("RGB", (side, side), "white"), Image.new("L", (side, side))
     square.paste(thing, at, shape)
