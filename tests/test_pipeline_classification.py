@@ -378,15 +378,15 @@ def test_without_scipy_the_error_says_what_to_install(monkeypatch):
 def test_a_large_object_is_made_smaller_and_a_thin_one_is_not_lost():
     mask = np.zeros((2000, 3000), bool)
     mask[500:1500, 100:2900] = True
-    square, shape = cut_out(Image.new("RGB", (3000, 2000), "red"), mask)
+    square, shape = cut_out(Image.new("RGB", (3000, 2000), "red"), Mask.of(mask))
     assert square.size == shape.size == (SIDE, SIDE)
     assert np.asarray(shape).mean() / 255 == pytest.approx(1000 * 2800 / (1.5 * 2800) ** 2, rel=0.01)
     line = np.zeros((2000, 3000), bool)
     line[np.arange(2000), np.arange(2000)] = True
-    _, shape = cut_out(Image.new("RGB", (3000, 2000), "red"), line)
+    _, shape = cut_out(Image.new("RGB", (3000, 2000), "red"), Mask.of(line))
     assert shape.size == (SIDE, SIDE) and 600 < (np.asarray(shape) > 0).sum() < 3 * 683
     with pytest.raises(ValueError, match=r"context is 0.9, expected at least 1: the box itself"):
-        cut_out(square, np.ones((SIDE, SIDE), bool), 0.9)
+        cut_out(square, Mask.of(np.ones((SIDE, SIDE), bool)), 0.9)
 
 
 # --- the best ---

@@ -57,10 +57,11 @@ class Caption:
             yield from (text for text, _ in zip(self.captioner(some), some, strict=True))
 
     def _crop(self, sample: Sample, target: Target) -> Image.Image:
-        mask = rle.decode(mask_of(sample, target).rle, sample.image.size[::-1])
+        mask = mask_of(sample, target)
         if self.background == "white":
             return cut_out(sample.image, mask, self.context)[0]
-        return cropped(sample.image, mask.astype(np.float32), self.context)
+        pixels = rle.decode(mask.rle, sample.image.size[::-1]).astype(np.float32)
+        return cropped(sample.image, pixels, self.context)
 
     def _with_words(self, sample: Sample, texts: Iterator[str], ledger: Ledger) -> Sample:
         targets = []

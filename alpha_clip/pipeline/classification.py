@@ -54,9 +54,9 @@ class AnnotateClassification:
     def __post_init__(self) -> None:
         if not 0 <= self.area[0] <= self.area[1]:
             raise ValueError(f"area is {self.area}, expected the least and the most, neither below 0")
-        for name, least in (("keep", 1), ("points", 1), ("context", 1), ("batch", 1)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        for name in ("keep", "points", "context", "batch"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name, choices in (("background", get_args(Background)), ("duplicates", get_args(Copies))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")

@@ -6,11 +6,9 @@ import io
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from .. import rle
-from ..transforms import mask_box
 from .filters import mask_of
 from .ledger import Ledger
 from .samples import Mask, Sample, Target
@@ -19,19 +17,19 @@ CONTEXT = 1.5  # as in the paper's authors' train/dataset/mask_image.py
 SIDE = 1024  # pixels; a larger square is made smaller, which bounds the memory
 
 
-def cut_out(picture: Image.Image, mask: NDArray[np.bool_], context: float = CONTEXT) -> tuple[Image.Image, Image.Image]:
-    """What is under a mask (H, W), in the middle of a white square, and the mask in that square, in mode L, 0 or 255.
+def cut_out(picture: Image.Image, mask: Mask, context: float = CONTEXT) -> tuple[Image.Image, Image.Image]:
+    """What is under a mask, in the middle of a white square, and the mask in that square, in mode L, 0 or 255.
 
     The square is `context` times as long as the longer side of the box around the mask, and `SIDE` pixels at most.
 
     Raises:
-        ValueError: `context` is below 1, or nothing is in the mask.
+        ValueError: `context` is below 1, or the mask is of another size than the picture.
     """
     if context < 1:
         raise ValueError(f"context is {context}, expected at least 1: the box itself")
-    x0, y0, x1, y1 = mask_box(mask)
-    shape = Image.fromarray((255 * mask[y0:y1, x0:x1]).astype(np.uint8))
-    thing = picture.crop((x0, y0, x1, y1))
+    x0, y0, x1, y1 = mask.box
+    pixels = rle.decode(mask.rle, picture.size[::-1])[y0:y1, x0:x1]
+    thing, shape = picture.crop(mask.box), Image.fromarray(np.where(pixels, 255, 0).astype(np.uint8))
     side = round(context * max(thing.size))
     if side > SIDE:
         size = [max(1, round(length * SIDE / side)) for length in thing.size]
@@ -54,8 +52,7 @@ class CutOut:
         return [self._alone(sample, target) for sample in samples for target in sample.targets]
 
     def _alone(self, sample: Sample, target: Target) -> Sample:
-        pixels = rle.decode(mask_of(sample, target).rle, sample.image.size[::-1])
-        square, shape = cut_out(sample.image, pixels, self.context)
+        square, shape = cut_out(sample.image, mask_of(sample, target), self.context)
         mask = Mask.of(np.asarray(shape) > 0)
         file = io.BytesIO()
         square.save(file, "PNG")

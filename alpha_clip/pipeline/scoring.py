@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import rle
 from ..evaluation.subjects import Subject
 from ..towers import Tower, tower_of
 from .cutting import CONTEXT, cut_out
@@ -46,8 +45,7 @@ class Score:
         return chosen([self._scored(sample) for sample in samples], ledger, self._why_not)
 
     def _scored(self, sample: Sample) -> Sample:
-        size = sample.image.size[::-1]
-        masks = (rle.decode(mask_of(sample, target).rle, size) for target in sample.targets)
+        masks = (mask_of(sample, target) for target in sample.targets)
         seen = features(self._tower, (cut_out(sample.image, mask, self.context)[0] for mask in masks))  # (K, D)
         names = self.subject.names([target.phrase for target in sample.targets], TEMPLATES)  # (K, D)
         scores = (seen * names).sum(1).tolist()

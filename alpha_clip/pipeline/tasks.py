@@ -1,6 +1,6 @@
 """Work shard by shard: a file, what was rejected, and then a manifest, without which the shard counts as not done.
 
-In the folder, for a shard NAME::
+A shard is a file, or the folder of a class. In the output folder, for one of the name NAME::
 
     NAME.tar or .parquet    what was made of it
     rejects/NAME.jsonl      bad input in it, a line each
