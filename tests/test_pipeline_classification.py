@@ -48,6 +48,7 @@ from alpha_clip.regions import embed_regions
 from alpha_clip.scenes import draw_scene
 from alpha_clip.training import TrainConfig, finetune, open_data
 from alpha_clip.training.check import check
+from alpha_clip.transforms import box_mask, mask_box
 
 EXTRA = 'pip install "alpha-clip[pipeline]"'
 for needed in ("filelock", "pycocotools", "scipy", "webdataset"):
@@ -196,14 +197,13 @@ def object_masks(record: dict) -> dict[str, np.ndarray]:
 
 def test_masks_of_single_objects_are_nearly_the_exact_ones(classes, words, tmp_path):
     run(AnnotateClassification("colour", f"words:{words}", background="kept"), classes, tmp_path)
-    best = [
-        max(
-            iou(rle.decode(region["mask"], SIZE), object_masks(record)[record["class"]]) for region in record["regions"]
-        )
-        for *_, record in written(tmp_path)
-    ]
+    best, boxes = [], []
+    for *_, record in written(tmp_path):
+        exact = object_masks(record)[record["class"]]
+        best.append(max(iou(rle.decode(region["mask"], SIZE), exact) for region in record["regions"]))
+        boxes.append(iou(box_mask(mask_box(exact), SIZE) > 0.5, exact))
     assert len(best) == report(tmp_path)["pictures"]["written"] == 30
-    assert np.mean(best) > 0.85  # 0.91; some objects are of a colour that is in the background too
+    assert np.mean(best) > 0.8 > 0.65 > np.mean(boxes)  # 0.86: some objects have colours of the background
     assert_all_are_counted(tmp_path)
 
 
@@ -419,7 +419,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(work, tmp_path, monkey
 
     monkeypatch.setattr(folders, "read", counted)
     peaks = []
-    for count in (10, 40):
+    for count in (9, 24):
         peak[0] = 0
         small = AnnotateClassification("colour", work.captioner, keep=9, batch=3)
         run(small, draw(tmp_path / f"{count}", ["car"], range(count)), tmp_path / f"out-{count}")

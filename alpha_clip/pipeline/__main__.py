@@ -121,9 +121,14 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=int, default=default.keep, help="masks of a class, the best; %(default)s")
     parser.add_argument("--points", type=int, default=default.points, help="that SAM is asked at, a side; %(default)s")
     parser.add_argument("--area", type=float, nargs=2, default=default.area, help="of a mask, share of the picture")
-    parser.add_argument("--score", type=float, default=default.score, help="lowest of a mask; %(default)s")
     parser.add_argument(
-        "--context", type=float, default=default.context, help="square to object, in length; %(default)s"
+        "--score", type=float, default=default.score, help="lowest of a mask, the cosine with its name; %(default)s"
+    )
+    parser.add_argument(
+        "--context",
+        type=float,
+        default=default.context,
+        help="side of the square to the object's longer side; %(default)s",
     )
     parser.add_argument(
         "--duplicates",

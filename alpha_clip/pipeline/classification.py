@@ -136,7 +136,7 @@ class Classification:
     ) -> Iterator[Sample]:
         """The samples as they are written.
 
-        Keys are CLASS/NUMBER: at a dot, which files and folders may have in their names, WebDataset's keys end.
+        Keys are CLASS/NUMBER, not the pictures' names, in which a dot would end WebDataset's key.
         """
         caption = Caption(self.captioner, context=self.work.context, chunk=self.work.batch)
         cut = CutOut(self.work.context)
