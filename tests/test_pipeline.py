@@ -366,8 +366,9 @@ def test_regions_are_named_by_what_the_captioner_says_of_their_crops(background)
     (after,) = Caption(captioner, background, context=1.0 if background == "white" else 2.0)([before], ledger)
     first = np.asarray(captioner.shown[0])
     if background == "white":
-        assert first.shape == (10, 20, 3) and (first == (200, 30, 30)).all()
-        assert [target.phrase for target in after.targets] == ["20 x 10"]
+        assert first.shape == (20, 20, 3) and (first[5:15] == (200, 30, 30)).all()
+        assert (first[[*range(5), *range(15, 20)]] == 255).all()
+        assert [target.phrase for target in after.targets] == ["20 x 20"]
         assert [(reject.problem, reject.region) for reject in ledger.rejects] == [("empty text", 1)]
         assert "said nothing of the region" in ledger.rejects[0].reason
     else:

@@ -3,34 +3,48 @@
 Imports the core, `training` and `evaluation`; none of them imports this.
 """
 
-from .caption import Caption
-from .captioners import Captioner, TransformersCaptioner
+from .caption import Caption, Join
+from .captioners import Captioner, ClipCaptioner, TransformersCaptioner
+from .classification import AnnotateClassification
+from .cutting import CutOut
 from .embedding import Embed
-from .filters import Distinct, Fitting, Named, Sourced
+from .filters import Distinct, Fitting, Named, Sized, Sourced
 from .grounding import AnnotateGrounding
 from .inspection import inspect
 from .ledger import Ledger
+from .mask_generators import ColourMaskGenerator, MaskGenerator, SamMaskGenerator
 from .on_ray import Cluster
 from .run import run
 from .samples import Sample, Stage, Target
-from .segment import Segment
+from .scoring import Score
+from .segment import Segment, SegmentAll
 from .segmenters import ColourSegmenter, SamSegmenter, Segmenter
 
 __all__ = [
+    "AnnotateClassification",
     "AnnotateGrounding",
     "Caption",
     "Captioner",
+    "ClipCaptioner",
     "Cluster",
+    "ColourMaskGenerator",
     "ColourSegmenter",
+    "CutOut",
     "Distinct",
     "Embed",
     "Fitting",
+    "Join",
     "Ledger",
+    "MaskGenerator",
     "Named",
+    "SamMaskGenerator",
     "SamSegmenter",
     "Sample",
+    "Score",
     "Segment",
+    "SegmentAll",
     "Segmenter",
+    "Sized",
     "Sourced",
     "Stage",
     "Target",

@@ -1,6 +1,8 @@
 """Training data and embeddings from many shards:
 
 python -m alpha_clip.pipeline annotate-grounding --input "grit/{00000..00099}.tar" --output out/ --segmenter hf:FOLDER
+python -m alpha_clip.pipeline annotate-classification --input imagenet/train --output out/ --segmenter hf:FOLDER \\
+    --captioner hf:FOLDER --model ViT-L/14
 python -m alpha_clip.pipeline embed --input out/ --output features/ --model ViT-B/16
 python -m alpha_clip.pipeline inspect out/
 """
@@ -15,6 +17,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..training import shards
+from . import folders
+from .caption import Background
+from .classification import AnnotateClassification, Copies
 from .embedding import Embed, Kind, Of
 from .filters import Duplicates
 from .grounding import AnnotateGrounding
@@ -44,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True)
     _add_grounding(commands.add_parser("annotate-grounding", help="boxes and phrases of GRIT-style shards to masks"))
+    _add_classification(
+        commands.add_parser("annotate-classification", help="folders of pictures, one a class, to masks")
+    )
     _add_embed(commands.add_parser("embed", help="features of the regions, or of the pictures, of shards, to Parquet"))
     _add_inspect(commands.add_parser("inspect", help="a page with random samples and histograms"))
     return parser
@@ -51,13 +59,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_shards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", nargs="+", required=True, help="a shard, a range {00000..00099}.tar, a folder, URLs")
+    parser.add_argument("--cache", type=Path, default=Path(shards.CACHE), help="for shards at URLs; %(default)s")
+    _add_run(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder; a rerun goes on where the last one stopped")
     parser.add_argument("--workers", type=int, default=1, help="processes, each with models of its own")
     parser.add_argument("--ray", action="store_true", help="start the workers on a local Ray, which ends with the run")
     parser.add_argument("--address", help="of a Ray cluster, to start the workers there: auto, or HOST:PORT")
     parser.add_argument("--gpus", type=float, default=0, help="for each worker on Ray; %(default)s")
     parser.add_argument("--device", help="of the model; default: CUDA if there is one, else the CPU")
-    parser.add_argument("--cache", type=Path, default=Path(shards.CACHE), help="for shards at URLs; %(default)s")
     _add_debug(parser)
 
 
@@ -84,6 +96,50 @@ def _add_grounding(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(do=_annotate_grounding)
 
 
+def _add_classification(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="folders that hold a folder of pictures for each class"
+    )
+    _add_run(parser)
+    default = AnnotateClassification("", "")
+    parser.add_argument("--segmenter", required=True, help="hf:FOLDER or hf:REPOSITORY of SAM, SAM 2, SAM 3; colour")
+    parser.add_argument(
+        "--captioner",
+        required=True,
+        help="hf:FOLDER or hf:REPOSITORY of BLIP-2 or a newer model; words:FILE@MODEL, a CLIP that chooses among lines",
+    )
+    parser.add_argument("--model", default=default.model, help="a CLIP that ranks the masks; %(default)s")
+    parser.add_argument(
+        "--names", type=Path, help="JSON {folder: name} or lines 'folder name'; default: as the folders"
+    )
+    parser.add_argument(
+        "--background",
+        choices=get_args(Background),
+        default=default.background,
+        help="white: objects alone, in the middle of a square; kept: the pictures as they are; %(default)s",
+    )
+    parser.add_argument("--keep", type=int, default=default.keep, help="masks of a class, the best; %(default)s")
+    parser.add_argument("--points", type=int, default=default.points, help="that SAM is asked at, a side; %(default)s")
+    parser.add_argument("--area", type=float, nargs=2, default=default.area, help="of a mask, share of the picture")
+    parser.add_argument(
+        "--score", type=float, default=default.score, help="lowest of a mask, the cosine with its name; %(default)s"
+    )
+    parser.add_argument(
+        "--context",
+        type=float,
+        default=default.context,
+        help="side of the square to the object's longer side; %(default)s",
+    )
+    parser.add_argument(
+        "--duplicates",
+        choices=get_args(Copies),
+        default=default.duplicates,
+        help="picture: leave out those of a class that look like an earlier one; %(default)s",
+    )
+    parser.add_argument("--batch", type=int, default=default.batch, help="objects captioned at a time; %(default)s")
+    parser.set_defaults(do=_annotate_classification)
+
+
 def _add_embed(parser: argparse.ArgumentParser) -> None:
     _add_shards(parser)
     default = Embed()
@@ -96,7 +152,7 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="of a run of annotate-grounding that has ended")
+    parser.add_argument("folder", type=Path, help="of a run of annotate-... that has ended")
     parser.add_argument("--samples", type=int, default=24, help="%(default)s")
     parser.add_argument("--seed", type=int, default=0, help="chooses them; %(default)s")
     _add_debug(parser)
@@ -104,11 +160,19 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _annotate_grounding(args: argparse.Namespace) -> None:
-    _run(AnnotateGrounding(**_chosen(args, AnnotateGrounding)), args)
+    _run(AnnotateGrounding(**_chosen(args, AnnotateGrounding)), _shards(args), args)
+
+
+def _annotate_classification(args: argparse.Namespace) -> None:
+    classes = folders.class_folders(args.input)
+    args.names = folders.read_names(args.names) if args.names else None
+    for folder in classes:  # before the work of hours, not in the middle
+        folders.class_name(folder, args.names)
+    _run(AnnotateClassification(**_chosen(args, AnnotateClassification)), classes, args)
 
 
 def _embed(args: argparse.Namespace) -> None:
-    _run(Embed(**_chosen(args, Embed)), args)
+    _run(Embed(**_chosen(args, Embed)), _shards(args), args)
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -121,9 +185,12 @@ def _chosen(args: argparse.Namespace, work: type) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
 
 
-def _run(work: Work, args: argparse.Namespace) -> None:
+def _shards(args: argparse.Namespace) -> list[Path]:
+    return shards.local(args.input, args.cache.expanduser())
+
+
+def _run(work: Work, sources: Sequence[Path], args: argparse.Namespace) -> None:
     cluster = Cluster(args.address or "local", args.gpus) if args.ray or args.address else None
-    sources = shards.local(args.input, args.cache.expanduser())
     _show(run(work, sources, args.output, args.workers, cluster), args.output)
 
 

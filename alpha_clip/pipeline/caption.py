@@ -1,8 +1,11 @@
-"""The stage that gives regions their words."""
+"""The stages that give regions their words."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -12,19 +15,28 @@ from .. import rle
 from ..regions import cropped
 from ..training.records import BadSample
 from .captioners import Captioner
-from .filters import with_regions
+from .cutting import CONTEXT, cut_out
+from .filters import mask_of, with_regions
 from .ledger import Ledger
 from .samples import Sample, Target
 
 Background = Literal["white", "kept"]
 
+# What captioners say of the white around an object, in the words that the paper's authors look for and some more.
+_WHITE = r" (?:(?:a|an|the) )?(?:(?:plain|pure|solid|blank) )?white background\b"
+_BEFORE = re.compile(rf"^{_WHITE} (?:with|and|of)\b", re.I)
+_LINK = "is|are|has|have|cut|sticking|out|isolated|alone|shown|set|and|with|of|to|the|front|top|middle|next"
+_PLACE = "in|on|over|across|against"
+_AFTER = re.compile(rf",?(?: (?:{_LINK}|{_PLACE}))*{_WHITE}", re.I)
+
 
 @dataclass(frozen=True)
 class Caption:
-    """Each region's phrase becomes what the captioner says of the crop around its mask.
+    """Each region's phrase becomes what the captioner says of it.
 
-    The background is made white, as the paper does for its second kind of data, or kept. The crop is `context` times as
-    long on each side as the box around the mask. Regions of which the captioner says nothing are rejected.
+    The captioner is shown the object alone on white, as the paper does for its second kind of data (`cut_out`), or with
+    its background: the crop that is `context` times as long on each side as the box around the mask. It is shown
+    `chunk` at a time. Regions of which it says nothing are rejected.
 
     Raises:
         ValueError: (when called) a region has no mask yet.
@@ -32,17 +44,28 @@ class Caption:
 
     captioner: Captioner
     background: Background = "white"
-    context: float = 1.2
+    context: float = CONTEXT
+    chunk: int = 8
 
     def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
-        return with_regions([self._with_words(sample, ledger) for sample in samples], ledger)
+        texts = self._said(samples)
+        return with_regions([self._with_words(sample, texts, ledger) for sample in samples], ledger)
 
-    def _with_words(self, sample: Sample, ledger: Ledger) -> Sample:
-        if not sample.targets:
-            return sample
+    def _said(self, samples: list[Sample]) -> Iterator[str]:
+        crops = (self._crop(sample, target) for sample in samples for target in sample.targets)
+        while some := list(islice(crops, self.chunk)):
+            yield from (text for text, _ in zip(self.captioner(some), some, strict=True))
+
+    def _crop(self, sample: Sample, target: Target) -> Image.Image:
+        mask = mask_of(sample, target)
+        if self.background == "white":
+            return cut_out(sample.image, mask, self.context)[0]
+        pixels = rle.decode(mask.rle, sample.image.size[::-1]).astype(np.float32)
+        return cropped(sample.image, pixels, self.context)
+
+    def _with_words(self, sample: Sample, texts: Iterator[str], ledger: Ledger) -> Sample:
         targets = []
-        texts = self.captioner([self._crop(sample, target) for target in sample.targets])
-        for target, text in zip(sample.targets, texts, strict=True):
+        for target, text in zip(sample.targets, texts, strict=False):  # the next sample's texts follow
             if text.strip():
                 targets.append(replace(target, phrase=text.strip()))
             else:
@@ -50,12 +73,31 @@ class Caption:
                 ledger.reject(BadSample(sample.key, reason, "empty text"), target.number)
         return replace(sample, targets=tuple(targets))
 
-    def _crop(self, sample: Sample, target: Target) -> Image.Image:
-        if target.mask is None:
-            raise ValueError(f"{sample.key}, {target.phrase!r}: there is no mask yet: put `Segment` before this stage")
-        mask = rle.decode(target.mask.rle, sample.image.size[::-1])
-        picture = sample.image
-        if self.background == "white":
-            white = Image.new("RGB", picture.size, "white")
-            picture = Image.composite(picture, white, Image.fromarray(mask))
-        return cropped(picture, mask.astype(np.float32), self.context)
+
+@dataclass(frozen=True)
+class Join:
+    """Each region's phrase, a caption, is joined with the name of its class, as `joined` does it."""
+
+    name: str
+
+    def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
+        return [
+            replace(sample, targets=tuple(replace(t, phrase=joined(t.phrase, self.name)) for t in sample.targets))
+            for sample in samples
+        ]
+
+
+def joined(caption: str, name: str) -> str:
+    """The caption and the name in the form that the paper's authors use; a name that the caption holds is not repeated.
+
+    What the caption says of a white background is left out.
+
+    >>> joined("a fish with an open mouth on a white background.", "tench")
+    'a fish with an open mouth, probably tench'
+    >>> joined("A small tench", "tench")
+    'A small tench'
+    """
+    said = _AFTER.sub("", _BEFORE.sub("", f" {caption.strip()}")).strip(" ,.")
+    if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said, re.I):
+        return said
+    return f"{said}, probably {name}" if said else name

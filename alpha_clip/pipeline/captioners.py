@@ -1,14 +1,19 @@
-"""Pictures to words: the `image-text-to-text` models of transformers."""
+"""Pictures to words: the `image-text-to-text` models of transformers, and a CLIP that chooses among given texts."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
+from ..evaluation import subjects
 from ..hashes import fingerprint
+from ..towers import tower_of
+from .scoring import features
 
 PROMPT = "Describe the object in a few words."  # for models that chat; the others continue an empty text
 
@@ -21,6 +26,30 @@ class Captioner(Protocol):
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:
         """One text for each picture; it may be empty."""
         ...
+
+
+def find(name: str, device: str | None = None) -> Captioner:
+    """``"hf:FOLDER"`` or ``"hf:USER/REPOSITORY"``, an `image-text-to-text` model of transformers; or
+    ``"words:FILE@MODEL"``, a CLIP that chooses among the lines of a text file.
+
+    The CLIP is named as for `evaluation.subjects.find`; ``"words:FILE"`` is with the bundled `tiny`.
+
+    Raises:
+        ValueError: there is no such captioner, or FILE holds no text. ImportError: transformers is not installed.
+        OSError: there is no such file, or transformers does not find the model.
+    """
+    kind, _, where = name.partition(":")
+    if kind == "hf" and where:
+        return TransformersCaptioner.from_pretrained(where, device)
+    file, at, model = where.partition("@")  # the first, for ViT-L/14@336px has one too
+    if kind != "words" or not file or (at and not model):
+        expected = "expected 'hf:FOLDER', 'hf:USER/REPOSITORY', 'words:FILE' or 'words:FILE@MODEL'"
+        raise ValueError(f"the captioner is {name!r}, {expected}")
+    lines = Path(file).read_text(encoding="utf-8").splitlines()
+    texts = [text for line in lines if (text := line.strip())]
+    if not texts:
+        raise ValueError(f"{file} holds no text, expected one on each line")
+    return ClipCaptioner(subjects.find(model or "tiny", device), texts)
 
 
 class TransformersCaptioner:
@@ -67,3 +96,32 @@ class TransformersCaptioner:
         talks = [[{"role": "user", "content": [{"type": "image", "image": image}, question]}] for image in images]
         settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
         return self.processor.apply_chat_template(talks, padding=True, **settings)
+
+
+class ClipCaptioner:
+    """Says of a picture the one of some texts whose feature is nearest to the picture's.
+
+    For what is to be named from a list, and for trying the pipeline with the bundled model.
+
+    Args:
+        subject: the CLIP, from `evaluation.subjects.find`. One that takes masks is given none.
+        texts: what can be said.
+        chunk: pictures at a time.
+
+    Raises:
+        ValueError: there are no texts.
+    """
+
+    def __init__(self, subject: subjects.Subject, texts: Sequence[str], chunk: int = 32) -> None:
+        if not texts:
+            raise ValueError("texts is empty, expected what can be said")
+        self.texts, self.chunk = list(texts), chunk
+        self._tower, self._weights = tower_of(subject.model), subject.texts(self.texts)  # (N, D)
+        digest = hashlib.sha256("\n".join(self.texts).encode()).hexdigest()[:16]
+        self.identity = f"{subject.name} {fingerprint(subject.model)}, {len(self.texts)} texts {digest}"
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[str]:
+        if not images:
+            return []
+        nearest = (features(self._tower, images, self.chunk) @ self._weights.T).argmax(1)  # (N,)
+        return [self.texts[number] for number in nearest.tolist()]

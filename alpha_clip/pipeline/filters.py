@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .ledger import Ledger
-from .samples import Box, Sample, Target
+from .samples import Box, Mask, Sample, Target
 
 Duplicates = Literal["both", "picture", "caption", "keep"]
 
@@ -84,7 +84,7 @@ class Named:
     words: tuple[int, int] = (1, 30)
 
     def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
-        return _chosen(samples, ledger, self._why_not)
+        return chosen(samples, ledger, self._why_not)
 
     def _why_not(self, sample: Sample, target: Target, ledger: Ledger) -> str | None:
         length = len(target.phrase.split())
@@ -109,17 +109,41 @@ class Fitting:
     iou: float = 0.5
 
     def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
-        return _chosen(samples, ledger, self._why_not)
+        return chosen(samples, ledger, self._why_not)
 
     def _why_not(self, sample: Sample, target: Target, ledger: Ledger) -> str | None:
-        if target.mask is None:
-            raise ValueError(f"{sample.key}, {target.phrase!r}: there is no mask yet: put `Segment` before this stage")
-        overlap = box_iou(target.box, target.mask.box)
-        ledger.measure("mask area, share of the picture", target.mask.share)
+        mask = mask_of(sample, target)
+        overlap = box_iou(target.box, mask.box)
         ledger.measure("IoU of the box and the mask's", overlap)
-        if not self.area[0] <= target.mask.share <= self.area[1]:
-            return f"mask area not {self.area[0]:g} to {self.area[1]:g} of the picture"
+        if why := _area_not_in(self.area, mask, ledger):
+            return why
         return f"IoU of box and mask below {self.iou:g}" if overlap < self.iou else None
+
+
+@dataclass(frozen=True)
+class Sized:
+    """Leaves out regions whose mask covers too little or too much of the picture."""
+
+    area: tuple[float, float] = (0.001, 0.95)
+
+    def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
+        return chosen(samples, ledger, lambda *found: _area_not_in(self.area, mask_of(*found[:2]), ledger))
+
+
+def _area_not_in(area: tuple[float, float], mask: Mask, ledger: Ledger) -> str | None:
+    ledger.measure("mask area, share of the picture", mask.share)
+    return None if area[0] <= mask.share <= area[1] else f"mask area not {area[0]:g} to {area[1]:g} of the picture"
+
+
+def mask_of(sample: Sample, target: Target) -> Mask:
+    """The target's mask.
+
+    Raises:
+        ValueError: it has none yet.
+    """
+    if target.mask is None:
+        raise ValueError(f"{sample.key}, {target.phrase!r}: there is no mask yet: put `Segment` before this stage")
+    return target.mask
 
 
 def box_iou(a: Box, b: Box) -> float:
@@ -129,11 +153,11 @@ def box_iou(a: Box, b: Box) -> float:
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
-def _chosen(
+def chosen(
     samples: list[Sample], ledger: Ledger, why_not: Callable[[Sample, Target, Ledger], str | None]
 ) -> list[Sample]:
     """The samples with those regions only for which `why_not` gives no reason."""
-    chosen = []
+    left = []
     for sample in samples:
         targets = []
         for target in sample.targets:
@@ -141,8 +165,8 @@ def _chosen(
                 ledger.regions[why] += 1
             else:
                 targets.append(target)
-        chosen.append(replace(sample, targets=tuple(targets)))
-    return with_regions(chosen, ledger)
+        left.append(replace(sample, targets=tuple(targets)))
+    return with_regions(left, ledger)
 
 
 def with_regions(samples: list[Sample], ledger: Ledger) -> list[Sample]:

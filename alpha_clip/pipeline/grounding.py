@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO, get_args
 from . import grit, segmenters
 from .filters import Distinct, Duplicates, Fitting, Named, Sourced
 from .ledger import Ledger
+from .packing import tar_writer, write
 from .samples import Sample, Stage, batches
 from .segment import Segment
 from .segmenters import Segmenter
@@ -56,7 +56,7 @@ class AnnotateGrounding:
         Raises:
             ImportError: webdataset is not installed. Others: as `segmenters.find`.
         """
-        _tar_writer()
+        tar_writer()
         return Grounding(self, segmenters.find(self.segmenter, self.device))
 
 
@@ -84,38 +84,12 @@ class Grounding:
         ]
 
     def __call__(self, shard: Path, file: BinaryIO, ledger: Ledger) -> None:
+        write(self._annotated(shard, ledger), file, ledger)
+
+    def _annotated(self, shard: Path, ledger: Ledger) -> Iterator[Sample]:
         stages = self.stages()
-        with _tar_writer()(file, mtime=0, encoder=False) as writer:
-            for samples in batches(grit.read(shard, ledger, self.work.require), self.work.batch):
-                for stage in stages:
-                    samples = stage(samples, ledger)
-                for sample in samples:
-                    writer.write(packed(sample))
-                ledger.pictures["written"] += len(samples)
-                ledger.regions["written"] += sum(len(sample.targets) for sample in samples)
-
-
-def _tar_writer() -> Any:
-    try:
-        from webdataset import TarWriter
-    except ImportError as error:
-        raise ImportError('writing shards needs webdataset: pip install "alpha-clip[pipeline]"') from error
-    return TarWriter
-
-
-def packed(sample: Sample) -> dict[str, str | bytes]:
-    """A sample as `webdataset.TarWriter` takes it and `RegionShards` reads it; the picture's file stays as it was."""
-    record = {**sample.fields, "caption": sample.caption, "regions": _regions(sample)}
-    return {"__key__": sample.key, sample.suffix: sample.data, "json": json.dumps(record).encode()}
-
-
-def _regions(sample: Sample) -> Sequence[dict[str, Any]]:
-    return [
-        {
-            "phrase": target.phrase,
-            "mask": None if target.mask is None else target.mask.rle,
-            "box": [round(corner, 2) for corner in target.box],
-            "score": target.score,
-        }
-        for target in sample.targets
-    ]
+        for samples in batches(grit.read(shard, ledger, self.work.require), self.work.batch):
+            for stage in stages:
+                samples = stage(samples, ledger)
+            ledger.pictures["written"] += len(samples)
+            yield from samples

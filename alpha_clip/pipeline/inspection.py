@@ -30,7 +30,7 @@ figcaption { font-size: 13px } b { font-weight: 600 } svg rect { fill: #4a7dbd }
 
 
 def inspect(folder: Path, samples: int = 24, seed: int = 0) -> Path:
-    """Write `folder`/inspect.html of a run of annotate-grounding. Return its path.
+    """Write `folder`/inspect.html of a run of annotate-grounding or annotate-classification. Return its path.
 
     Raises:
         FileNotFoundError: there is no report, or no shard: the run has not ended.

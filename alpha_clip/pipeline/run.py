@@ -20,7 +20,7 @@ from ..evaluation.records import write_whole
 from . import on_ray
 from .ledger import Ledger
 from .on_ray import Cluster
-from .tasks import MANIFESTS, REJECTS, Task, Work, is_done, make, remove_parts, summarise
+from .tasks import MANIFESTS, REJECTS, Task, Work, is_done, make, name_of, remove_parts, summarise
 
 _LOCK = ".lock"
 
@@ -66,9 +66,10 @@ def _doing(work: Work, shards: Sequence[Path], folder: Path, workers: int, clust
 def _names_differ(shards: Sequence[Path]) -> None:
     seen: dict[str, Path] = {}
     for shard in shards:
-        if shard.stem in seen:
-            raise ValueError(f"{seen[shard.stem]} and {shard} would both become {shard.stem}: rename one of them")
-        seen[shard.stem] = shard
+        name = name_of(shard)
+        if name in seen:
+            raise ValueError(f"{seen[name]} and {shard} would both become {name}: rename one of them")
+        seen[name] = shard
 
 
 def _claim(path: Path, work: Work) -> None:

@@ -124,7 +124,7 @@ class ColourSegmenter:
         self, pixels: NDArray[np.uint8], inner: tuple[slice, slice], outer: tuple[slice, slice]
     ) -> NDArray[np.bool_]:
         """(h, w) of the box."""
-        labels = _clusters(pixels[outer], self.colours)  # (H, W) of the box with its frame
+        labels = clusters(pixels[outer], self.colours)  # (H, W) of the box with its frame
         inside = np.zeros(labels.shape, bool)
         rows, columns = (slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
         inside[rows, columns] = True
@@ -137,7 +137,7 @@ class ColourSegmenter:
         return foreground[labels][rows, columns]
 
 
-def _clusters(pixels: NDArray[np.uint8], count: int, rounds: int = 6) -> NDArray[np.intp]:
+def clusters(pixels: NDArray[np.uint8], count: int, rounds: int = 6) -> NDArray[np.intp]:
     """k-means of the colours of (H, W, 3), begun with those farthest from each other: the same pixels, the same labels.
 
     At most some 4000 of the pixels are looked at to find the means.

@@ -1,6 +1,6 @@
 """Work shard by shard: a file, what was rejected, and then a manifest, without which the shard counts as not done.
 
-In the folder, for a shard NAME::
+A shard is a file, or the folder of a class. In the output folder, for one of the name NAME::
 
     NAME.tar or .parquet    what was made of it
     rejects/NAME.jsonl      bad input in it, a line each
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Protocol
 
 from ..evaluation.records import write_whole
 from ..hashes import sha256
+from .folders import files_in
 from .ledger import Ledger
 
 MANIFESTS, REJECTS = "manifests", "rejects"
@@ -32,7 +33,7 @@ _VERSION = 1  # of the manifests
 
 
 class Task(Protocol):
-    """Makes one file of one shard, and has loaded what it needs for it."""
+    """Makes one file of one shard, a file or a folder, and has loaded what it needs for it."""
 
     suffix: str  # of the file
     models: Mapping[str, str]  # what the file depends on besides the shard and the settings
@@ -51,7 +52,8 @@ class Work(Protocol):
 def make(shard: Path, folder: Path, task: Task) -> None:
     """Do one shard, and write its manifest last."""
     ledger = Ledger()
-    made, rejects = folder / f"{shard.stem}{task.suffix}", folder / REJECTS / f"{shard.stem}.jsonl"
+    name = name_of(shard)
+    made, rejects = folder / f"{name}{task.suffix}", folder / REJECTS / f"{name}.jsonl"
     with _whole(made) as file:
         task(shard, file, ledger)
     with _whole(rejects) as file:
@@ -64,7 +66,7 @@ def make(shard: Path, folder: Path, task: Task) -> None:
         "models": dict(task.models),
         "versions": {name: version(name) for name in PACKAGES},
     }
-    write_whole(folder / MANIFESTS / f"{shard.stem}.json", json.dumps(manifest, indent=1) + "\n")
+    write_whole(folder / MANIFESTS / f"{name}.json", json.dumps(manifest, indent=1) + "\n")
 
 
 @contextmanager
@@ -78,8 +80,16 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def name_of(shard: Path) -> str:
+    """What a shard's files are called: a file's name without its suffix, a folder's as it is, for it may have dots."""
+    return shard.name if shard.is_dir() else shard.stem
+
+
 def _input(shard: Path) -> dict[str, Any]:
-    return {"name": shard.name, "bytes": shard.stat().st_size}
+    if not shard.is_dir():
+        return {"name": shard.name, "bytes": shard.stat().st_size}
+    sizes = [path.stat().st_size if path.exists() else 0 for path in files_in(shard)]  # a link may lead nowhere
+    return {"name": shard.name, "files": len(sizes), "bytes": sum(sizes)}
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -96,7 +106,7 @@ def is_done(shard: Path, folder: Path) -> bool:
 
 
 def _manifest(shard: Path, folder: Path) -> dict[str, Any] | None:
-    path = folder / MANIFESTS / f"{shard.stem}.json"
+    path = folder / MANIFESTS / f"{name_of(shard)}.json"
     found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return found
 
@@ -117,7 +127,7 @@ def summarise(shards: Iterable[Path], folder: Path) -> Ledger:
             assert manifest is not None
             total.add(manifest)
             models.update(f"{role}: {model}" for role, model in manifest["models"].items())
-            file.write((folder / REJECTS / f"{shard.stem}.jsonl").read_bytes())
+            file.write((folder / REJECTS / f"{name_of(shard)}.jsonl").read_bytes())
             number += 1
     report = {"shards": number, **total.summary(), "models": sorted(models)}
     write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
