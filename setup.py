@@ -8,11 +8,12 @@ test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transf
 train = ["filelock", "pycocotools", "webdataset"]
 evaluation = ["matplotlib", "jinja2", "pycocotools"]
 onnx = ["onnxruntime", "onnx"]
-pipeline = ["ray", "filelock", "transformers>=5", "webdataset", "pycocotools", "pyarrow"]
+pipeline = ["ray[data]", "filelock", "transformers>=5", "webdataset", "pycocotools", "pyarrow", "scipy"]
 diffusion = ["diffusers>=0.42", "transformers>=5", "accelerate"]
 bench = ["open_clip_torch>=2.24", "transformers>=5", "openai-clip", "onnxruntime", "onnx", "onnxscript"]
 
-search = ["faiss-cpu"]  # for the example; without it the search is exact
+demo = ["gradio>=6"]
+search = ["faiss-cpu"]  # without it the search is exact
 docs = ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]
 
 setup(
@@ -48,6 +49,7 @@ setup(
         "bench": bench,
         "docs": docs,
         "search": search,
+        "demo": demo,
         "dev": [
             *test,
             *train,
@@ -57,7 +59,8 @@ setup(
             *diffusion,
             *docs,
             *search,
-            "playwright",  # drives the Chromium of the system, which shows the report
+            *demo,
+            "playwright",  # drives the Chromium of the system, which shows the report and the demo
             "scikit-learn",
             "tensorboard",
             "ruff",

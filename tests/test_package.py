@@ -142,7 +142,7 @@ import sys, alpha_clip
 for name in alpha_clip.__all__:
     name == "__version__" or getattr(alpha_clip, name)
 others = {"alpha_clip.training", "alpha_clip.onnx", "alpha_clip.evaluation", "alpha_clip.integrations"}
-others |= {"alpha_clip.search"}
+others |= {"alpha_clip.search", "alpha_clip.demo", "gradio", "scipy"}
 others |= {"onnx", "onnxruntime", "matplotlib", "jinja2", "transformers", "open_clip", "alpha_clip.pipeline", "pyarrow"}
 print(sorted(others & set(sys.modules)))
 """
