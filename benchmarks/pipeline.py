@@ -275,8 +275,8 @@ def planned(plans: Sequence[Plan]) -> str:
     notes = [
         f"Estimates, for a million pairs of a region and its phrase, {plan.pairs:.2f} of a picture.",
         f"Measured: {1000 * plan.cpu:.1f} ms a picture for reading, filters and writing.",
-        f"Assumed: {plan.gpu_rate:g} pictures/s of a GPU in the model, workers for each: {plan.workers}, {plan.price:g}",
-        f"for an hour of a GPU, {plan.start:g} s until a worker has its model, storage that keeps up.",
+        f"Assumed: {plan.gpu_rate:g} pictures/s of a GPU in the model, {plan.price:g} for its hour,",
+        f"{plan.start:g} s until a worker has its model, storage that keeps up. Workers on a GPU: {plan.workers}.",
     ]
     return "\n".join([*rows, "", *notes])
 

@@ -6,11 +6,11 @@ import logging
 import os
 import pickle
 import socket
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.pool import ExceptionWithTraceback
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,7 +64,7 @@ def together(work: Work, shards: Sequence[Path], folder: Path, workers: int, clu
         )
         for row in done.iter_rows():
             if row["error"]:
-                raise pickle.loads(row["error"])
+                raise pickle.loads(row["error"]) from RuntimeError(row["where"])
             yield
 
 
@@ -84,8 +84,8 @@ class _Worker:
                     self.task = self.work.prepare()
                 make(shard, self.folder, self.task)
         except Exception as error:  # raised here, it would come with Ray Data's advice and without its type
-            return {"shard": shard.name, "error": pickle.dumps(ExceptionWithTraceback(error, error.__traceback__))}
-        return {"shard": shard.name, "error": b""}
+            return {"shard": shard.name, "error": pickle.dumps(error), "where": traceback.format_exc()}
+        return {"shard": shard.name, "error": b"", "where": ""}
 
 
 @contextmanager
