@@ -58,8 +58,8 @@ def summary(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
-def machine(threads: int, rounds: int) -> str:
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+def machine(threads: int, rounds: int, packages: Sequence[str] = PACKAGES) -> str:
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return f"{date.today()}; {_processor()}, {threads} threads; {rounds} rounds; {versions}"
 
 

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from grit_shards import SIDE, contents, jpg, of_scene, write
 from PIL import Image
 from sams import SAMS
 
@@ -28,7 +28,6 @@ from alpha_clip.hashes import fingerprint
 from alpha_clip.pipeline import (
     AnnotateGrounding,
     Caption,
-    Cluster,
     ColourSegmenter,
     Distinct,
     Embed,
@@ -61,41 +60,6 @@ for needed in ("filelock", "pycocotools", "pyarrow"):
     pytest.importorskip(needed, reason=EXTRA)
 
 ROOT = Path(__file__).parent.parent
-SIDE = 96
-
-
-def jpg(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=95)
-    return file.getvalue()
-
-
-def of_scene(seed: int) -> tuple[str, bytes, dict]:
-    """Key, picture and record of a drawn scene, as img2dataset would have written them."""
-    scene = draw_scene(seed, SIDE)
-    caption, expressions = ", ".join(region.phrase for region in scene.regions), []
-    at = 0
-    for region in scene.regions:
-        corners = (np.array(region.box) / SIDE).tolist()
-        expressions.append([at, at + len(region.phrase), *corners, 0.9])
-        at += len(region.phrase) + 2
-    record = {"caption": caption, "ref_exps": expressions, "url": f"https://example.org/{seed}.jpg", "width": SIDE}
-    return f"{seed:09d}", jpg(scene.image), record
-
-
-def write(path: Path, samples, cut: int | None = None) -> Path:
-    """A shard of (key, picture, record); `cut` off so many bytes before its end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for key, picture, record in samples:
-            text = record if isinstance(record, bytes) else json.dumps(record).encode()
-            for suffix, data in (("jpg", picture), ("txt", b"ignored"), ("json", text)):
-                info = tarfile.TarInfo(f"{key}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    path.write_bytes(file.getvalue() if cut is None else file.getvalue()[:-cut])
-    return path
 
 
 def lossless(pixels: np.ndarray) -> bytes:
@@ -117,12 +81,6 @@ def finished(grit_shards, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     run(AnnotateGrounding("colour"), grit_shards, folder)
     return folder
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """The hash of every file; indexes, which the trainer's reader leaves, are not the pipeline's."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".index.json"))
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def rejects(folder: Path) -> list[dict]:
@@ -760,76 +718,6 @@ class Suicidal:
 
     def prepare(self):
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-ON_RAY = """
-import os, signal, sys
-from pathlib import Path
-from alpha_clip.pipeline import AnnotateGrounding, Cluster, run
-
-out, *shards = sys.argv[1:]
-
-class Dies(AnnotateGrounding):
-    def prepare(self):
-        task = super().prepare()
-
-        class Task:
-            suffix, models = task.suffix, task.models
-
-            def __call__(self, shard, file, ledger):
-                if shard.stem == "00001" and not Path(out, "died").exists():
-                    Path(out, "died").touch()
-                    file.write(b"half")
-                    file.flush()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                task(shard, file, ledger)
-
-        return Task()
-
-run(Dies("colour"), [Path(shard) for shard in shards], Path(out), workers=2, cluster=Cluster())
-
-class Never(AnnotateGrounding):
-    def prepare(self):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-try:
-    run(Never("colour"), [Path(shards[0])], Path(out, "never"), cluster=Cluster())
-except RuntimeError as error:
-    print(error)
-"""
-
-
-@pytest.mark.slow  # Ray starts twice
-def test_ray_leaves_the_same_bytes_even_if_a_worker_is_killed(grit_shards, finished, tmp_path):
-    pytest.importorskip("ray", reason=EXTRA)
-    arguments = [sys.executable, "-c", ON_RAY, str(tmp_path), *map(str, grit_shards)]
-    found = subprocess.run(
-        arguments, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stderr
-    assert "a worker was killed again and again, perhaps for want of memory: use fewer" in found.stdout
-    shutil.rmtree(tmp_path / "never")
-    (tmp_path / "died").unlink()
-    assert contents(tmp_path) == contents(finished)
-
-
-def test_the_commands_options_of_ray(grit_shards, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr("alpha_clip.pipeline.__main__.run", lambda *arguments: seen.append(arguments) or Ledger())
-    command = ["embed", "--input", str(grit_shards[0]), "--output", str(tmp_path), "--workers", "3"]
-    for options in ([], ["--ray"], ["--address", "auto", "--gpus", "0.5"]):
-        main([*command, *options])
-    assert [(workers, cluster) for *_, workers, cluster in seen] == [
-        (3, None),
-        (3, Cluster("local")),
-        (3, Cluster("auto", 0.5)),
-    ]
-
-
-def test_without_ray_the_error_says_what_to_install(monkeypatch, grit_shards, tmp_path):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r'Ray is not installed: pip install "alpha-clip\[pipeline\]"'):
-        run(AnnotateGrounding("colour"), grit_shards, tmp_path, cluster=Cluster())
 
 
 def test_a_run_is_refused_where_it_would_spoil_something(grit_shards, tmp_path):

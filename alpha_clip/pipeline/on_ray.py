@@ -1,67 +1,166 @@
-"""The shards of a run on Ray: on a cluster, or on a local Ray of its own, which is stopped in the end."""
+"""The shards of a run on Ray Data: on a cluster, or on a local Ray of its own, which is stopped in the end."""
 
 from __future__ import annotations
 
 import logging
+import os
+import pickle
+import socket
+import traceback
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from .tasks import Work, make
+import torch
 
-_RETRIES = 3  # of a shard whose worker was killed
+from .tasks import MANIFESTS, Task, Work, make
+
+_ATTEMPTS = 4  # at a shard whose workers are killed
+_SECONDS = 20  # to wait for a cluster's answer; Ray itself would try for minutes
+_SILENT = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}  # else Ray's C++ writes to stderr
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to work. All machines must see shards and folder under the same paths, and have this package installed."""
+    """Where to work. All machines must see shards and folder under the same paths, and have this package installed.
+
+    Where the caller is connected to Ray already, that Ray is used, whatever the address, and left running.
+    """
 
     address: str = "local"  # "local": a Ray of its own; "auto", or HOST:PORT: that cluster
-    gpus: float = 0  # for each worker; without, Ray hides them
+    gpus: float = 0  # for each worker
 
 
 def together(work: Work, shards: Sequence[Path], folder: Path, workers: int, cluster: Cluster) -> Iterator[None]:
     """Do the shards in `workers` actors, each with models of its own; yield for each that is done.
 
-    An actor that is killed is started again, and does its shard again, which leaves the same files.
+    An actor that is killed is started again, and does its shard again, which leaves the same files. Of Ray Data's
+    blocks each holds the path of one shard, or that it is done: what Ray keeps does not grow with the samples.
 
     Raises:
         ImportError: Ray is not installed. ConnectionError: there is no such cluster.
+        ValueError: the local Ray has fewer GPUs than a worker is to have.
         RuntimeError: the workers of a shard were killed again and again.
+        Others: as the work's `prepare`.
     """
     ray = _ray()
-    from ray.util import ActorPool
-
-    local = {"num_cpus": workers, "include_dashboard": False} if cluster.address == "local" else {}
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    try:
-        settings = {"num_cpus": 1, "num_gpus": cluster.gpus, "max_restarts": _RETRIES, "max_task_retries": _RETRIES}
-        actor = ray.remote(**settings)(_Worker)
-        pool = ActorPool([actor.remote(work, folder.resolve()) for _ in range(min(workers, len(shards)))])
-        for _ in pool.map_unordered(_ask, [shard.resolve() for shard in shards]):
+    with _connection(ray, workers, cluster) as threads, _quiet():
+        settings = ray.data.DataContext.get_current().copy()
+        settings.enable_progress_bars = False
+        settings.execution_no_progress_timeout_s = -1  # a shard may take longer than its half an hour
+        with ray.data.DataContext.current(settings):
+            paths = ray.data.from_items([str(shard.resolve()) for shard in shards], override_num_blocks=len(shards))
+        done = paths.map(
+            _Worker,
+            fn_constructor_args=(work, folder.resolve(), threads),
+            # None waits at one actor while another has nothing to do.
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards)), max_tasks_in_flight_per_actor=1),
+            num_cpus=1,
+            num_gpus=cluster.gpus,
+        )
+        for row in done.iter_rows():
+            if row["error"]:
+                raise pickle.loads(row["error"]) from RuntimeError(row["where"])
             yield
-    except ray.exceptions.RayActorError as error:
-        raise RuntimeError("a worker was killed again and again, perhaps for want of memory: use fewer") from error
+
+
+class _Worker:
+    """An actor's callable. Ray starts killed actors, and what they did, again without end; `_attempt` ends it."""
+
+    def __init__(self, work: Work, folder: Path, threads: int) -> None:
+        self.work, self.folder, self.threads = work, folder, threads
+        self.task: Task | None = None
+
+    def __call__(self, row: dict[str, str]) -> dict[str, Any]:
+        shard = Path(row["item"])
+        try:
+            with _attempt(shard, self.folder):
+                if self.task is None:  # here and not above, so that a worker which this kills counts as well
+                    torch.set_num_threads(self.threads)
+                    self.task = self.work.prepare()
+                make(shard, self.folder, self.task)
+        except Exception as error:  # raised here, it would come with Ray Data's advice and without its type
+            return {"shard": shard.name, "error": pickle.dumps(error), "where": traceback.format_exc()}
+        return {"shard": shard.name, "error": b"", "where": ""}
+
+
+@contextmanager
+def _attempt(shard: Path, folder: Path) -> Iterator[None]:
+    """Whoever is killed in here leaves a mark, which the run deletes with all that is unfinished."""
+    marks = [folder / MANIFESTS / f".{shard.stem}.attempt-{number}.part" for number in range(_ATTEMPTS)]
+    mark = next((mark for mark in marks if not mark.exists()), None)
+    if mark is None:
+        raise RuntimeError(f"{_ATTEMPTS} workers were killed at {shard}, perhaps for want of memory: use fewer workers")
+    mark.touch()
+    try:
+        yield
+    finally:
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+
+
+@contextmanager
+def _connection(ray: Any, workers: int, cluster: Cluster) -> Iterator[int]:
+    """A connection to Ray, ended in the end unless it was there. Yields how many threads each worker may use."""
+    if ray.is_initialized():
+        _check_gpus(ray, cluster, may_grow=True)
+        yield 1
+        return
+    local = cluster.address == "local"
+    if not local and cluster.address != "auto":
+        _check_address(cluster.address)
+    own = {"num_cpus": workers, "include_dashboard": False} if local else {}
+    before = dict(os.environ)
+    os.environ.update(_SILENT | before)
+    try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        for name in _SILENT.keys() - before.keys():
+            del os.environ[name]
+        _check_gpus(ray, cluster, may_grow=not local)
+        yield max(1, torch.get_num_threads() // workers) if local else 1
     finally:
         ray.shutdown()
 
 
-class _Worker:
-    def __init__(self, work: Work, folder: Path) -> None:
-        self.task, self.folder = work.prepare(), folder
+def _check_address(address: str) -> None:
+    where = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        socket.create_connection((where.hostname or "", where.port or 0), _SECONDS).close()
+    except OSError as error:
+        remedy = "start one with `ray start --head`, or leave --address out for a local Ray"
+        raise ConnectionError(f"no Ray cluster answers at {address} ({error}): {remedy}") from error
 
-    def make(self, shard: Path) -> None:
-        make(shard, self.folder, self.task)
+
+def _check_gpus(ray: Any, cluster: Cluster, may_grow: bool) -> None:
+    there = ray.cluster_resources().get("GPU", 0)
+    if there >= cluster.gpus:
+        return
+    message = f"each worker is to have {cluster.gpus:g} GPUs, and Ray has {there:g}"
+    if not may_grow:
+        raise ValueError(f"{message}: leave --gpus out to work without")
+    warnings.warn(f"{message}: nothing is done until the cluster has them", stacklevel=2)
 
 
-def _ask(actor: Any, shard: Path) -> Any:
-    return actor.make.remote(shard)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Ray Data says of each execution."""
+    logger = logging.getLogger("ray.data")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _ray() -> Any:
     try:
         import ray
+        import ray.data
     except ImportError as error:
         raise ImportError('Ray is not installed: pip install "alpha-clip[pipeline]"') from error
     return ray

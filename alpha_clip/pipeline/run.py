@@ -33,7 +33,8 @@ def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, clus
 
     Raises:
         ValueError: `workers` is below 1; two shards have the same name; the folder is of a run with other settings.
-        RuntimeError: another run is at work in the folder, or a worker was killed. What is done stays.
+        RuntimeError: another run is at work in the folder, a worker was killed, or a shard is not there in the end.
+            What is done stays.
         Others: as the work's `prepare`, and as `on_ray.together`.
     """
     if workers < 1:
@@ -49,6 +50,7 @@ def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, clus
             done = _doing(work, left, folder, workers, cluster)
             for _ in tqdm(done, "shards", total=len(shards), initial=len(shards) - len(left), disable=None):
                 pass
+            _check_all_are_done(left, folder)
             remove_parts(folder)  # of workers of a killed run, which had not ended yet
             return summarise(shards, folder)
     except Timeout as error:
@@ -61,6 +63,14 @@ def _doing(work: Work, shards: Sequence[Path], folder: Path, workers: int, clust
     if cluster is not None:
         return on_ray.together(work, shards, folder, workers, cluster)
     return _alone(work, shards, folder) if workers == 1 else _together(work, shards, folder, workers)
+
+
+def _check_all_are_done(shards: Sequence[Path], folder: Path) -> None:
+    missing = [shard.name for shard in shards if not is_done(shard, folder)]
+    if missing:
+        names = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
+        remedy = "see that all machines have it under this path, and run the same command again"
+        raise RuntimeError(f"{len(missing)} shards are not in {folder} though workers did them ({names}): {remedy}")
 
 
 def _names_differ(shards: Sequence[Path]) -> None:

@@ -1,0 +1,310 @@
+"""What do processes and Ray add to the plain loop, what memory does it all need, and what would a GPU cluster cost?
+
+python -m benchmarks.pipeline
+python -m benchmarks.pipeline --segmenter hf:facebook/sam-vit-base --model ViT-B/16 --gpu-rate 6.7 --price 2.5
+python -m benchmarks.pipeline --quick      # one small round: that all leave the same bytes, not how fast they are
+
+Drawn scenes, 128 pixels wide, through annotate-grounding with the segmenter `colour`: in one process, in two, and on a
+local Ray with two workers, which must leave the same bytes. Each way does few samples and many, in turn; medians. The
+line through both times gives a start-up and a time per sample; that times the workers is what a sample takes of one
+worker. Memory is the most that the run's processes hold together (PSS, looked at every 50 ms), in a run of its own.
+
+The stages' rates are of scenes 512 pixels wide, on one core. From them the plan works out what a million pairs of a
+region and its phrase would take and cost on GPUs. The rate of a GPU and its price are assumptions, not measured here.
+Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from webdataset import TarWriter
+
+from alpha_clip.hashes import sha256
+from alpha_clip.pipeline import AnnotateGrounding, Cluster, Embed, Ledger, Segment, grit, run, segmenters
+from alpha_clip.pipeline.grounding import packed
+from alpha_clip.scenes import draw_scene
+
+from . import tables
+from .timing import in_turn
+
+PACKAGES = ("torch", "ray", "pillow", "numpy")
+BOXES = 137 / 91  # of a picture of GRIT (arXiv 2306.14824, table 1: 137 million in 91 million pictures)
+WORK = AnnotateGrounding("colour", duplicates="keep")
+
+Way = Callable[[Sequence[Path], Path], Any]
+WAYS: dict[str, tuple[int, Way]] = {  # workers, and what does the shards
+    "plain loop": (1, partial(run, WORK)),
+    "2 processes": (2, partial(run, WORK, workers=2)),
+    "local Ray, 2 workers": (2, partial(run, WORK, workers=2, cluster=Cluster())),
+}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much is measured."""
+
+    rounds: int = 3
+    samples: int = 40  # in a shard
+    shards: tuple[int, int] = (4, 16)  # few and many; no fewer than workers
+    pictures: int = 24  # for the stages' rates
+
+
+# --- shards, as img2dataset writes GRIT's ---
+
+
+def of_scene(seed: int, side: int) -> tuple[str, bytes, dict[str, Any]]:
+    """Key, picture and record of a drawn scene."""
+    scene = draw_scene(seed, side)
+    caption, expressions = ", ".join(region.phrase for region in scene.regions), []
+    at = 0
+    for region in scene.regions:
+        corners = (np.array(region.box) / side).tolist()
+        expressions.append([at, at + len(region.phrase), *corners, 0.9])
+        at += len(region.phrase) + 2
+    file = io.BytesIO()
+    Image.fromarray(scene.image).save(file, "JPEG", quality=95)
+    record = {"caption": caption, "ref_exps": expressions, "url": f"https://example.org/{seed}.jpg", "width": side}
+    return f"{seed:09d}", file.getvalue(), record
+
+
+def write(path: Path, samples: Iterable[tuple[str, bytes, dict[str, Any]]]) -> Path:
+    with TarWriter(str(path), encoder=False) as writer:
+        for key, picture, record in samples:
+            writer.write({"__key__": key, "jpg": picture, "json": json.dumps(record).encode()})
+    return path
+
+
+def shards(folder: Path, count: int, samples: int) -> list[Path]:
+    """The same scenes in each, under other keys."""
+    scenes = [of_scene(seed, 128) for seed in range(samples)]
+    return [
+        write(folder / f"{k:05d}.tar", ((f"{k}-{key}", *rest) for key, *rest in scenes))  # type: ignore[misc]
+        for k in range(count)
+    ]
+
+
+# --- what processes and Ray add ---
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The hashes of a run's files."""
+    return {str(path.relative_to(folder)): sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def do(way: Way, of: Sequence[Path], folder: Path) -> None:
+    """In a new folder, and assert that the files are those of the first way that did these shards."""
+    expected = folder / f"{len(of)}.json"
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        way(of, Path(out))
+        found = contents(Path(out))
+    if not expected.exists():
+        expected.write_text(json.dumps(found))
+    assert found == json.loads(expected.read_text()), "the bytes differ from those of the plain loop"
+
+
+def line_through(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, float]:
+    """Start and slope of the line through two (size, seconds)."""
+    slope = (many[1] - few[1]) / (many[0] - few[0])
+    return few[1] - slope * few[0], slope
+
+
+def overhead(of: Sequence[Path], folder: Path, scope: Scope, ways: Sequence[str]) -> str:
+    calls = {(way, count): partial(do, WAYS[way][1], of[:count], folder) for way in ways for count in scope.shards}
+    times = in_turn({f"{way} {count}": call for (way, count), call in calls.items()}, scope.rounds, warm_up=0)
+    rows = ["| way | start-up, s | samples/s | ms of a worker a sample | of that, above the plain loop |"]
+    rows.append("|---|---|---|---|---|")
+    plain: float | None = None
+    for way in ways:
+        few, many = ((count * scope.samples, median(times[f"{way} {count}"].wall)) for count in scope.shards)
+        start, slope = line_through(few, many)
+        ms = 1000 * slope * WAYS[way][0]
+        plain = ms if plain is None else plain
+        added = "" if way == ways[0] else f"{ms - plain:+.2f} ms, {ms / plain - 1:+.0%}"
+        rows.append(f"| {way} | {start:.1f} | {1 / slope:.0f} | {ms:.2f} | {added} |")
+    sizes = " and ".join(f"{count * scope.samples}" for count in scope.shards)
+    rows += ["", f"{sizes} samples, {scope.samples} in a shard. All ways left the same bytes."]
+    return "\n".join(rows)
+
+
+# --- memory ---
+
+
+def held(process: int) -> int:
+    """Bytes that a process and all that it has started hold, each page once (PSS)."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found, left = 0, [process]
+    while left:
+        number = left.pop()
+        left += children.get(number, [])
+        with suppress(OSError):
+            lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+            found += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return found
+
+
+def peak(way: str, of: Sequence[Path], folder: Path) -> int:
+    """The most bytes that a run in a new process holds, with all that it starts."""
+    process = multiprocessing.get_context("spawn").Process(target=do_as, args=(way, of, folder))
+    process.start()
+    most = 0
+    while process.is_alive():
+        most = max(most, held(process.pid or 0))
+        time.sleep(0.05)
+    assert process.exitcode == 0
+    return most
+
+
+def do_as(way: str, of: Sequence[Path], folder: Path) -> None:
+    do(WAYS[way][1], of, folder)
+
+
+def memory(of: Sequence[Path], folder: Path, scope: Scope, ways: Iterable[str]) -> str:
+    few, many = (count * scope.samples for count in scope.shards)
+    rows = [f"| way | MiB, {few} samples | MiB, {many} samples |", "|---|---|---|"]
+    for way in ways:
+        found = [peak(way, of[:count], folder) / 2**20 for count in scope.shards]
+        rows.append(f"| {way} | {found[0]:.0f} | {found[1]:.0f} |")
+    return "\n".join(rows)
+
+
+# --- stages ---
+
+
+def seconds(call: Callable[[], Any], rounds: int) -> float:
+    return median(in_turn({"": call}, rounds)[""].wall)
+
+
+def rates(folder: Path, scope: Scope, names: Sequence[str], model: str) -> dict[str, float]:
+    """Seconds a picture of each stage, on one core."""
+    shard = write(folder / "large.tar", (of_scene(seed, 512) for seed in range(scope.pictures)))
+    samples = list(grit.read(shard, Ledger()))
+    found = {"reading": seconds(lambda: list(grit.read(shard, Ledger())), scope.rounds)}
+    masked = samples
+    for name in names:
+        segment = Segment(segmenters.find(name, "cpu"))
+        found[f"segmenting, {name}"] = seconds(partial(segment, samples, Ledger()), 1)
+        masked = segment(samples, Ledger()) if name == "colour" else masked
+    work = WORK.prepare()
+    filters = [stage for stage in work.stages() if not isinstance(stage, Segment)]
+    found["filters"] = seconds(lambda: [stage(masked, Ledger()) for stage in filters], scope.rounds)
+
+    def writing() -> None:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            with TarWriter(file, mtime=0, encoder=False) as writer:
+                for sample in masked:
+                    writer.write(packed(sample))
+            sha256(Path(file.name))
+
+    found["writing"] = seconds(writing, scope.rounds)
+    run(WORK, [shard], folder / "large")
+    embed = Embed(model, device="cpu").prepare()
+    annotated = folder / "large" / shard.name
+    found[f"embedding, {model}, with reading and writing"] = seconds(
+        lambda: embed(annotated, io.BytesIO(), Ledger()), scope.rounds
+    )
+    return {name: taken / len(samples) for name, taken in found.items()}
+
+
+def stages(found: Mapping[str, float]) -> str:
+    rows = ["| stage | ms a picture | pictures/s |", "|---|---|---|"]
+    rows += [f"| {name} | {1000 * taken:.2f} | {1 / taken:.0f} |" for name, taken in found.items()]
+    return "\n".join(rows)
+
+
+# --- the plan ---
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Workers with a share of a GPU each, which do whole shards one after the other.
+
+    In a worker, what the processor does and what the GPU does follow each other; those of one GPU take turns at it.
+    """
+
+    cpu: float  # seconds a picture takes of a worker besides the model
+    gpu_rate: float  # pictures a second that the model does on one GPU
+    price: float  # of an hour of a GPU
+    workers: int = 1  # for each GPU
+    pairs: float = BOXES  # that come of a picture
+    shard: int = 10_000  # pictures in one, as img2dataset makes them
+    start: float = 60  # seconds until a worker has its model
+
+    def rate(self) -> float:
+        """Pictures a second of one worker."""
+        return min(1 / (self.cpu + 1 / self.gpu_rate), self.gpu_rate / self.workers)
+
+    def hours(self, pairs: float, gpus: int) -> float:
+        """Until the last shard is done: where shards do not come out even, some workers wait for others."""
+        count = math.ceil(pairs / self.pairs / self.shard)
+        in_turn = math.ceil(count / (gpus * self.workers))
+        return (self.start + in_turn * self.shard / self.rate()) / 3600
+
+    def cost(self, pairs: float, gpus: int) -> float:
+        """All GPUs are paid for until the end."""
+        return self.hours(pairs, gpus) * gpus * self.price
+
+
+def planned(plans: Sequence[Plan]) -> str:
+    rows = ["| GPUs | pictures in a shard | hours, estimated | cost, estimated |", "|---|---|---|---|"]
+    for gpus in (1, 8, 64):
+        for plan in plans:
+            hours, cost = plan.hours(1e6, gpus), plan.cost(1e6, gpus)
+            rows.append(f"| {gpus} | {plan.shard} | {hours:.2f} | {cost:.0f} |")
+    plan = plans[0]
+    notes = [
+        f"Estimates, for a million pairs of a region and its phrase, {plan.pairs:.2f} of a picture.",
+        f"Measured: {1000 * plan.cpu:.1f} ms a picture for reading, filters and writing.",
+        f"Assumed: {plan.gpu_rate:g} pictures/s of a GPU in the model, {plan.price:g} for its hour,",
+        f"{plan.start:g} s until a worker has its model, storage that keeps up. Workers on a GPU: {plan.workers}.",
+    ]
+    return "\n".join([*rows, "", *notes])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one small round")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="the first is compared with")
+    parser.add_argument("--segmenter", default="colour", help="to be timed besides `colour`, such as hf:FOLDER")
+    parser.add_argument("--model", default="tiny", help="to be timed in `embed`; %(default)s")
+    parser.add_argument("--gpu-rate", type=float, default=6.7, help="pictures/s of SAM ViT-H on a GPU, an assumption: "
+                        "its authors name 0.15 s on an A100; %(default)s")  # fmt: skip
+    parser.add_argument("--price", type=float, default=2.5, help="of an hour of a GPU, an assumption; %(default)s")
+    parser.add_argument("--per-gpu", type=int, default=1, help="workers, as with --gpus 0.5 two; %(default)s")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    scope = Scope(1, 4, (2, 6), 4) if args.quick else Scope()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        of = shards(folder, scope.shards[1], scope.samples)
+        print(f"{overhead(of, folder, scope, args.ways)}\n", flush=True)
+        print(f"{memory(of, folder, scope, dict.fromkeys([args.ways[0], args.ways[-1]]))}\n", flush=True)
+        found = rates(folder, scope, list(dict.fromkeys(["colour", args.segmenter])), args.model)
+    print(f"{stages(found)}\n")
+    cpu = sum(found[name] for name in ("reading", "filters", "writing"))
+    plans = [Plan(cpu, args.gpu_rate, args.price, args.per_gpu, shard=size) for size in (10_000, 1_000)]
+    print(f"{planned(plans)}\n\n{tables.machine(1, scope.rounds, PACKAGES)}")
+
+
+if __name__ == "__main__":
+    main()
