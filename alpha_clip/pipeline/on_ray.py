@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from .tasks import MANIFESTS, Task, Work, make
+from .tasks import MANIFESTS, Task, Work, make, name_of
 
 _ATTEMPTS = 4  # at a shard whose workers are killed
 _SECONDS = 20  # to wait for a cluster's answer; Ray itself would try for minutes
@@ -53,7 +53,7 @@ def together(work: Work, shards: Sequence[Path], folder: Path, workers: int, clu
         settings.enable_progress_bars = False
         settings.execution_no_progress_timeout_s = -1  # a shard may take longer than its half an hour
         with ray.data.DataContext.current(settings):
-            paths = ray.data.from_items([str(shard.resolve()) for shard in shards], override_num_blocks=len(shards))
+            paths = ray.data.from_items([str(shard.absolute()) for shard in shards], override_num_blocks=len(shards))
         done = paths.map(
             _Worker,
             fn_constructor_args=(work, folder.resolve(), threads),
@@ -91,7 +91,7 @@ class _Worker:
 @contextmanager
 def _attempt(shard: Path, folder: Path) -> Iterator[None]:
     """Whoever is killed in here leaves a mark, which the run deletes with all that is unfinished."""
-    marks = [folder / MANIFESTS / f".{shard.stem}.attempt-{number}.part" for number in range(_ATTEMPTS)]
+    marks = [folder / MANIFESTS / f".{name_of(shard)}.attempt-{number}.part" for number in range(_ATTEMPTS)]
     mark = next((mark for mark in marks if not mark.exists()), None)
     if mark is None:
         raise RuntimeError(f"{_ATTEMPTS} workers were killed at {shard}, perhaps for want of memory: use fewer workers")
