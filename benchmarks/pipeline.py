@@ -37,8 +37,7 @@ from PIL import Image
 from webdataset import TarWriter
 
 from alpha_clip.hashes import sha256
-from alpha_clip.pipeline import AnnotateGrounding, Cluster, Embed, Ledger, Segment, grit, run, segmenters
-from alpha_clip.pipeline.grounding import packed
+from alpha_clip.pipeline import AnnotateGrounding, Cluster, Embed, Ledger, Segment, grit, packing, run, segmenters
 from alpha_clip.scenes import draw_scene
 
 from . import tables
@@ -211,9 +210,7 @@ def rates(folder: Path, scope: Scope, names: Sequence[str], model: str) -> dict[
 
     def writing() -> None:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
-            with TarWriter(file, mtime=0, encoder=False) as writer:
-                for sample in masked:
-                    writer.write(packed(sample))
+            packing.write(masked, file, Ledger())
             sha256(Path(file.name))
 
     found["writing"] = seconds(writing, scope.rounds)
