@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ from alpha_clip.demo.viewer import Viewer, read_labels
 from alpha_clip.scenes import draw_scene
 
 ROOT = Path(__file__).parent.parent
+SAMPLE = samples()[0].picture.width  # pixels; they are square
 INSTALL = 'pip install "alpha-clip[demo]"'
 
 
@@ -174,8 +176,8 @@ def test_of_every_sample_each_part_is_named_right_by_the_mask_and_by_the_crop(vi
 
 def test_shares_are_those_of_the_library(viewer):
     sample = samples()[1]
-    photo, mask = viewer.photo(sample.picture), np.zeros((512, 512), bool)
-    mask[100:300, 50:260] = True
+    photo, mask = viewer.photo(sample.picture), np.zeros((SAMPLE, SAMPLE), bool)
+    mask[100:250, 50:200] = True
     model, weights = viewer.model, alpha_clip.zero_shot_classifier(viewer.model, sample.labels, ["{}"])
     for way, shares in viewer.shares(photo, mask, sample.labels).items():
         feature = alpha_clip.embed_regions(model, sample.picture, mask, way)
@@ -373,20 +375,24 @@ class Server:
             pytest.skip("reads the memory of a process from /proc")
         return int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text())[1]) / 1e3
 
-    def stop(self) -> None:
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """As systemd and Docker do."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(timeout=30) == 0
-        assert "OUTSIDE" not in self.log.read_text() and "Traceback" not in self.log.read_text()
+        said = self.log.read_text()
+        assert "OUTSIDE" not in said
+        assert "alpha_clip/demo" not in said  # no traceback of ours; uvicorn has its own, of windows that are closed
         assert list(self.folder.iterdir()) == []  # nobody's picture is left
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     pytest.importorskip("gradio", reason=INSTALL)
-    server = Server(tmp_path_factory.mktemp("plain"), "--max-megabytes", "1", "--max-megapixels", "50")
-    yield server
-    server.stop()
+    with Server(tmp_path_factory.mktemp("plain"), "--max-megabytes", "1", "--max-megapixels", "50") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +412,7 @@ class Visitor:
     def __init__(self, browser, url: str, width: int = 1280, height: int = 1000, **options) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
         self.page, self.asked = self.context.new_page(), []
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(120_000)
         self.page.on("request", lambda request: self.asked.append(request.url))
         with self.page.expect_response(lambda response: "queue/join" in response.url):  # the editor has its picture
             self.page.goto(url)
@@ -415,7 +421,7 @@ class Visitor:
         """Wait until the label wins."""
         self.page.locator(f"#answers .{way} .best .name", has_text=re.compile(f"^{label}$")).wait_for()
 
-    def place(self, x: float, y: float, side: int = 512) -> tuple[float, float]:
+    def place(self, x: float, y: float, side: int = SAMPLE) -> tuple[float, float]:
         """A pixel of a square picture, on the screen: the editor shows it in its middle."""
         box = self.page.locator("#editor canvas").first.bounding_box()
         zoom = int(self.page.locator("#editor .zoom-number").inner_text().strip("% \n")) / 100
@@ -427,7 +433,7 @@ class Visitor:
     def paint(self, x0: float, y0: float, x1: float, y1: float) -> None:
         self.page.mouse.move(*self.place(x0, y0))
         self.page.mouse.down()
-        self.page.mouse.move(*self.place(x1, y1), steps=4)
+        self.page.mouse.move(*self.place(x1, y1), steps=1)
         self.page.mouse.up()
 
     def paint_over(self, box: tuple[int, int, int, int]) -> None:
@@ -453,5 +459,210 @@ def test_painting_over_a_thing_names_it_and_nothing_leaves_the_machine(server, b
     for way in ("alpha", "crop"):
         visitor.best(way, "a tree")
     assert visitor.page.locator("#answers .alpha .best .share").inner_text().endswith("%")
+    assert visitor.page.locator("#answers").get_attribute("aria-live") == "polite"
     assert visitor.fits()
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_a_box_by_two_taps_its_edges_and_the_attention_over_the_picture(server, browser):
+    visitor, (_, sample, *_) = Visitor(browser, server.url), samples()
+    page, (x0, y0, x1, y1) = visitor.page, sample.boxes[1]
+    page.get_by_role("button", name=sample.name).click()
+    visitor.best("whole", "a flower")
+    page.get_by_label("Box", exact=True).check()
+    visitor.best("alpha", "a flower")  # the box in the middle, before it is moved
+    frame = page.locator("#frame img")
+    scale = frame.bounding_box()["width"] / SAMPLE
+    for i, (x, y) in enumerate([(x1, y0), (x0, y1)]):
+        before = frame.get_attribute("src")
+        frame.click(position={"x": x * scale, "y": y * scale})
+        page.wait_for_function("([now, before]) => now.src !== before", arg=[frame.element_handle(), before])
+        if i == 1:
+            visitor.best("alpha", "a house")
+    visitor.best("crop", "a house")
+    sides = [float(field.input_value()) for field in page.locator(".box input[type=number]").all()]
+    np.testing.assert_allclose(sides, [100 * x / SAMPLE for x in (x0, y0, x1, y1)], atol=0.5)
+    page.get_by_label("Show where the model looks").check()
+    page.locator("#heat img").wait_for()
+    page.get_by_role("button", name="Start over").click()
+    visitor.best("alpha", "a flower")
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_all_of_it_but_painting_works_by_keyboard(server, browser):
+    visitor, (_, sample, *_) = Visitor(browser, server.url), samples()
+    page, keyboard = visitor.page, visitor.page.keyboard
+    page.locator("#sample-0").focus()
+    keyboard.press("Tab")
+    keyboard.press("Enter")  # the second sample
+    visitor.best("whole", "a flower")
+    for name, key in [("Paint", "Tab"), ("Paint", "ArrowRight")]:
+        page.get_by_label(name, exact=True).focus()
+        keyboard.press(key)
+    visitor.best("alpha", "a flower")
+    for name, at in zip(("Left", "Top", "Right", "Bottom"), sample.boxes[0], strict=True):
+        page.locator(".box input[type=number]").and_(page.get_by_label(f"number input for {name} edge, %")).fill(
+            str(round(100 * at / SAMPLE))
+        )
+    visitor.best("alpha", "a dog")
+    page.locator(".box input[type=range]").first.focus()
+    keyboard.press("Home")
+    page.wait_for_function("document.querySelector('.box input[type=number]').value === '0'")
+    page.get_by_label("What could it be?").fill("a bird\na puppy, a dog")
+    visitor.best("alpha", "a dog")
+    page.locator("#answers .note", has_text="has never read “puppy”").wait_for()
+    page.get_by_label("What could it be?").fill("")
+    page.locator("#answers .note", has_text="Type some names").wait_for()
+    page.get_by_label("Show where the model looks").focus()
+    keyboard.press("Space")
+    page.locator("#heat img").wait_for()
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_a_window_as_wide_as_a_phone_shows_all_of_it_and_takes_touches(server, browser):
+    visitor, sample = Visitor(browser, server.url, 390, 844, has_touch=True, is_mobile=True), samples()[0]
+    page, wire = visitor.page, visitor.context.new_cdp_session(visitor.page)
+    page.locator("#editor").scroll_into_view_if_needed()
+    x0, y0, x1, y1 = sample.boxes[0]
+    touches = [visitor.place(x0 + share * (x1 - x0), (y0 + y1) / 2) for share in np.linspace(0.2, 0.8, 6)]
+    for i, (x, y) in enumerate(touches):
+        kind = "touchMove" if i else "touchStart"
+        wire.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    wire.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    visitor.best("alpha", "a cat")
+    assert visitor.fits()
+    page.get_by_label("Show where the model looks").check()
+    page.locator("#heat img").wait_for()
+    page.get_by_label("Box", exact=True).check()
+    page.locator("#frame img").wait_for()
+    assert visitor.fits()
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_bad_uploads_get_a_message_and_the_page_goes_on(server, browser, tmp_path):
+    (tmp_path / "text.png").write_text("I am no picture")
+    visitor = Visitor(browser, server.url)
+    field, said = visitor.page.locator("#upload input[type=file]"), visitor.page.locator("[data-testid=toast-body]")
+    refused = {
+        tmp_path / "text.png": "cannot be read as a picture",
+        bomb(tmp_path / "bomb.png", 16000, 12000): "too large: up to 50 million pixels",
+        saved(tmp_path / "many.png", (800, 600)): "exceed the maximum allowed size of 1.0 Mb",
+        saved(tmp_path / "small.png", (20, 20)): "too small to point at",
+    }
+    for path, words in refused.items():
+        field.set_input_files(path)
+        said.filter(has_text=words).wait_for()
+    visitor.best("whole", "a car")  # nothing has changed
+    Image.fromarray(draw_scene(7, 200, objects=(1, 1), nouns=("tree",), scale=(0.5, 0.5)).image).save(
+        tmp_path / "t.png"
+    )
+    field.set_input_files(tmp_path / "t.png")
+    visitor.best("whole", "a tree")
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_two_people_at_once_see_their_own_pictures_and_nobody_elses(server, browser, tmp_path):
+    colours, people = {"red": (200, 30, 30), "blue": (30, 30, 200)}, {}
+    for name, colour in colours.items():
+        Image.new("RGB", (200, 200), colour).save(tmp_path / f"{name}.png")
+        people[name] = Visitor(browser, server.url)
+    for name, visitor in people.items():  # both, before either has looked
+        visitor.page.locator("#upload input[type=file]").set_input_files(tmp_path / f"{name}.png")
+    for visitor in people.values():
+        visitor.page.get_by_label("Box", exact=True).check()
+    sample = "#frame img"
+    for name, visitor in people.items():
+        visitor.page.wait_for_function(f"document.querySelector('{sample}').naturalWidth === 200")
+        shown = visitor.context.request.get(visitor.page.locator(sample).get_attribute("src")).body()
+        (tmp_path / "shown").write_bytes(shown)
+        corner = np.asarray(Image.open(tmp_path / "shown").convert("RGB"), float)[:20, :20].mean((0, 1))
+        np.testing.assert_allclose(corner, colours[name], atol=12)
+    newcomer = Visitor(browser, server.url)
+    newcomer.best("whole", "a car")
+    for visitor in (*people.values(), newcomer):
+        visitor.leave()
+
+
+@pytest.mark.slow
+def test_no_file_but_the_pages_own_can_be_fetched(server, browser):
+    visitor = Visitor(browser, server.url)
+    for path in (Path(__file__), Path("/etc/hostname"), ROOT / "README.md", server.log):
+        assert visitor.context.request.get(f"{server.url}gradio_api/file={path}").status in (403, 404)
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_fifty_strokes_in_a_row_leave_nothing_behind_and_the_page_opens_again(browser, tmp_path):
+    (tmp_path / "kept").mkdir()
+    with Server(tmp_path / "kept", "--keep", "3") as server:
+        before, visitor, random = server.files(), Visitor(browser, server.url), np.random.default_rng(0)
+
+        def scribble(strokes: int) -> float:
+            for _ in range(strokes):
+                visitor.paint(*random.integers(60, 320, 4))
+            asked = -1
+            while asked != (asked := len(visitor.asked)):  # until all are told
+                visitor.page.wait_for_timeout(3000)
+            return server.memory()
+
+        after_ten = scribble(10)
+        after_sixty = scribble(50)
+        assert after_sixty - after_ten < 60, (after_ten, after_sixty)  # MB
+        until = time.monotonic() + 60
+        while server.files() > before and time.monotonic() < until:
+            time.sleep(0.5)
+        assert server.files() <= before
+        visitor.leave()
+        again = Visitor(browser, server.url)  # what the page begins with is still there
+        again.paint_over(samples()[0].boxes[0])
+        again.best("alpha", "a cat")
+        again.leave()
+
+
+@pytest.mark.slow
+def test_a_click_marks_by_sam_and_the_folder_is_searched(browser, folder, tmp_path):
+    pytest.importorskip("transformers", reason='pip install "alpha-clip[pipeline]"')
+    SAMS["SamModel"](tmp_path / "sam")
+    (tmp_path / "files").mkdir()
+    options = ["--sam", str(tmp_path / "sam"), "--folder", str(folder), "--index", str(tmp_path / "index")]
+    with Server(tmp_path / "files", *options) as server:
+        visitor = Visitor(browser, server.url)
+        page = visitor.page
+        page.get_by_label("Click", exact=True).check()
+        before = page.locator("#target img").get_attribute("src")
+        page.locator("#target img").click(position={"x": 100, "y": 150})
+        page.wait_for_function(f"document.querySelector('#target img').getAttribute('src') !== {before!r}")
+        wanted = page.get_by_label("What are you looking for?")
+        wanted.fill("a boat")
+        wanted.press("Enter")
+        page.locator("#found .caption-label", has_text="boat.png").first.wait_for()
+        assert page.locator("#found .caption-label").first.inner_text() == "boat.png"
+        wanted.fill(" ")
+        page.get_by_role("button", name="Search this folder").click()
+        page.locator("[data-testid=toast-body]", has_text="Type what you are looking for").wait_for()
+        visitor.leave()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "width"), [("demo", 1280), ("demo-phone", 390)])
+def test_the_page_looks_as_in_the_docs(server, browser, tmp_path, name, width):
+    """Their pictures are made by DEMO_PICTURES=docs/images pytest -m slow tests/test_demo.py -k looks_as_in_the_docs"""
+    visitor = Visitor(browser, server.url, width)
+    visitor.paint_over(samples()[0].boxes[0])
+    visitor.best("alpha", "a cat")
+    visitor.page.get_by_label("Show where the model looks").check()
+    visitor.page.locator("#heat img").wait_for()
+    visitor.page.mouse.move(2, 2)  # the brush leaves the picture
+    visitor.page.locator("h1").click()  # and nothing has the focus
+    visitor.page.wait_for_timeout(500)
+    picture = Image.open(io.BytesIO(visitor.page.screenshot(full_page=True))).convert("RGB")
+    assert picture.width == width
+    path = Path(os.environ.get("DEMO_PICTURES", tmp_path)) / f"{name}.png"
+    picture.quantize(256).save(path, optimize=True)
+    assert path.stat().st_size < 300_000
     visitor.leave()

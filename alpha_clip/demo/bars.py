@@ -8,7 +8,7 @@ from html import escape
 _GROUPS = {
     "whole": ("The whole picture", "As it is, whatever is marked."),
     "alpha": ("The part you marked", "In its place, with the rest around it."),
-    "crop": ("A cut-out of that part", "The box around it, and nothing else."),
+    "crop": ("A cut-out of that part", "The box around it and a little more, and nothing else."),
 }
 _WAITING = "Mark something in the picture to fill this in."
 
@@ -16,14 +16,12 @@ _WAITING = "Mark something in the picture to fill this in."
 def bars(labels: Sequence[str], shares: Mapping[str, Sequence[float]], note: str = "") -> str:
     """Three groups of bars, one bar a label; a group without shares says what to do. `note` comes first, if any."""
     said = f'<p class="note">{escape(note)}</p>' if note else ""
-    return (
-        f'<div class="answers" aria-live="polite">{said}{"".join(_group(labels, shares, way) for way in _GROUPS)}</div>'
-    )
+    return f'<div class="answers">{said}{"".join(_group(labels, shares, way) for way in _GROUPS)}</div>'
 
 
 def message(text: str) -> str:
     """A sentence in place of bars."""
-    return f'<div class="answers" aria-live="polite"><p class="note">{escape(text)}</p></div>'
+    return f'<div class="answers"><p class="note">{escape(text)}</p></div>'
 
 
 def _group(labels: Sequence[str], shares: Mapping[str, Sequence[float]], way: str) -> str:

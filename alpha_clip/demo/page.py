@@ -94,7 +94,7 @@ class Page:
             theme=style.THEME,
             css=style.css([sample.picture for sample in self._samples]),
             head=style.HEAD,
-            js=style.LIGHT,
+            js=style.READY,
             quiet=True,
             prevent_thread_lock=True,
         )
@@ -153,8 +153,8 @@ class Page:
                 sources=(),  # what is dropped here would be read without a word where it cannot be
                 transforms=(),
                 layers=False,
-                brush=gr.Brush(36, colors=[(marks.COLOUR, 0.5)], color_mode="fixed"),
-                eraser=gr.Eraser(36),
+                brush=gr.Brush(28, colors=[(marks.COLOUR, 0.5)], color_mode="fixed"),
+                eraser=gr.Eraser(28),
                 buttons=[],
                 height=470,
                 elem_id="editor",

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..scenes import draw_scene
 
-_SIDE = 512  # pixels
+_SIDE = 384  # pixels
 
 # Seeds by eye: four things apart from each other, on five kinds of ground.
 _SCENES = (

@@ -20,7 +20,11 @@ HEAD = """
 <meta http-equiv="Content-Security-Policy" content="default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'">
 """
 
-LIGHT = "() => document.body.classList.remove('dark')"  # one look, dark on light, which the bars are made for
+# One look, dark on light, which the bars are made for; and whoever listens to the page hears them change.
+READY = """() => {
+  document.body.classList.remove("dark");
+  document.querySelector("#answers").setAttribute("aria-live", "polite");
+}"""
 
 
 def css(thumbnails: Sequence[Image.Image]) -> str:
