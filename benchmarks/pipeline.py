@@ -281,6 +281,7 @@ def planned(plans: Sequence[Plan]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small round")
+    parser.add_argument("--rounds", type=int, default=Scope.rounds, help="%(default)s")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="the first is compared with")
     parser.add_argument("--segmenter", default="colour", help="to be timed besides `colour`, such as hf:FOLDER")
     parser.add_argument("--model", default="tiny", help="to be timed in `embed`; %(default)s")
@@ -290,7 +291,7 @@ def main() -> None:
     parser.add_argument("--per-gpu", type=int, default=1, help="workers, as with --gpus 0.5 two; %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    scope = Scope(1, 4, (2, 6), 4) if args.quick else Scope()
+    scope = Scope(1, 4, (2, 6), 4) if args.quick else Scope(args.rounds)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         of = shards(folder, scope.shards[1], scope.samples)

@@ -118,7 +118,7 @@ def test_ray_leaves_the_same_bytes_even_if_a_worker_is_killed(shards, tmp_path):
     run(Embed(), sorted((tmp_path / "masks").glob("*.tar")), tmp_path / "plain features")
     assert contents(tmp_path / "features") == contents(tmp_path / "plain features")
     assert "begin\nend\nOSError no model here" in output  # Ray was quiet
-    assert 'raise OSError("no model here")' in output or "in prepare" in output  # where it was raised
+    assert "in prepare" in output  # where it was raised
     assert f"RuntimeError 4 workers were killed at {shards[0]}, perhaps for want of memory" in output
     assert all("logging.cc" in line for line in errors.splitlines())
 

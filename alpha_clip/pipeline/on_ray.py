@@ -21,7 +21,7 @@ from .tasks import MANIFESTS, Task, Work, make, name_of
 
 _ATTEMPTS = 4  # at a shard whose workers are killed
 _SECONDS = 20  # to wait for a cluster's answer; Ray itself would try for minutes
-_SILENT = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}  # else Ray's C++ writes to stderr
+_SILENT = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,25 @@ def _connection(ray: Any, workers: int, cluster: Cluster) -> Iterator[int]:
     if not local and cluster.address != "auto":
         _check_address(cluster.address)
     own = {"num_cpus": workers, "include_dashboard": False} if local else {}
-    before = dict(os.environ)
-    os.environ.update(_SILENT | before)
     try:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR, **own)
-        for name in _SILENT.keys() - before.keys():
-            del os.environ[name]
+        with _silent():
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR, **own)
         _check_gpus(ray, cluster, may_grow=not local)
         yield max(1, torch.get_num_threads() // workers) if local else 1
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Ray reads how much it is to write to stderr, and whether to report its use, when it starts."""
+    mine = {name: value for name, value in _SILENT.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            del os.environ[name]
 
 
 def _check_address(address: str) -> None:
