@@ -9,7 +9,7 @@ local Ray with two workers, which must leave the same bytes. Each run is a new p
 many, in turn; medians. The line through both gives a start-up and what a sample takes. Processor time and memory (PSS,
 the most at a time) are of the run's process and of all that it starts, looked at every quarter of a second.
 
-The stages' rates are of scenes 512 pixels wide, on one core. From them the plan works out what a million pairs of a
+The stages' rates are of scenes 512 pixels wide. From them the plan works out what a million pairs of a
 region and its phrase would take and cost on GPUs. The rate of a GPU and its price are assumptions, not measured here.
 Linux only.
 """
@@ -211,11 +211,12 @@ def overhead(of: Sequence[Path], folder: Path, scope: Scope, ways: Sequence[str]
 
 
 def seconds(call: Callable[[], Any], rounds: int) -> float:
-    return median(in_turn({"": call}, rounds)[""].wall)
+    """Of the processor."""
+    return median(in_turn({"": call}, rounds)[""].cpu)
 
 
 def rates(folder: Path, scope: Scope, names: Sequence[str], model: str) -> dict[str, float]:
-    """Seconds a picture of each stage, on one core."""
+    """Processor seconds a picture of each stage."""
     shard = write(folder / "large.tar", (of_scene(seed, 512) for seed in range(scope.pictures)))
     samples = list(grit.read(shard, Ledger()))
     found = {"reading": seconds(lambda: list(grit.read(shard, Ledger())), scope.rounds)}
@@ -246,7 +247,7 @@ def rates(folder: Path, scope: Scope, names: Sequence[str], model: str) -> dict[
 
 
 def stages(found: Mapping[str, float]) -> str:
-    rows = ["| stage | ms a picture | pictures/s |", "|---|---|---|"]
+    rows = ["| stage | processor ms a picture | pictures/s of a core |", "|---|---|---|"]
     rows += [f"| {name} | {1000 * taken:.2f} | {1 / taken:.0f} |" for name, taken in found.items()]
     return "\n".join(rows)
 
@@ -293,7 +294,7 @@ def planned(plans: Sequence[Plan]) -> str:
     plan = plans[0]
     notes = [
         f"Estimates, for a million pairs of a region and its phrase, {plan.pairs:.2f} of a picture.",
-        f"Measured: {1000 * plan.cpu:.1f} ms a picture for reading, filters and writing.",
+        f"Measured: {1000 * plan.cpu:.1f} ms of a core a picture for reading, filters and writing.",
         f"Assumed: {plan.gpu_rate:g} pictures/s of a GPU in the model, {plan.price:g} for its hour,",
         f"{plan.start:g} s until a worker has its model, storage that keeps up. Workers on a GPU: {plan.workers}.",
     ]
