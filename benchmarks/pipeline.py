@@ -1,15 +1,15 @@
 """What do processes and Ray add to the plain loop, what memory does it all need, and what would a GPU cluster cost?
 
-python -m benchmarks.pipeline
-python -m benchmarks.pipeline --segmenter hf:facebook/sam-vit-base --model ViT-B/16 --gpu-rate 6.7 --price 2.5
-python -m benchmarks.pipeline --quick      # one small round: that all leave the same bytes, not how fast they are
+OMP_NUM_THREADS=1 python -m benchmarks.pipeline
+OMP_NUM_THREADS=1 python -m benchmarks.pipeline --segmenter hf:facebook/sam-vit-base --model ViT-B/16 --gpu-rate 6.7
+python -m benchmarks.pipeline --quick    # one small round: that all leave the same bytes, not how fast they are
 
 Drawn scenes, 128 pixels wide, through annotate-grounding with the segmenter `colour`: in one process, in two, and on a
-local Ray with two workers, which must leave the same bytes. Each way does few samples and many, in turn; medians. The
-line through both times gives a start-up and a time per sample; that times the workers is what a sample takes of one
-worker. Memory is the most that the run's processes hold together (PSS, looked at every 50 ms), in a run of its own.
+local Ray with two workers, which must leave the same bytes. Each run is a new process; each way does few samples and
+many, in turn; medians. The line through both gives a start-up and what a sample takes. Processor time and memory (PSS,
+the most at a time) are of the run's process and of all that it starts, looked at every quarter of a second.
 
-The stages' rates are of scenes 512 pixels wide, on one core. From them the plan works out what a million pairs of a
+The stages' rates are of scenes 512 pixels wide. From them the plan works out what a million pairs of a
 region and its phrase would take and cost on GPUs. The rate of a GPU and its price are assumptions, not measured here.
 Linux only.
 """
@@ -21,9 +21,10 @@ import io
 import json
 import math
 import multiprocessing
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -48,10 +49,10 @@ BOXES = 137 / 91  # of a picture of GRIT (arXiv 2306.14824, table 1: 137 million
 WORK = AnnotateGrounding("colour", duplicates="keep")
 
 Way = Callable[[Sequence[Path], Path], Any]
-WAYS: dict[str, tuple[int, Way]] = {  # workers, and what does the shards
-    "plain loop": (1, partial(run, WORK)),
-    "2 processes": (2, partial(run, WORK, workers=2)),
-    "local Ray, 2 workers": (2, partial(run, WORK, workers=2, cluster=Cluster())),
+WAYS: dict[str, Way] = {
+    "plain loop": partial(run, WORK),
+    "2 processes": partial(run, WORK, workers=2),
+    "local Ray, 2 workers": partial(run, WORK, workers=2, cluster=Cluster()),
 }
 
 
@@ -124,78 +125,97 @@ def line_through(few: tuple[float, float], many: tuple[float, float]) -> tuple[f
     return few[1] - slope * few[0], slope
 
 
-def overhead(of: Sequence[Path], folder: Path, scope: Scope, ways: Sequence[str]) -> str:
-    calls = {(way, count): partial(do, WAYS[way][1], of[:count], folder) for way in ways for count in scope.shards}
-    times = in_turn({f"{way} {count}": call for (way, count), call in calls.items()}, scope.rounds, warm_up=0)
-    rows = ["| way | start-up, s | samples/s | ms of a worker a sample | of that, above the plain loop |"]
-    rows.append("|---|---|---|---|---|")
-    plain: float | None = None
-    for way in ways:
-        few, many = ((count * scope.samples, median(times[f"{way} {count}"].wall)) for count in scope.shards)
-        start, slope = line_through(few, many)
-        ms = 1000 * slope * WAYS[way][0]
-        plain = ms if plain is None else plain
-        added = "" if way == ways[0] else f"{ms - plain:+.2f} ms, {ms / plain - 1:+.0%}"
-        rows.append(f"| {way} | {start:.1f} | {1 / slope:.0f} | {ms:.2f} | {added} |")
-    sizes = " and ".join(f"{count * scope.samples}" for count in scope.shards)
-    rows += ["", f"{sizes} samples, {scope.samples} in a shard. All ways left the same bytes."]
-    return "\n".join(rows)
+@dataclass(frozen=True)
+class Spent:
+    """By a run."""
+
+    wall: float  # seconds
+    cpu: float  # seconds of all its processes
+    memory: float  # bytes, at most
 
 
-# --- memory ---
-
-
-def held(process: int) -> int:
-    """Bytes that a process and all that it has started hold, each page once (PSS)."""
+def processes(root: int) -> Iterator[tuple[int, float]]:
+    """A process and all that it has started, with the processor seconds of each until now."""
     children: dict[int, list[int]] = {}
+    seconds: dict[int, float] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    found, left = 0, [process]
+            fields = stat.read_text().rpartition(")")[2].split()
+            number = int(stat.parent.name)
+            children.setdefault(int(fields[1]), []).append(number)
+            seconds[number] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    left = [root]
     while left:
         number = left.pop()
         left += children.get(number, [])
+        if number in seconds:
+            yield number, seconds[number]
+
+
+def held(root: int) -> int:
+    """Bytes that a process and all that it has started hold, each page once (PSS)."""
+    found = 0
+    for number, _ in processes(root):
         with suppress(OSError):
             lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
             found += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return found
 
 
-def peak(way: str, of: Sequence[Path], folder: Path) -> int:
-    """The most bytes that a run in a new process holds, with all that it starts."""
+def watched(way: str, of: Sequence[Path], folder: Path) -> Spent:
+    """A run in a new process."""
     process = multiprocessing.get_context("spawn").Process(target=do_as, args=(way, of, folder))
+    start = time.perf_counter()
     process.start()
-    most = 0
+    most, seconds = 0, dict[int, float]()
     while process.is_alive():
         most = max(most, held(process.pid or 0))
-        time.sleep(0.05)
+        seconds.update(processes(process.pid or 0))
+        process.join(0.25)
     assert process.exitcode == 0
-    return most
+    return Spent(time.perf_counter() - start, sum(seconds.values()), most)
 
 
 def do_as(way: str, of: Sequence[Path], folder: Path) -> None:
-    do(WAYS[way][1], of, folder)
+    do(WAYS[way], of, folder)
 
 
-def memory(of: Sequence[Path], folder: Path, scope: Scope, ways: Iterable[str]) -> str:
+def overhead(of: Sequence[Path], folder: Path, scope: Scope, ways: Sequence[str]) -> str:
+    spent: dict[tuple[str, int], list[Spent]] = {(way, count): [] for way in ways for count in scope.shards}
+    for _ in range(scope.rounds):
+        for (way, count), runs in spent.items():
+            runs.append(watched(way, of[:count], folder))
     few, many = (count * scope.samples for count in scope.shards)
-    rows = [f"| way | MiB, {few} samples | MiB, {many} samples |", "|---|---|---|"]
+    rows = ["| way | start-up, s | samples/s | processor ms a sample | of that, above the plain loop "]
+    rows[0] += f"| MiB, {few} samples | MiB, {many} samples |"
+    rows.append("|---|---|---|---|---|---|---|")
+    plain = 0.0
     for way in ways:
-        found = [peak(way, of[:count], folder) / 2**20 for count in scope.shards]
-        rows.append(f"| {way} | {found[0]:.0f} | {found[1]:.0f} |")
-    return "\n".join(rows)
+
+        def typical(of: str, way: str = way) -> tuple[float, float]:
+            first, last = (median(getattr(run, of) for run in spent[way, count]) for count in scope.shards)
+            return first, last
+
+        walls, cpus, memories = (typical(of) for of in ("wall", "cpu", "memory"))
+        start, slope = line_through((few, walls[0]), (many, walls[1]))
+        ms = 1000 * line_through((few, cpus[0]), (many, cpus[1]))[1]
+        plain = plain or ms
+        added = "" if way == ways[0] else f"{ms - plain:+.2f} ms, {ms / plain - 1:+.0%}"
+        sizes = " | ".join(f"{size / 2**20:.0f}" for size in memories)
+        rows.append(f"| {way} | {start:.1f} | {1 / slope:.0f} | {ms:.2f} | {added} | {sizes} |")
+    return "\n".join([*rows, "", f"{scope.samples} samples in a shard. All ways left the same bytes."])
 
 
 # --- stages ---
 
 
 def seconds(call: Callable[[], Any], rounds: int) -> float:
-    return median(in_turn({"": call}, rounds)[""].wall)
+    """Of the processor."""
+    return median(in_turn({"": call}, rounds)[""].cpu)
 
 
 def rates(folder: Path, scope: Scope, names: Sequence[str], model: str) -> dict[str, float]:
-    """Seconds a picture of each stage, on one core."""
+    """Processor seconds a picture of each stage."""
     shard = write(folder / "large.tar", (of_scene(seed, 512) for seed in range(scope.pictures)))
     samples = list(grit.read(shard, Ledger()))
     found = {"reading": seconds(lambda: list(grit.read(shard, Ledger())), scope.rounds)}
@@ -224,7 +244,7 @@ def rates(folder: Path, scope: Scope, names: Sequence[str], model: str) -> dict[
 
 
 def stages(found: Mapping[str, float]) -> str:
-    rows = ["| stage | ms a picture | pictures/s |", "|---|---|---|"]
+    rows = ["| stage | processor ms a picture | pictures/s of a core |", "|---|---|---|"]
     rows += [f"| {name} | {1000 * taken:.2f} | {1 / taken:.0f} |" for name, taken in found.items()]
     return "\n".join(rows)
 
@@ -271,7 +291,7 @@ def planned(plans: Sequence[Plan]) -> str:
     plan = plans[0]
     notes = [
         f"Estimates, for a million pairs of a region and its phrase, {plan.pairs:.2f} of a picture.",
-        f"Measured: {1000 * plan.cpu:.1f} ms a picture for reading, filters and writing.",
+        f"Measured: {1000 * plan.cpu:.1f} ms of a core a picture for reading, filters and writing.",
         f"Assumed: {plan.gpu_rate:g} pictures/s of a GPU in the model, {plan.price:g} for its hour,",
         f"{plan.start:g} s until a worker has its model, storage that keeps up. Workers on a GPU: {plan.workers}.",
     ]
@@ -296,7 +316,6 @@ def main() -> None:
         folder = Path(temporary)
         of = shards(folder, scope.shards[1], scope.samples)
         print(f"{overhead(of, folder, scope, args.ways)}\n", flush=True)
-        print(f"{memory(of, folder, scope, dict.fromkeys([args.ways[0], args.ways[-1]]))}\n", flush=True)
         found = rates(folder, scope, list(dict.fromkeys(["colour", args.segmenter])), args.model)
     print(f"{stages(found)}\n")
     cpu = sum(found[name] for name in ("reading", "filters", "writing"))
