@@ -8,7 +8,7 @@ test = ["pytest>=8", "setuptools>=77", "wheel", "open_clip_torch>=2.24", "transf
 train = ["filelock", "pycocotools", "webdataset"]
 evaluation = ["matplotlib", "jinja2", "pycocotools"]
 onnx = ["onnxruntime", "onnx"]
-pipeline = ["ray[data]", "filelock", "transformers>=5", "webdataset", "pycocotools", "pyarrow", "scipy"]
+pipeline = ["ray[data]>=2.60", "filelock", "transformers>=5", "webdataset", "pycocotools", "pyarrow", "scipy"]
 diffusion = ["diffusers>=0.42", "transformers>=5", "accelerate"]
 bench = ["open_clip_torch>=2.24", "transformers>=5", "openai-clip", "onnxruntime", "onnx", "onnxscript"]
 

@@ -201,7 +201,7 @@ def kill_workers(process: subprocess.Popen, out: Path) -> tuple[set[str], int]:
     while process.poll() is None:
         peak = max(peak, held(process.pid))
         parts = (part.name.split(".") for part in sorted(out.glob(".*.tar.*.part")))
-        working = {shard: int(worker) for _, shard, _, worker, _ in parts if is_worker(worker)}
+        working = {shard: int(worker) for _, shard, _, worker, *_ in parts if is_worker(worker)}
         new = sorted(working.keys() - killed)
         if len(working) > 1 and new and time.monotonic() > last + 4:
             with suppress(ProcessLookupError):

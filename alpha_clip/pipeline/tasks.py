@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
+from uuid import uuid4
 
 from ..evaluation.records import write_whole
 from ..hashes import sha256
@@ -71,7 +72,7 @@ def make(shard: Path, folder: Path, task: Task) -> None:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}.part")  # machines may share a process number
     try:
         with part.open("wb") as file:
             yield file
