@@ -107,7 +107,8 @@ def train_base(out: Path, words: Vocabulary, steps: dict[str, int], device: str)
 
 def tuned(out: Path, words: Vocabulary, steps: int, use: str, device: str) -> nn.Module:
     """Stage 2 from the base, with the settings of examples/tiny; `use` is that of `Regions`, "alpha" or "crops"."""
-    model: Any = from_pretrained(SiglipModel, out / "base").to(device)
+    model: Any = from_pretrained(SiglipModel, out / "base")
+    model.to(device)
     config = TrainConfig(
         steps, batch_size=BATCH // 3, optimizer="muon", lr=1e-3, alpha_lr=3e-3, weight_decay=0.05, distill=3.0, seed=3
     )

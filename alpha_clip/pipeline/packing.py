@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from .ledger import Ledger
 from .samples import Sample
 
 
-def write(samples: Iterable[Sample], file: BinaryIO, ledger: Ledger) -> None:
+def write(samples: Iterable[Sample], file: IO[bytes], ledger: Ledger) -> None:
     """Write a shard; its bytes follow from the samples alone. The regions are counted as written.
 
     Raises:
