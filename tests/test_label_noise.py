@@ -230,7 +230,7 @@ def test_an_arm_from_its_shards_to_its_row(study, tmp_path, monkeypatch):
     wrong = "30% wrong masks and phrases"
     monkeypatch.setattr(study, "ARMS", {name: study.ARMS[name] for name in (study.EXACT, wrong, study.COLOUR)})
     monkeypatch.setattr(study, "UNTRAINED", {"crop": "crop"})
-    small = study.Study(tmp_path, pictures=40, scenes=3)
+    small = study.Study(tmp_path, pictures=40, steps=2, scenes=3)
     small.draw()
     for name in study.ARMS:
         small.make(name)
@@ -254,10 +254,10 @@ def test_an_arm_from_its_shards_to_its_row(study, tmp_path, monkeypatch):
 
 
 @PLAIN
-def test_a_run_begins_with_plain_tiny_and_sees_each_picture_once(study, labels, tmp_path, monkeypatch):
+def test_a_run_begins_with_plain_tiny_and_reads_the_shards_of_its_arm(study, labels, tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(study, "finetune", lambda model, data, config: trained.append((model, data, config)))
-    small = study.Study(tmp_path, pictures=40, scenes=2)
+    small = study.Study(tmp_path, pictures=40, steps=2, scenes=2)
     small.draw()
     small.train(study.EXACT, 3)
     ((model, data, config),) = trained

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
@@ -35,7 +35,7 @@ from alpha_clip.evaluation.records import write_whole
 from alpha_clip.model import CLIP
 from alpha_clip.pipeline import AnnotateGrounding, inspect, run
 from alpha_clip.scenes import HELD_OUT, STYLES, draw_scene
-from alpha_clip.training import TrainConfig, finetune
+from alpha_clip.training import Picture, TrainConfig, finetune
 from alpha_clip.training.check import check
 from alpha_clip.training.pictures import RegionShards, write_shards
 
@@ -74,7 +74,8 @@ class Study:
     """Where all of it lies, and how large it is."""
 
     out: Path
-    pictures: int  # that each arm is trained on, once
+    pictures: int  # in the shards of each arm
+    steps: int  # of 20 pictures; where these are fewer than there are, none is seen twice
     scenes: int  # of each style that it is measured on
 
     def shards(self, name: str) -> Path:
@@ -98,20 +99,20 @@ class Study:
         if arm.work:
             run(arm.work, sorted(self.shards(GRIT).glob("*.tar")), self.shards(name))
         else:
-            phrases = [[region.phrase for region in picture.regions] for picture in RegionShards(self.shards(EXACT))]
+            phrases = [[region.phrase for region in picture.regions] for picture in stored(self.shards(EXACT))]
             wrong = Wrong(phrases, arm.masks, arm.phrases)
             once(self.shards(name), lambda part: write_shards(wrong(drawn(self.pictures)), part, PER_SHARD))
 
     def describe(self, name: str) -> None:
         """Note what the checker says and how good the labels are; make the pipeline's pages to look at."""
-        exact, made = RegionShards(self.shards(EXACT)), RegionShards(self.shards(name))
+        folder, exact = self.shards(name), RegionShards(self.shards(EXACT))
         number = {key: k for k, key in enumerate(exact.keys)}
         # Captions come after everything that may leave a region out.
-        named = RegionShards(self.shards(COLOUR if ARMS[name].work else EXACT))
-        found = quality(made, named, lambda key: exact[number[key]])
+        named = stored(self.shards(COLOUR if ARMS[name].work else EXACT))
+        found = quality(stored(folder), named, lambda key: exact[number[key]])
         if ARMS[name].work:
-            inspect(self.shards(name))
-        write_whole(self.labels(name), json.dumps({"check": str(check(made)), **asdict(found)}, indent=1))
+            inspect(folder)
+        write_whole(self.labels(name), json.dumps({"check": str(check(RegionShards(folder))), **asdict(found)}))
 
     # --- the runs ---
 
@@ -121,14 +122,18 @@ class Study:
         model, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=None)
         view = UNTRAINED.get(name, "mask")
         if name in ARMS:
-            steps = self.pictures // BATCH
             config = TrainConfig(
-                steps, batch_size=BATCH, optimizer="muon", lr=1e-3, alpha_lr=3e-3, weight_decay=0.05, distill=3.0,
-                warmup=steps // 10, seed=seed, workers=0,
+                self.steps, batch_size=BATCH, optimizer="muon", lr=1e-3, alpha_lr=3e-3, weight_decay=0.05, distill=3.0,
+                warmup=self.steps // 10, seed=seed, workers=0,
             )  # fmt: skip
             finetune(model, RegionShards(self.shards(name)), config)
         seen = {style: seen_regions(model, view, style, self.scenes) for style in STYLES}
         write_whole(self.result(name, seed), json.dumps({"seen": seen, "cosine": kept(model, base, self.scenes)}))
+
+
+def stored(folder: Path) -> Iterator[Picture]:
+    shards = RegionShards(folder)
+    return (shards[k] for k in range(len(shards)))
 
 
 def _slug(name: str) -> str:
@@ -247,13 +252,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/label_noise"), help="folder for shards and results")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm; %(default)s")
-    parser.add_argument("--pictures", type=int, default=12_000, help="of each arm, each seen once; %(default)s")
+    parser.add_argument("--pictures", type=int, default=12_000, help="in the shards of each arm; %(default)s")
+    parser.add_argument("--steps", type=int, default=400, help=f"of each run, {BATCH} pictures each; %(default)s")
     parser.add_argument("--scenes", type=int, default=1000, help="unseen, of each style; %(default)s")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; %(default)s")
-    parser.add_argument("--quick", action="store_true", help="one seed, 60 pictures, 6 scenes: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="one seed, a few pictures: to see that it works")
     args = parser.parse_args()
-    seeds, pictures, scenes = (1, 60, 6) if args.quick else (args.seeds, args.pictures, args.scenes)
-    study, wanted = Study(args.out, pictures, scenes), {"pictures": pictures, "scenes": scenes}
+    wanted = {"pictures": args.pictures, "steps": args.steps, "scenes": args.scenes}
+    seeds = args.seeds
+    if args.quick:
+        wanted, seeds = {"pictures": 60, "steps": 3, "scenes": 6}, 1
+    study = Study(args.out, **wanted)
     args.out.mkdir(parents=True, exist_ok=True)
     if (claim := args.out / "settings.json").exists() and (found := json.loads(claim.read_text())) != wanted:
         parser.error(f"{args.out} is of a study with {found}, not {wanted}: name another --out")
