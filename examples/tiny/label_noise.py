@@ -216,23 +216,29 @@ def table(study: Study, results: Results) -> str:
     return "\n".join(lines)
 
 
-def draw(results: Results, path: Path) -> None:
-    """Accuracy against the share of wrong labels, a panel for each style; levels of the other arms are dashed."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+def draw(study: Study, results: Results, path: Path) -> None:
+    """Accuracy against the share of wrong labels, a panel for each style.
+
+    A pipeline's arm is where its wrong masks (IoU below 0.5) or phrases are, whichever are more.
+    """
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
     panels = figure.subplots(1, len(STYLES), sharey=True)
-    others = [name for name, arm in ARMS.items() if arm.work]
-    others += [name for name, view in UNTRAINED.items() if view == "crop"]
     for panel, style in zip(panels, STYLES, strict=True):
         for marker, name in zip("osD", LINES, strict=True):
             right = [results.of(arm, style).mean() for arm in (EXACT, f"10% {name}", f"30% {name}")]
             panel.plot([0, 10, 30], 100 * np.array(right), marker + "-", label=name)
-        for number, name in enumerate(others, len(LINES)):
-            panel.axhline(100 * results.of(name, style).mean(), color=f"C{number}", linestyle="--", label=name)
+        for marker, name in zip("*Pv", [name for name, arm in ARMS.items() if arm.work], strict=True):
+            labels = json.loads(study.labels(name).read_text())
+            wrong = max(labels["misplaced"], labels["misnamed"])
+            panel.plot(100 * wrong, 100 * results.of(name, style).mean(), f"k{marker}", label=name, markersize=8)
+        for line, name in zip(("--", ":"), UNTRAINED, strict=True):
+            level = 100 * results.of(name, style).mean()
+            panel.axhline(level, color="grey", linestyle=line, label=name.replace("`", ""))
         panel.set(title=style + (" (as in training)" if style == STYLES[0] else " (unseen)"), ylim=(0, 100))
         panel.set_xlabel("wrong labels, % of the regions")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("regions named right, %")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     part = path.with_name(f".{path.name}.part")
     figure.savefig(part, format="png", dpi=110)
     os.replace(part, path)
@@ -287,7 +293,7 @@ def main() -> None:
         print(f"{name}: {json.loads(study.labels(name).read_text())['check']}")
     print(*(f"\nto look at: {study.shards(name) / 'inspect.html'}" for name, arm in ARMS.items() if arm.work), sep="")
     results = Results(study, args.seeds)
-    draw(results, args.out / "label_noise.png")
+    draw(study, results, args.out / "label_noise.png")
     print(f"\n{table(study, results)}\n\n{args.out / 'label_noise.png'}")
 
 
