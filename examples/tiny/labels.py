@@ -1,0 +1,215 @@
+"""Drawn scenes as training shards: with exact labels, with labels that a pipeline made, with labels that are wrong.
+
+Phrases and captions hold nouns alone, so that a phrase is right or wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from data import SIZE, with_article
+from PIL import Image
+from webdataset import TarWriter
+
+from alpha_clip import masks
+from alpha_clip.evaluation import subjects
+from alpha_clip.pipeline import AnnotateGrounding, Caption, ClipCaptioner, Segmenter, Stage
+from alpha_clip.pipeline.caption import Background
+from alpha_clip.pipeline.grounding import Grounding
+from alpha_clip.scenes import HELD_OUT, NOUNS, draw_scene
+from alpha_clip.training import Picture, Region
+from alpha_clip.training.pictures import QUALITY
+from alpha_clip.transforms import mask_box
+
+FIRST_SEED = 6_000_000_000  # neither train.py nor ablations.py nor evaluate.py draws there
+PER_SHARD = 500  # pictures
+
+Phrases = Sequence[Sequence[str]]  # of each picture's regions
+
+
+def drawn(count: int) -> Iterator[Picture]:
+    """So many pictures with exact masks; their keys are the scenes' seeds.
+
+    Held-out nouns are in captions only, as in the training of `tiny`; a scene of nothing else is left out.
+    """
+    seed = FIRST_SEED
+    while count:
+        scene = draw_scene(seed, SIZE, objects=(1, 5), scale=(0.28, 0.6), overlap=0.3, attributes=0.0)
+        named = [region for region in scene.regions if region.noun not in HELD_OUT]
+        if named:
+            caption = ", ".join(with_article(region.phrase) for region in scene.regions)
+            regions = tuple(Region(with_article(region.phrase), region.mask) for region in named)
+            yield Picture(str(seed), Image.fromarray(scene.image), caption, regions)
+            count -= 1
+        seed += 1
+
+
+def once(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill the folder under a temporary name, unless it is there."""
+    if not folder.exists():
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was stopped
+        part.mkdir(parents=True)
+        write(part)
+        os.replace(part, folder)
+
+
+# --- what the pipeline is given, and what it makes of it ---
+
+
+def write_grit(pictures: Iterable[Picture], folder: Path) -> None:
+    """As img2dataset writes GRIT: the words' places in the caption with their boxes, and no masks."""
+    source, number = iter(pictures), 0
+    while some := list(islice(source, PER_SHARD)):
+        with TarWriter(str(folder / f"{number:06d}.tar"), mtime=0, encoder=False) as writer:
+            for picture in some:
+                writer.write(_of_grit(picture))
+        number += 1
+
+
+def _of_grit(picture: Picture) -> dict[str, str | bytes]:
+    caption, size = str(picture.caption), np.tile(picture.image.size, 2)
+    expressions = []
+    for region in picture.regions:
+        start = f"{caption},".index(f"{region.phrase},")
+        corners = (np.array(mask_box(region.mask)) / size).tolist()
+        expressions.append([start, start + len(region.phrase), *corners, 1.0])
+    jpg = io.BytesIO()
+    picture.image.save(jpg, "JPEG", quality=QUALITY)  # as `write_shards` does
+    record = {"caption": caption, "ref_exps": expressions, "url": f"scene:{picture.key}"}
+    return {"__key__": picture.key, "jpg": jpg.getvalue(), "json": json.dumps(record).encode()}
+
+
+@dataclass(frozen=True)
+class AnnotateAndCaption(AnnotateGrounding):
+    """Annotate grounding, and then forget the phrases: plain `tiny` says which noun each region's crop is nearest to.
+
+    The crop's background is as of `Caption`.
+    """
+
+    background: Background = "white"
+
+    @property
+    def texts(self) -> list[str]:
+        return [with_article(noun) for noun in NOUNS]
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "command": "annotate and caption", "texts": self.texts}
+
+    def prepare(self) -> Grounding:
+        plain = subjects.find("tiny", self.device).base
+        assert plain is not None
+        grounding = super().prepare()
+        return _Captioned(self, grounding.segmenter, Caption(ClipCaptioner(plain, self.texts), self.background))
+
+
+class _Captioned(Grounding):
+    def __init__(self, work: AnnotateGrounding, segmenter: Segmenter, caption: Caption) -> None:
+        super().__init__(work, segmenter)
+        self.caption = caption
+        self.models = {**self.models, "captioner": caption.captioner.identity}
+
+    def stages(self) -> list[Stage]:
+        return [*super().stages(), self.caption]
+
+
+# --- labels that are wrong ---
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Gives shares of all regions another region's mask, and another region's phrase. Which ones follows from the seed.
+
+    A wrong mask is that of another region of the picture, as of a segmenter that took the neighbour; in a picture of
+    one region it is the region's own, moved to where it covers least of it. A wrong phrase is one of other pictures'
+    that is not true of anything here. Masks and phrases are drawn apart from each other. Who is wrong at a low share is
+    wrong at a higher one, and in the same way.
+    """
+
+    phrases: Phrases  # of all pictures, in their order
+    masks_share: float = 0.0
+    phrases_share: float = 0.0
+    seed: int = 0
+
+    def __call__(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
+        """The pictures, in the order of the phrases; all masks are theirs, and none is changed."""
+        first = 0
+        for number, picture in enumerate(pictures):
+            rng = np.random.default_rng([self.seed, number])
+            places = range(first, first + len(picture.regions))
+            wrong = zip(self._other_masks(picture, rng), self._other_phrases(number, rng), strict=True)
+            regions = [
+                replace(
+                    region,
+                    mask=mask if place in self._with_mask else region.mask,
+                    phrase=phrase if place in self._with_phrase else region.phrase,
+                )
+                for place, region, (mask, phrase) in zip(places, picture.regions, wrong, strict=True)
+            ]
+            yield replace(picture, regions=tuple(regions))
+            first = places.stop
+
+    @cached_property
+    def _with_mask(self) -> set[int]:
+        return self._chosen(self.masks_share, 0)
+
+    @cached_property
+    def _with_phrase(self) -> set[int]:
+        return self._chosen(self.phrases_share, 1)
+
+    def _chosen(self, share: float, kind: int) -> set[int]:
+        """Numbers of regions, counted through all pictures; the first so many of an order that is always the same."""
+        count = sum(map(len, self.phrases))
+        order = np.random.default_rng([self.seed, kind, count]).permutation(count)
+        return set(order[: round(share * count)].tolist())
+
+    @cached_property
+    def _vocabulary(self) -> list[str]:
+        return sorted({phrase for some in self.phrases for phrase in some})
+
+    def _other_masks(self, picture: Picture, rng: np.random.Generator) -> list[np.ndarray]:
+        true = [region.mask for region in picture.regions]
+        if len(true) == 1:
+            return [masks.aside(true[0], true[0])[0]]
+        steps = rng.integers(1, len(true), size=len(true))
+        return [true[(k + step) % len(true)] for k, step in enumerate(steps.tolist())]
+
+    def _other_phrases(self, number: int, rng: np.random.Generator) -> list[str]:
+        own = self.phrases[number]
+        others = [phrase for phrase in self._vocabulary if phrase not in own]
+        return [str(phrase) for phrase in rng.permutation(others)[: len(own)]]
+
+
+# --- how good labels are ---
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is right of a set of labels."""
+
+    regions: int
+    overlap: float  # mean IoU of the masks with the exact ones
+    misplaced: float  # share of the masks that overlap the exact ones by less than half
+    misnamed: float  # share of the phrases that are not the region's
+
+
+def quality(labelled: Iterable[Picture], named: Iterable[Picture], exact: Callable[[str], Picture]) -> Quality:
+    """Of `labelled`, whose regions are those of `named`, which has the true phrases; `exact` finds a picture by key."""
+    overlaps, wrong = [], 0
+    for picture, same in zip(labelled, named, strict=True):
+        true = {region.phrase: region.mask for region in exact(picture.key).regions}
+        for region, names in zip(picture.regions, same.regions, strict=True):
+            overlaps.append(masks.iou(region.mask, true[names.phrase]))
+            wrong += region.phrase != names.phrase
+    found = np.array(overlaps)
+    return Quality(len(found), float(found.mean()), float((found < 0.5).mean()), wrong / len(found))
