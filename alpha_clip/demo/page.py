@@ -335,7 +335,7 @@ def _slider(label: str, at: float) -> gr.Slider:
     return gr.Slider(0, 100, at, step=1, label=f"{label}, %", buttons=[], min_width=130)
 
 
-def _editable(picture: Image.Image) -> dict[str, Any]:
+def _editable(picture: Image.Image) -> Any:  # an `EditorValue`
     return {"background": picture, "layers": [], "composite": None}
 
 
