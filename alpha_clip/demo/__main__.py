@@ -88,8 +88,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _warn(text: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"alpha_clip.demo: {' '.join(str(text).split())}", file=sys.stderr)  # noqa: T201
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"alpha_clip.demo: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -230,7 +230,8 @@ class Page:
             told = [self._embedding, self._target, *said]
             self._target.select(self._tapped, [self._embedding, *seen], [*self._point, *told], **slow)
             gr.on([s.input for s in self._point], self._clicked, [*self._point, self._embedding, *seen], told, **slow)
-        self._labels.input(self._answer, [self._photo, self._region, self._labels], self._answers, **quick)
+        # `input` fires on keys alone.
+        self._labels.change(self._answer, [self._photo, self._region, self._labels], self._answers, **quick)
         self._looks.input(self._look, [self._photo, self._region, self._looks], self._heat, **quick)
         if self._finder:
             gr.on([self._search.click, self._wanted.submit], self._find, self._wanted, self._found, **slow)
@@ -334,7 +335,7 @@ def _slider(label: str, at: float) -> gr.Slider:
     return gr.Slider(0, 100, at, step=1, label=f"{label}, %", buttons=[], min_width=130)
 
 
-def _editable(picture: Image.Image) -> dict[str, Any]:
+def _editable(picture: Image.Image) -> Any:  # an `EditorValue`
     return {"background": picture, "layers": [], "composite": None}
 
 

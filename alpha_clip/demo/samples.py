@@ -36,5 +36,5 @@ def samples() -> list[Sample]:
 def _draw(name: str, seed: int, nouns: tuple[str, ...]) -> Sample:
     scene = draw_scene(seed, _SIDE, objects=(4, 4), nouns=nouns, scale=(0.35, 0.5), overlap=0.0)
     boxes = {region.noun: region.box for region in scene.regions}
-    labels = tuple(f"{'an' if noun[0] in 'aeio' else 'a'} {noun}" for noun in nouns)
+    labels = tuple(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in nouns)
     return Sample(name, Image.fromarray(scene.image), labels, tuple(boxes[noun] for noun in nouns))

@@ -57,7 +57,7 @@ _CSS = """
   background: center / cover #fff; border-radius: 5px;
 }
 .sample:hover { border-color: #d6204e; }
-#upload { min-width: 0 !important; border-radius: 8px; }
+#upload { min-width: 0 !important; height: auto !important; border-radius: 8px; }
 #upload button .wrap { min-height: 0; padding: 1.6rem 0.3rem 0; font-size: 0.82rem; line-height: 1.25; }
 
 /* Hidden here and not by gradio, which takes what is hidden out of the page, and the strokes with it. */
@@ -68,10 +68,12 @@ _CSS = """
 /* There is one colour; and these three would take away the picture with the strokes. */
 #editor button:is([aria-label="Color"], [aria-label="Undo"], [aria-label="Redo"], [aria-label="Clear canvas"]),
 #editor .top-panel .separator { display: none; }
+#editor .top-panel { padding-right: 0.4rem; }
 .sliders .form { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); flex-grow: 1; }
 .below { align-items: center; }
 #again { flex-grow: 0; min-width: 7rem; }
 
+#answers, #answers .html-container { padding: 0 !important; }
 .answers { display: grid; gap: 0.7rem; }
 .answers .group { padding: 0.6rem 0.8rem; background: #fff; border: 1px solid #d9dde5; border-radius: 8px; }
 .answers h3 { font-size: 1.02rem; margin: 0; }
@@ -100,6 +102,7 @@ _CSS = """
   .gradio-container .main { padding-left: 0.6rem !important; padding-right: 0.6rem !important; }
   .gradio-container h1 { font-size: 1.45rem; }
   .pictures { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  #upload { grid-column: 1 / -1; height: 7rem !important; }
   #editor { height: 390px !important; }
   .answers li { grid-template-columns: minmax(0, 6.5rem) 1fr 3.9rem; gap: 0.4rem; }
 }
