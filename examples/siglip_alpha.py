@@ -1,6 +1,6 @@
 """An alpha channel for a SigLIP, from nothing: train a small one on drawn scenes, give it alpha, measure it.
 
-    python examples/siglip_alpha.py --out runs/siglip    # half an hour on two CPU cores
+    python examples/siglip_alpha.py --out runs/siglip    # some 40 minutes on two CPU cores
     python examples/siglip_alpha.py --quick --out runs/quick    # to see that it runs
 
 1. A SiglipModel of transformers learns pictures and captions by the sigmoid loss, as in stage 1 of examples/tiny. It
