@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        _complain("interrupted; nothing that was finished is lost, and the same command goes on from there")
+        kept = "; what was indexed is kept, and the same command goes on from there"
+        _complain("interrupted" + (kept if args.command == "search" else ""))
         return 1
     except (ImportError, IndexError, OSError, RuntimeError, TypeError, ValueError) as error:
         if args.debug:

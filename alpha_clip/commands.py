@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .catalogue import available_alpha_weights
 from .mask_sources import SamMasks, grid
 from .model import CLIP
 from .regions import embed_regions
-from .search import Hit, RegionIndex, cache_folder, distinct, fill, find, sheet
+from .search import RegionIndex, cache_folder, fill, nearest, sheet
 from .search import load as load_for_search
 from .tokenizer import tokenize
 from .transforms import Preprocess, box_mask, upright
@@ -33,7 +33,6 @@ from .zero_shot import zero_shot_classifier
 
 _MASKS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _PART = 64  # masks in memory at a time
-_SPARE = 10  # times as many hits are looked for as are shown: some lie on others, or are gone
 
 
 def classify(args: argparse.Namespace) -> None:
@@ -102,8 +101,7 @@ def search(args: argparse.Namespace) -> None:
         _tell(f"{new} pictures were new, {known} known, {broken} could not be read; the index is {index.folder}")
     if new and not args.sam:
         _tell("pictures with no file of masks beside them are searched by a grid of boxes; --sam NAME knows outlines")
-    found = find(index, model, [text], _SPARE * args.k, exact=args.exact)[0]
-    hits = distinct([left for hit in found if (left := _there(hit, folder)).paths], args.k)
+    hits = nearest(index, model, text, args.k, folder, exact=args.exact)
     if not hits:
         raise ValueError(f"{args.folder} holds no picture with a region that could be found")
     if args.json:
@@ -188,11 +186,6 @@ def _open(path: str | Path) -> Image.Image:
 def _load(args: argparse.Namespace) -> tuple[CLIP, Preprocess]:
     alpha = args.alpha if args.alpha else "auto"
     return load(args.model, args.device, alpha_vision_ckpt_pth=alpha)
-
-
-def _there(hit: Hit, folder: Path) -> Hit:
-    """With those of its paths that are in the folder still: an index may be of several, and remembers what is gone."""
-    return replace(hit, paths=tuple(p for p in hit.paths if Path(p).is_relative_to(folder) and Path(p).is_file()))
 
 
 # --- what they give ---

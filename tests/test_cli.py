@@ -213,7 +213,16 @@ def test_an_interrupted_search_says_that_it_goes_on(capsys, photos, monkeypatch)
 
     monkeypatch.setattr(indexing, "look", interrupted)
     assert cli.main(["search", str(photos), "a cat"]) == 1
-    assert capsys.readouterr().err.startswith("alpha-clip: interrupted; nothing that was finished is lost")
+    assert capsys.readouterr().err.startswith("alpha-clip: interrupted; what was indexed is kept")
+
+
+def test_an_interrupted_command_that_keeps_nothing_promises_nothing(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "embed", interrupted)
+    assert cli.main(["embed", SAMPLE]) == 1
+    assert capsys.readouterr().err == "alpha-clip: interrupted\n"
 
 
 def test_what_cannot_be_searched(capsys, photos, tmp_path):

@@ -4,7 +4,7 @@ Imports the core alone.
 """
 
 from .index import Hit, RegionIndex, Settings
-from .indexing import cache_folder, distinct, fill, find, load
+from .indexing import cache_folder, distinct, fill, find, load, nearest
 from .sheet import sheet
 
-__all__ = ["Hit", "RegionIndex", "Settings", "cache_folder", "distinct", "fill", "find", "load", "sheet"]
+__all__ = ["Hit", "RegionIndex", "Settings", "cache_folder", "distinct", "fill", "find", "load", "nearest", "sheet"]

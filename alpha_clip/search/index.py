@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +144,8 @@ class RegionIndex:
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 for left in self.folder.rglob("*.part"):
-                    left.unlink()
+                    if not left.name.startswith(".index.json"):  # `create` renames it, and holds no lock
+                        left.unlink()
                 self._take_new()
                 yield
         except Timeout as error:
@@ -224,26 +227,27 @@ class RegionIndex:
 
     def hits(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> list[list[Hit]]:
         """The regions in some rows, (Q, k), without those of score -inf."""
+        paths: dict[str, list[str]] = {}
+        for path, key in reversed(self.pictures.items()):
+            paths.setdefault(key, []).append(path)
+        starts = list(accumulate(map(len, self._rows), initial=0))
+
+        def hit(score: float, row: int) -> Hit:
+            part = bisect_right(starts, row) - 1
+            record = self._rows[part][row - starts[part]]
+            x0, y0, x1, y1 = record["box"].tolist()
+            outline = np.unpackbits(record["outline"]).reshape(OUTLINE, OUTLINE).astype(bool)
+            return Hit(score, tuple(paths[self.owners[row]]), (x0, y0, x1, y1), outline)
+
         return [
-            [self._hit(score, row) for score, row in zip(*pair, strict=True) if score > -np.inf]
+            [hit(score, row) for score, row in zip(*pair, strict=True) if score > -np.inf]
             for pair in zip(scores.tolist(), rows.tolist(), strict=True)
         ]
-
-    def _hit(self, score: float, row: int) -> Hit:
-        key, part = self.owners[row], row
-        paths = [path for path, of in self.pictures.items() if of == key]
-        for rows in self._rows:
-            if part < len(rows):
-                break
-            part -= len(rows)
-        x0, y0, x1, y1 = rows[part]["box"].tolist()
-        outline = np.unpackbits(rows[part]["outline"]).reshape(OUTLINE, OUTLINE).astype(bool)
-        return Hit(score, tuple(reversed(paths)), (x0, y0, x1, y1), outline)
 
 
 def write(path: Path, content: bytes | NDArray[Any]) -> None:
     """Write a file under a temporary name, and rename it once all of it is on the disk."""
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # two processes may create the same index
     with part.open("wb") as file:
         if isinstance(content, bytes):
             file.write(content)
