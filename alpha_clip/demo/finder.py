@@ -10,11 +10,10 @@ from PIL import Image
 from ..hashes import fingerprint
 from ..mask_sources import SamMasks, grid
 from ..model import CLIP
-from ..search import RegionIndex, Settings, distinct, fill, find
+from ..search import RegionIndex, Settings, fill, nearest
 from ..search.sheet import thumbnail
 
 HITS = 8
-_SPARE = 10  # times as many are looked for: some lie on others
 
 
 class Finder:
@@ -45,5 +44,5 @@ class Finder:
 
     def __call__(self, text: str) -> list[tuple[Image.Image, str]]:
         """The nearest regions, best first, each outlined in its picture, with the picture's name."""
-        (hits,) = find(self._index, self._model, [text], _SPARE * HITS)
-        return [(thumbnail(hit), Path(hit.paths[0]).name) for hit in distinct(hits, HITS)]
+        hits = nearest(self._index, self._model, text, HITS, self.folder)  # never what lies elsewhere
+        return [(thumbnail(hit), Path(hit.paths[0]).name) for hit in hits]
