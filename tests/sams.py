@@ -14,6 +14,8 @@ DECODER = {
     "iou_head_hidden_dim": 16,
     "iou_head_depth": 2,
 }
+# Thresholds of everything mode under which random weights find masks.
+ANYTHING = {"pred_iou_thresh": -1e9, "stability_score_thresh": -1.0, "crops_nms_thresh": 0.99}
 
 
 def sam(folder: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sams import ANYTHING
 
 import alpha_clip
 from alpha_clip.mask_sources import SIDE, SamMasks, beside, grid, mask_file, masks_of, worth_it
@@ -101,7 +102,6 @@ def test_grid_covers_the_picture_by_boxes_of_three_sizes():
 
 SMALL = {"hidden_size": 32, "patch_size": 16, "mask_input_channels": 4}
 DECODER = {"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
-ANYTHING = {"pred_iou_thresh": -1e9, "stability_score_thresh": -1.0, "crops_nms_thresh": 0.99}  # of random weights
 
 
 def parts(vision, **prompt):

@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sams import SAMS
+from sams import ANYTHING, SAMS
 from test_pipeline import ROOT, assert_all_are_counted, blip2, contents, png, rejects, report, wait_for
-from test_region_examples import ANYTHING
 
 import alpha_clip
 from alpha_clip import rle, zero_shot_classifier
