@@ -100,7 +100,7 @@ def _classify(parser: argparse.ArgumentParser) -> None:
 def _embed(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("image", nargs="?", help="a picture; - reads it from the standard input")
-    what.add_argument("--text", nargs="+", help="texts, in place of a picture")
+    what.add_argument("--text", nargs="+", help="texts, in place of a picture; - reads them, one in a line")
     parser.add_argument("--out", help="a file .npy, (regions, width) float32; default: print JSON")
     _add_regions(parser)
     _add_method(parser)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .api import available_models, load
 from .attention_map import attention_map, painted
 from .catalogue import available_alpha_weights
-from .mask_sources import SamMasks, grid
+from .mask_sources import SamMasks, grid, in_words
 from .model import CLIP
 from .regions import embed_regions
 from .search import RegionIndex, cache_folder, fill, nearest, sheet
@@ -60,9 +60,11 @@ def embed(args: argparse.Namespace) -> None:
     """Write features of unit length, one row for each region of a picture, or for each text."""
     model, _ = _load(args)
     if args.text:
+        names = _lines(args.text)
+        if not names:
+            raise ValueError("no text was given, expected one or more")
         with torch.no_grad():
-            features = F.normalize(model.encode_text(tokenize(args.text, model.context_length)).float(), dim=-1)
-        names = args.text
+            features = F.normalize(model.encode_text(tokenize(names, model.context_length)).float(), dim=-1)
     else:
         regions = _regions(args)
         features = _features(model, _picture(args.image), regions, args.method)
@@ -92,8 +94,7 @@ def search(args: argparse.Namespace) -> None:
     folder = Path(args.folder).resolve()
     if not folder.is_dir():  # said before a model is loaded and an index made
         raise ValueError(f"{args.folder} is no folder: expected one of pictures")
-    otherwise = f"{args.sam} at {args.points} x {args.points} points" if args.sam else "a grid"
-    masks = f"beside the picture, else {otherwise}"
+    masks = in_words(args.sam, args.points)
     model, settings = load_for_search(args.model, args.device, args.method, masks, args.alpha or "auto")
     index = RegionIndex.create(Path(args.index) if args.index else cache_folder(folder, settings), settings)
     new, known, broken = fill(index, folder, model, SamMasks(args.sam, args.points, args.device) if args.sam else grid)

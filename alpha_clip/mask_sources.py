@@ -23,6 +23,7 @@ Masks = NDArray[np.float32]  # (K, H, W) in [0, 1]
 Source = Callable[[Image.Image], Iterable[NDArray[Any]]]  # of an upright RGB picture: masks (H, W) in [0, 1]
 
 SIDE = 768  # pixels: more than any CLIP sees, and a hundred masks of it fit in memory
+POINTS = 32  # on each side of a picture, at which SAM is asked, as its authors do
 _COARSE = 96  # pixels a side, on which masks are compared
 
 
@@ -68,6 +69,11 @@ def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(np.minimum(a, b).sum() / np.maximum(a, b).sum())
 
 
+def in_words(sam: str | None, points: int = POINTS) -> str:
+    """Where masks come from, for the settings of an index: a file beside the picture, else SAM or a grid of boxes."""
+    return f"beside the picture, else {f'{sam} at {points} x {points} points' if sam else 'a grid'}"
+
+
 # --- a file beside the picture ---
 
 
@@ -80,7 +86,7 @@ def mask_file(path: Path) -> Path | None:
 def beside(file: Path, size: tuple[int, int]) -> Iterator[NDArray[Any]]:
     """The masks in a file, of an upright picture of `size` (width, height).
 
-    * `.npz`: an array ``masks`` (K, H, W): bool, or 0 to 255 as uint8, or floats in [0, 1];
+    * `.npz`: an array ``masks`` (K, H, W): bool, or 0 and 1 or 0 to 255 as uint8, or floats in [0, 1];
     * `.png`: one number a pixel, 0 being background and any other an object;
     * `.json`: COCO's annotations of this one picture, a list or ``{"annotations": [...]}``, each with a
       ``segmentation`` of polygons or of run lengths (which need pycocotools). The files of SA-1B are such.
@@ -107,10 +113,12 @@ def _from_npz(file: Path, size: tuple[int, int]) -> Iterator[NDArray[Any]]:
         if "masks" not in arrays:
             raise ValueError(f"{file.name} holds {sorted(arrays)}, expected an array named masks")
         masks = arrays["masks"]
-    if masks.ndim != 3 or masks.dtype.kind not in "buf":
-        raise ValueError(f"{file.name} holds masks of {masks.dtype} {masks.shape}, expected bools or numbers (K, H, W)")
+    if masks.ndim != 3 or (masks.dtype.kind not in "bf" and masks.dtype != np.uint8):
+        expected = "expected (K, H, W) of bool, of uint8, or of floats from 0 to 1"
+        raise ValueError(f"{file.name} holds masks of {masks.dtype} {masks.shape}, {expected}")
+    scale = np.float32(255 if masks.dtype == np.uint8 and masks.max(initial=0) > 1 else 1)
     for mask in masks:
-        yield mask / np.float32(255) if masks.dtype == np.uint8 else mask
+        yield mask / scale
 
 
 def _from_coco(file: Path, size: tuple[int, int]) -> Iterator[NDArray[Any]]:
@@ -159,7 +167,7 @@ class SamMasks:
         OSError, ValueError: transformers cannot load `name`, or it is no such model.
     """
 
-    def __init__(self, name: str, points: int = 32, device: str | None = None, **options: Any) -> None:
+    def __init__(self, name: str, points: int = POINTS, device: str | None = None, **options: Any) -> None:
         try:
             from transformers import pipeline
         except ImportError as error:

@@ -114,6 +114,12 @@ def test_texts_are_embedded_too(capsys, tiny):
     torch.testing.assert_close(torch.tensor([row["feature"] for row in rows]), expected)
 
 
+def test_texts_come_from_a_pipe(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\na dog\n"))
+    assert [row["name"] for row in json.loads(run(capsys, "embed", "--text", "-"))] == ["a cat", "a dog"]
+    assert "no text was given" in refused(capsys, "embed", "--text", " ")
+
+
 def test_attention_is_drawn_where_the_mask_is(capsys, masks, tmp_path):
     out = tmp_path / "attention.png"
     assert run(capsys, "attention", SAMPLE, "--mask", str(masks / "1.png"), "--out", str(out)) == f"{out}\n"

@@ -28,6 +28,7 @@ def test_files_of_masks_of_all_kinds_say_the_same(two_masks, tmp_path):
     pytest.importorskip("pycocotools", reason="pip install -e '.[train]'")
     np.savez(tmp_path / "bools.npz", masks=two_masks)
     np.savez(tmp_path / "bytes.npz", masks=255 * two_masks.astype(np.uint8))
+    np.savez(tmp_path / "ones.npz", masks=two_masks.astype(np.uint8))
     Image.fromarray((7 * two_masks[0] + 9 * two_masks[1]).astype(np.uint8)).save(tmp_path / "labels.png")
     polygons = [[2, 1, 5, 1, 5, 3, 2, 3]], [[0, 4, 1, 4, 1, 5, 0, 5]]  # Pillow draws the last pixel too
     (tmp_path / "polygons.json").write_text(json.dumps([{"segmentation": polygon} for polygon in polygons]))
@@ -47,6 +48,11 @@ def test_soft_masks_stay_soft(tmp_path):
     [
         ("a.npz", {"other": np.zeros(1)}, r"holds \['other'\], expected an array named masks"),
         ("a.npz", {"masks": np.zeros((2, 2), bool)}, r"masks of bool \(2, 2\), expected"),
+        (
+            "a.npz",
+            {"masks": np.zeros((1, 2, 2), np.int64)},
+            r"masks of int64 \(1, 2, 2\), expected .* of bool, of uint8",
+        ),
         ("a.npz", {"masks": np.zeros((1, 3, 2), bool)}, r"holds masks of \(3, 2\), expected \(2, 2\)"),
         ("a.png", np.zeros((2, 2, 3), np.uint8), "has colours, expected one number a pixel"),
         ("a.json", [{"box": [0, 0, 1, 1]}], "no list of annotations"),

@@ -501,6 +501,15 @@ def test_masks_are_filtered_by_area_and_score(classes, work, tmp_path):
     assert_all_are_counted(tmp_path)
 
 
+def test_other_words_in_the_same_file_are_other_settings(tmp_path):
+    (tmp_path / "words.txt").write_text("a cat\n")
+    work = AnnotateClassification("colour", f"words:{tmp_path / 'words.txt'}@tiny")
+    before = work.settings()
+    assert work.settings() == before
+    (tmp_path / "words.txt").write_text("a dog\n")
+    assert work.settings() != before
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,6 +1,7 @@
 """The search for regions by text: the index on disk, and a folder of pictures into it."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +269,34 @@ def test_pictures_moved_copied_and_changed(photos, tiny, tmp_path):
     np.testing.assert_allclose(hit.box, np.array(scene.regions[0].box) / 96, atol=1e-6)
     (photos / "1.masks.npz").unlink()  # other masks, another look
     assert indexing.fill(index, photos, model, grid) == (1, 4, 0)
+
+
+def test_a_link_to_a_picture_is_searched_as_one_of_the_folder(tiny, photos, tmp_path):
+    model, settings = tiny
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.png").symlink_to(photos / "0.png")
+    index = RegionIndex.create(tmp_path / "index", settings)
+    assert indexing.fill(index, tmp_path / "links", model, grid) == (1, 0, 0)
+    (hit,) = indexing.nearest(index, model, "a cat", 1, tmp_path / "links")
+    assert hit.paths == (str(tmp_path / "links" / "a.png"),)
+
+
+def test_a_picture_that_broke_is_found_no_more(tiny, photos, tmp_path):
+    model, settings = tiny
+    index = RegionIndex.create(tmp_path / "index", settings)
+    indexing.fill(index, photos, model, grid)
+    (photos / "0.png").write_bytes(b"no picture")
+    index = RegionIndex.open(tmp_path / "index")
+    assert indexing.fill(index, photos, model, grid) == (0, 4, 1)
+    hits = indexing.nearest(index, model, "a cat", 99, photos)
+    assert hits and not any(Path(path).name == "0.png" for hit in hits for path in hit.paths)
+
+
+def test_a_method_that_cannot_look_is_no_fault_of_the_pictures(tiny, photos, tmp_path):
+    model, settings = tiny
+    index = RegionIndex.create(tmp_path / "index", replace(settings, method="telepathy"))
+    with pytest.raises(ValueError, match="method is 'telepathy', expected one of alpha"):
+        indexing.fill(index, photos, model, grid)
 
 
 def test_of_hits_on_one_another_the_best_is_shown():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..hashes import fingerprint
-from ..mask_sources import SamMasks, grid
+from ..mask_sources import SamMasks, grid, in_words
 from ..model import CLIP
 from ..search import RegionIndex, Settings, fill, nearest
 from ..search.sheet import thumbnail
@@ -34,8 +34,7 @@ class Finder:
         self, folder: Path, kept: Path, model: CLIP, name: str, sam: str | None = None, device: str | None = None
     ) -> None:
         self.folder, self._model = folder, model
-        masks = f"beside the picture, else {sam or 'a grid'}"
-        settings = Settings(name, fingerprint(model, torch.half), model.visual.output_dim, "alpha", masks)
+        settings = Settings(name, fingerprint(model, torch.half), model.visual.output_dim, "alpha", in_words(sam))
         self._index = RegionIndex.create(kept, settings)
         fill(self._index, folder, model, SamMasks(sam, device=device) if sam else grid)
         self.pictures = len(self._index.pictures)

@@ -298,9 +298,9 @@ class Page:
 
     def _clicked(self, x: float, y: float, embedding: Any, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
         assert self._clicks is not None
-        if embedding is None:
-            embedding = self._clicks.embed(photo.image)
-        region = marks.worth_it(self._clicks.mask(photo.image, embedding, marks.pixel((x, y), photo.size)))
+        if embedding is None or embedding[0] is not photo:  # a slow click on the picture before may come late
+            embedding = photo, self._clicks.embed(photo.image)
+        region = marks.worth_it(self._clicks.mask(photo.image, embedding[1], marks.pixel((x, y), photo.size)))
         if region is None:
             gr.Info("Nothing was found at that point: try another one.")
         return embedding, marks.shown(photo.image, region, (x, y)), *self._say(photo, region, labels, looks)

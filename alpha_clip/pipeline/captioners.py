@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ..evaluation import subjects
-from ..hashes import fingerprint
+from ..hashes import fingerprint, sha256
 from ..towers import tower_of
 from .scoring import features
 
@@ -50,6 +50,18 @@ def find(name: str, device: str | None = None) -> Captioner:
     if not texts:
         raise ValueError(f"{file} holds no text, expected one on each line")
     return ClipCaptioner(subjects.find(model or "tiny", device), texts)
+
+
+def settings(name: str) -> str:
+    """What `find` is given, and of a file of words what is in it.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    kind, _, where = name.partition(":")
+    if kind != "words":
+        return name
+    return f"{name} {sha256(Path(where.partition('@')[0]))}"
 
 
 class TransformersCaptioner:

@@ -64,6 +64,7 @@ class AnnotateClassification:
     def settings(self) -> dict[str, Any]:
         """What the files depend on."""
         kept = {name: value for name, value in asdict(self).items() if name not in ("batch", "device")}
+        kept["captioner"] = captioners.settings(self.captioner)
         if self.names is not None:  # ImageNet-21k has many
             kept["names"] = hashlib.sha256(json.dumps(dict(self.names), sort_keys=True).encode()).hexdigest()
         return {"command": "annotate-classification", **kept}

@@ -203,6 +203,11 @@ class RegionIndex:
         write(part, text)
         self._take(part)
 
+    def forget(self, path: str) -> None:
+        """Find a picture no more, until the index is opened again; its regions stay on the disk."""
+        self.pictures.pop(path, None)
+        self._live = None
+
     def search(self, queries: NDArray[np.float32], k: int) -> list[list[Hit]]:
         """For each query, (Q, D) of unit length, its `k` nearest regions, best first: exact, reading every row."""
         best = np.full((len(queries), 0), -np.inf, np.float32)

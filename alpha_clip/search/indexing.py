@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .. import api
 from ..hashes import fingerprint
-from ..mask_sources import Source, mask_file, masks_of
+from ..mask_sources import Masks, Source, mask_file, masks_of
 from ..model import CLIP
 from ..regions import embed_regions
 from ..sources import OUR_CACHE
@@ -34,11 +34,11 @@ PART = 32  # pictures that are written at a time, and lost when the process is k
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """All pictures below a folder, but for the files of masks."""
+    """All pictures below a folder, links to pictures too, but for the files of masks."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: expected one of pictures")
     return sorted(
-        path.resolve()
+        folder.resolve() / path.relative_to(folder)
         for path in folder.rglob("*")
         if path.suffix.lower() in KINDS and not path.stem.endswith(".masks") and path.is_file()
     )
@@ -53,9 +53,8 @@ def key_of(path: Path) -> str:
 
 
 @torch.no_grad()
-def look(path: Path, key: str, model: CLIP, source: Source, method: str) -> Seen:
+def look(path: Path, key: str, picture: Image.Image, masks: Masks, model: CLIP, method: str) -> Seen:
     """The regions of a picture, embedded."""
-    picture, masks = masks_of(path, upright(path), source)
     if len(masks) == 0:
         features = np.zeros((0, model.visual.output_dim), np.float32)
     else:
@@ -89,17 +88,20 @@ def _add(index: RegionIndex, paths: list[Path], model: CLIP, source: Source) -> 
         for path in tqdm(paths, disable=None, unit="picture"):
             try:
                 key = key_of(path)
-                if key not in keys:
-                    waiting.append(look(path, key, model, source, index.settings.method))
-                    done += 1
-                else:
-                    known += 1
-                    if index.pictures.get(str(path)) != key:  # a copy, or moved
-                        waiting.append(Seen(str(path), key, None))
-                keys.add(key)
+                shown = None if key in keys else masks_of(path, upright(path), source)
             except UNREADABLE as error:
                 tqdm.write(f"skipped {path.name}: {error}".splitlines()[0], file=sys.stderr)
+                index.forget(str(path))
                 broken += 1
+                continue
+            if shown is not None:
+                waiting.append(look(path, key, *shown, model, index.settings.method))
+                done += 1
+            else:
+                known += 1
+                if index.pictures.get(str(path)) != key:  # a copy, or moved
+                    waiting.append(Seen(str(path), key, None))
+            keys.add(key)
             if len(waiting) == PART:
                 index.add(waiting)
                 waiting = []
