@@ -451,6 +451,7 @@ class Visitor:
         self.context.close()
 
 
+@pytest.mark.slow
 def test_painting_over_a_thing_names_it_and_nothing_leaves_the_machine(server, browser):
     visitor, sample = Visitor(browser, server.url), samples()[0]
     visitor.best("whole", "a car")

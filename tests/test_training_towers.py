@@ -582,7 +582,7 @@ def test_the_example_trains_measures_and_goes_on_where_it_was(tmp_path):
         assert done.returncode == 0, done.stderr
         tables.append(done.stdout)
     assert tables[0] == tables[1]
-    for row in ("base, crop", "with alpha, mask", "mask less crop"):
+    for row in ("base, crop", "tuned on crops, crop", "with alpha, mask", "mask less the base's crop"):
         assert re.search(rf"^\| {row} \| -?\d+\.\d% \[.*\] \| .* \| .* \|$", tables[0], re.M), row
     assert (tmp_path / "base" / "model.safetensors").exists() and (tmp_path / "alpha" / "best").is_dir()
 
