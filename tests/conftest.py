@@ -1,5 +1,7 @@
 """A small CLIP with random weights, its inputs, and the same weights without alpha in open_clip."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -130,3 +132,15 @@ def tokens() -> torch.Tensor:
     for row, end in zip(tokens, (2, 5, 8, 15), strict=True):
         row[end], row[end + 1 :] = END, 0
     return tokens
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium, without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("install Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

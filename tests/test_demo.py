@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -393,17 +392,6 @@ def server(tmp_path_factory):
     pytest.importorskip("gradio", reason=INSTALL)
     with Server(tmp_path_factory.mktemp("plain"), "--max-megabytes", "1", "--max-megapixels", "50") as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    if (chromium := shutil.which("chromium")) is None:
-        pytest.skip("install Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Visitor:

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import re
-import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -51,17 +50,6 @@ def report():
 @pytest.fixture(scope="module")
 def figures():
     return pytest.importorskip("alpha_clip.evaluation.figures", reason=f"install the extra: {EXTRA}")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    if (chromium := shutil.which("chromium")) is None:
-        pytest.skip("install Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 # --- a run by hand: 12 pictures of two groups, and two questions about each ---

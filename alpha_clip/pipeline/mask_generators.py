@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..hashes import fingerprint
 from ..mask_sources import SamMasks
-from .segmenters import clusters
+from . import segmenters
 
 SIDE = 1024  # pixels: longer pictures are made smaller first; SAM sees no more, and its masks are as large as these
 
@@ -33,12 +33,8 @@ def find(name: str, device: str | None = None, points: int = 16) -> MaskGenerato
         ValueError: there is no such generator. ImportError: scipy or transformers is not installed.
         OSError: transformers does not find the model.
     """
-    if name == "colour":
-        return ColourMaskGenerator()
-    kind, _, where = name.partition(":")
-    if kind != "hf" or not where:
-        raise ValueError(f"the segmenter is {name!r}, expected 'colour', 'hf:FOLDER' or 'hf:USER/REPOSITORY'")
-    return SamMaskGenerator(where, device, points)
+    where = segmenters.place(name)
+    return ColourMaskGenerator() if where is None else SamMaskGenerator(where, device, points)
 
 
 class SamMaskGenerator(SamMasks):
@@ -90,7 +86,7 @@ class ColourMaskGenerator:
         yield from (numbers == number for number in largest if areas[number] >= self.smallest * numbers.size)
 
     def _foreground(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        labels = clusters(pixels, self.colours)
+        labels = segmenters.clusters(pixels, self.colours)
         width = max(1, round(self.border * min(labels.shape)))
         border = np.ones(labels.shape, bool)
         border[width:-width, width:-width] = False

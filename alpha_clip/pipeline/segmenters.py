@@ -31,12 +31,20 @@ def find(name: str, device: str | None = None) -> Segmenter:
         ValueError: there is no such segmenter. ImportError: transformers is not installed.
         OSError: transformers does not find the model.
     """
-    if name == "colour":
-        return ColourSegmenter()
+    where = place(name)
+    return ColourSegmenter() if where is None else SamSegmenter.from_pretrained(where, device)
+
+
+def place(name: str) -> str | None:
+    """Where a SAM lies, or None for ``"colour"``.
+
+    Raises:
+        ValueError: there is no such segmenter.
+    """
     kind, _, where = name.partition(":")
-    if kind != "hf" or not where:
+    if name != "colour" and (kind != "hf" or not where):
         raise ValueError(f"the segmenter is {name!r}, expected 'colour', 'hf:FOLDER' or 'hf:USER/REPOSITORY'")
-    return SamSegmenter.from_pretrained(where, device)
+    return where or None
 
 
 class SamSegmenter:
