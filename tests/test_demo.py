@@ -9,8 +9,10 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from alpha_clip.demo import marks
 from alpha_clip.demo.__main__ import _is_loopback, main
 from alpha_clip.demo.bars import bars, message
 from alpha_clip.demo.finder import HITS, Finder
+from alpha_clip.demo.leftovers import Leftovers
 from alpha_clip.demo.samples import samples
 from alpha_clip.demo.uploads import SIDE, Refused, decode, limit_pixels
 from alpha_clip.demo.viewer import Viewer, read_labels
@@ -115,6 +118,50 @@ def test_pillow_itself_keeps_to_the_limit_whoever_opens_a_picture(tmp_path, monk
     limit_pixels(0.59)
     with pytest.raises(Image.DecompressionBombError, match="exceeds limit"):
         Image.open(path)
+
+
+# --- leftovers ---
+
+
+def test_old_files_go_with_their_folders_and_new_ones_and_the_pages_own_stay(tmp_path):
+    for name in ("own", "old"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "own" / "scene.png").write_bytes(b"scene")
+    leftovers = Leftovers(tmp_path, 0.5)
+    copied = tmp_path / "old" / "stroke.png"
+    copied.write_bytes(b"stroke")
+    time.sleep(0.6)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "stroke.png").write_bytes(b"stroke")
+    os.utime(tmp_path / "new" / "stroke.png", (0, 0))  # as a copy of an old file
+    leftovers.delete_old()
+    assert not copied.exists()
+    assert (tmp_path / "own" / "scene.png").exists()
+    assert (tmp_path / "new" / "stroke.png").exists()
+    time.sleep(0.6)
+    leftovers.delete_old()  # the folders were written to when their files went
+    time.sleep(0.6)
+    leftovers.delete_old()
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_files_that_arrive_meanwhile_do_not_end_the_deletion(tmp_path):
+    leftovers, arriving = Leftovers(tmp_path, 0.01), threading.Event()
+
+    def arrive() -> None:
+        for number in range(2000):
+            (tmp_path / f"{number % 7}").mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # its folder went in between
+                (tmp_path / f"{number % 7}" / f"{number}.png").touch()
+        arriving.set()
+
+    threading.Thread(target=arrive).start()
+    while not arriving.is_set():
+        leftovers.delete_old()
+    for _ in range(2):
+        time.sleep(0.05)
+        leftovers.delete_old()
+    assert not list(tmp_path.iterdir())
 
 
 # --- marks ---

@@ -15,13 +15,14 @@ import os
 import signal
 import sys
 import tempfile
-import threading
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..api import available_models, load
+from .leftovers import Leftovers
 from .samples import samples
 from .uploads import limit_pixels
 from .viewer import Viewer
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(args: argparse.Namespace, folder: Path) -> None:
     """Bring up the page and stay; uploads and strokes lie in `folder` meanwhile."""
     # Gradio reads both when it is imported.
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
+    files = folder / "files"
+    os.environ["GRADIO_TEMP_DIR"] = str(files)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from .page import Page
 
@@ -68,15 +70,16 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
         finder = Finder(args.folder, kept, model, args.model, args.sam, args.device)
     viewer = Viewer(model.eval(), preprocess)
     note = DRAWINGS if args.model == MODEL else f"The model is {args.model}."
-    page = Page(
-        viewer, samples(), note=note, clicks=clicks, finder=finder, megapixels=args.max_megapixels, kept=args.keep
-    )
+    page = Page(viewer, samples(), note=note, clicks=clicks, finder=finder, megapixels=args.max_megapixels)
     if not _is_loopback(args.host):
         _warn(f"{args.host}: whoever can reach this computer can use the page, and what they send is not encrypted")
     url = page.launch(args.host, args.port, round(args.max_megabytes * 2**20))
+    leftovers = Leftovers(files, args.keep)
     print(f"Open {url} (Ctrl+C ends it)", flush=True)  # noqa: T201
     try:
-        threading.Event().wait()
+        while True:
+            time.sleep(min(60, args.keep))
+            leftovers.delete_old()
     finally:
         page.blocks.close(verbose=False)
 

@@ -50,7 +50,6 @@ class Page:
         samples: at least one; the page begins with the first.
         note: a sentence on the model, below the title.
         megapixels: above which an upload is refused.
-        kept: seconds after which uploads and strokes are deleted from the disk.
     """
 
     def __init__(
@@ -62,12 +61,11 @@ class Page:
         clicks: Clicks | None = None,
         finder: Finder | None = None,
         megapixels: float = 50,
-        kept: int = 600,
     ) -> None:
         self._viewer, self._clicks, self._finder, self._megapixels = viewer, clicks, finder, megapixels
         self._samples = samples
         title = "Point at a part of a picture"
-        with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(min(60, kept), kept)) as self.blocks:
+        with gr.Blocks(title=title, analytics_enabled=False) as self.blocks:
             gr.HTML(_TITLE.format(note=f'<p class="model">{escape(note)}</p>' if note else ""))
             self._lay_out()
             if finder:
