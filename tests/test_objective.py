@@ -300,6 +300,7 @@ def test_many_processes_are_as_one(alone, tmp_path, processes, accumulate):
     assert_same_run(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_pictures_that_come_twice_in_a_batch_are_the_same_for_many_processes(tmp_path):
     done = torchrun(2, tmp_path / "two", "--pictures", "5")
     assert done.returncode == 0, done.stderr
@@ -308,6 +309,7 @@ def test_pictures_that_come_twice_in_a_batch_are_the_same_for_many_processes(tmp
     assert_same_run(tmp_path / "two", out)
 
 
+@pytest.mark.slow
 def test_a_dead_process_ends_the_job_with_its_name(tmp_path):
     done = torchrun(2, tmp_path, "--dies")
     assert done.returncode != 0
@@ -315,6 +317,7 @@ def test_a_dead_process_ends_the_job_with_its_name(tmp_path):
     assert not (tmp_path / "last.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     done = torchrun(2, tmp_path, "--stop-after", "3")
     assert done.returncode != 0 and "stopped by a signal after step 3" in done.stderr, done.stderr

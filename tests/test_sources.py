@@ -256,16 +256,23 @@ def in_new_process(
 
 @contextmanager
 def process(environment: dict[str, str], **more: str) -> Iterator[ProcessPoolExecutor]:
-    """A process that has imported nothing yet, started with this environment."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_HUB_OFFLINE", "HF_TOKEN", "ALPHA_CLIP_REPO"):
-            patch.delenv(name, raising=False)
-            patch.delenv(name.lower(), raising=False)
-        for name, value in (environment | more).items():
-            patch.setenv(name, value)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            pool.submit(os.getpid).result()
-            yield pool
+    """A process that has not imported the Hub's client yet, which reads this environment when it is imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torchvision.transforms.v2", "pytest"])  # which takes longest
+    with ProcessPoolExecutor(1, context, become, (environment | more,)) as pool:
+        assert not pool.submit(imported, "huggingface_hub").result()
+        yield pool
+
+
+def become(environment: dict[str, str]) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_HUB_OFFLINE", "HF_TOKEN", "ALPHA_CLIP_REPO"):
+        os.environ.pop(name, None)
+        os.environ.pop(name.lower(), None)
+    os.environ.update(environment)
+
+
+def imported(module: str) -> bool:
+    return module in sys.modules
 
 
 @pytest.fixture(scope="module")

@@ -99,10 +99,10 @@ def test_is_the_compose_that_client_code_expects(preprocess):
     assert (rgb.dtype, rgb.shape) == (torch.float32, (3, N, N))
 
 
-def test_pickles_to_a_spawned_worker(preprocess):
+def test_pickles_to_another_process(preprocess):
     picture = photo(90, 131)
     assert torch.equal(pickle.loads(pickle.dumps(preprocess))(picture), preprocess(picture))
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
         rgb, alpha = pool.apply(preprocess, (np.asarray(picture), disc(90, 131)))
     assert torch.equal(rgb, preprocess(picture))
     assert alpha.shape == (1, N, N)
