@@ -257,6 +257,42 @@ def test_packed_patches_carry_alpha_behind_their_colours():
     assert torch.equal(packed(tower, patches), before) and str(tower) == str(siglip2())
 
 
+def test_gradients_reach_the_alpha_weights_of_packed_patches():
+    tower = add_alpha(siglip2())
+    packed(tower, torch.randn(2, 16, 4 * PATCH**2)).square().sum().backward()
+    assert alpha_weight(tower).grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_a_padded_convolution_sees_the_edges_of_a_mask_as_those_of_the_picture():
+    """As the first of a ResNet: a convolution of four channels, zeros around."""
+    tower = wake(add_alpha(nn.Sequential(nn.Conv2d(3, WIDTH, 3, stride=2, padding=1, dilation=2))))
+    conv = tower[0]
+    four = nn.Conv2d(4, WIDTH, 3, stride=2, padding=1, dilation=2)
+    four.weight.copy_(torch.cat([conv.weight, conv.alpha], dim=1))
+    four.bias.copy_(conv.bias)
+    masked, whole = (torch.cat([pixels(), a], dim=1) for a in (left(), torch.full_like(left(), FOREGROUND)))
+    torch.testing.assert_close(tower(masked), four(masked), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tower(pixels()), four(whole), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_mask_is_for_one_picture_of_a_tower_that_counts_channels(wrong):
+    """... also where a call fails: the fourth channel is in focus for that call alone."""
+    tower = wake(add_alpha(made("dinov2")))
+    whole = seen(tower, pixels())
+    if wrong:
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+            tower(torch.cat([pixels(), left()], dim=1)[..., : PATCH // 2])
+    else:
+        seen(tower, torch.cat([pixels(), left()], dim=1))
+    convolution = alpha_of(tower)[1]
+    everywhere = torch.cat([pixels(), torch.full_like(left(), FOREGROUND)], dim=1)
+    torch.testing.assert_close(convolution(pixels()), convolution(everywhere), rtol=1e-5, atol=1e-5)
+    assert torch.equal(seen(tower, pixels()), whole)
+
+
 # --- what is refused ---
 
 
@@ -722,6 +758,11 @@ def test_packed_pixels_are_followed_by_packed_masks():
     assert patches.shape == (1, 16, 4 * PATCH**2)
     alpha = patches[0, :, 3 * PATCH**2 :].mean(-1).reshape(4, 4)
     assert (alpha[0] > 1.8).all() and (alpha[3] < -1.8).all()
+    fine = np.random.default_rng(0).random((64, 64)) > 0.5  # other in each pixel of a patch
+    white = Image.fromarray(np.where(fine, 255, 0).astype(np.uint8)).convert("RGB")
+    own = processor_with_mask(processor)(white, fine)["pixel_values"]
+    red, mask_of_red = own[..., : 3 * PATCH**2 : 3] * 0.5 + 0.5, own[..., 3 * PATCH**2 :] * 0.26 + 0.5
+    torch.testing.assert_close(mask_of_red, red, rtol=0, atol=2 / 255)
     tower = wake(add_alpha(siglip2()))
     shown = tower(**found).last_hidden_state
     plain = tower(**found | {"pixel_values": patches[..., : 3 * PATCH**2]}).last_hidden_state
