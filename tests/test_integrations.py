@@ -33,6 +33,7 @@ from alpha_clip.integrations import (
     remove_alpha,
 )
 from alpha_clip.model import CLIP, FOREGROUND
+from alpha_clip.transforms import RegionLost
 
 transformers = pytest.importorskip("transformers", reason='pip install "alpha-clip[test]"')
 open_clip = pytest.importorskip("open_clip", reason='pip install "alpha-clip[test]"')
@@ -256,6 +257,42 @@ def test_packed_patches_carry_alpha_behind_their_colours():
     assert torch.equal(packed(tower, patches), before) and str(tower) == str(siglip2())
 
 
+def test_gradients_reach_the_alpha_weights_of_packed_patches():
+    tower = add_alpha(siglip2())
+    packed(tower, torch.randn(2, 16, 4 * PATCH**2)).square().sum().backward()
+    assert alpha_weight(tower).grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_a_padded_convolution_sees_the_edges_of_a_mask_as_those_of_the_picture():
+    """As the first of a ResNet: a convolution of four channels, zeros around."""
+    tower = wake(add_alpha(nn.Sequential(nn.Conv2d(3, WIDTH, 3, stride=2, padding=1, dilation=2))))
+    conv = tower[0]
+    four = nn.Conv2d(4, WIDTH, 3, stride=2, padding=1, dilation=2)
+    four.weight.copy_(torch.cat([conv.weight, conv.alpha], dim=1))
+    four.bias.copy_(conv.bias)
+    masked, whole = (torch.cat([pixels(), a], dim=1) for a in (left(), torch.full_like(left(), FOREGROUND)))
+    torch.testing.assert_close(tower(masked), four(masked), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tower(pixels()), four(whole), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_mask_is_for_one_picture_of_a_tower_that_counts_channels(wrong):
+    """... also where a call fails: the fourth channel is in focus for that call alone."""
+    tower = wake(add_alpha(made("dinov2")))
+    whole = seen(tower, pixels())
+    if wrong:
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+            tower(torch.cat([pixels(), left()], dim=1)[..., : PATCH // 2])
+    else:
+        seen(tower, torch.cat([pixels(), left()], dim=1))
+    convolution = alpha_of(tower)[1]
+    everywhere = torch.cat([pixels(), torch.full_like(left(), FOREGROUND)], dim=1)
+    torch.testing.assert_close(convolution(pixels()), convolution(everywhere), rtol=1e-5, atol=1e-5)
+    assert torch.equal(seen(tower, pixels()), whole)
+
+
 # --- what is refused ---
 
 
@@ -325,8 +362,17 @@ def test_a_mask_that_does_not_fit_is_refused_when_it_is_used():
         with focus(tower, mask), pytest.raises(ValueError, match=r"the alpha in focus is .*make it 1 or 2 masks of"):
             seen(tower, pixels())
     assert torch.equal(seen(tower, pixels()), seen(made("dinov2"), pixels()))  # nothing is left of it
+    with focus(tower, torch.zeros(4, 1, SIDE, SIDE)), pytest.raises(ValueError, match=r"make it 1 mask of \(32, 32\)"):
+        seen(tower, pixels(1))
     with pytest.raises(TypeError, match=r"alpha has dtype torch.int64, expected floats"), focus(tower, left().long()):
         pass
+    with pytest.raises(TypeError, match=r"alpha is ndarray, expected a tensor: torch.from_numpy"):
+        focus(tower, left().numpy()).__enter__()
+    for mask in (left()[0, 0], left()[None], torch.cat([pixels(), left()], dim=1)):  # one, tiles, all four channels
+        with pytest.raises(ValueError, match=r"alpha is \(.*\), expected \(1 or B, 1, H, W\) or .* each tile"):
+            focus(tower, mask).__enter__()
+    with pytest.raises(ValueError, match=r"alpha is \(2, 1, 32, 32\), expected \(1 or B, N, pp\)"):
+        focus(add_alpha(siglip2()), left()).__enter__()
     with pytest.raises(ValueError, match="expected 3 channels, or 4 with alpha"):
         seen(add_alpha(made("clip_vision")), torch.zeros(1, 5, SIDE, SIDE))
 
@@ -506,6 +552,20 @@ def test_weights_of_another_architecture_are_refused_and_nothing_is_changed():
                 copy_tower(model.visual, made(name))
 
 
+@torch.no_grad()
+def test_weights_go_into_the_clip_among_several_towers_and_two_of_it_are_refused():
+    model, two = small_clip(), nn.ModuleDict({"clip": made("clip_vision"), "other": add_alpha(made("siglip"))})
+    copy_tower(model.visual, two)
+    assert not alpha_weight(two["other"]).any()
+    masked = torch.cat([pixels(), left()], dim=1)
+    torch.testing.assert_close(seen(two["clip"], masked), model.visual.tokens(pixels(), left()), rtol=1e-5, atol=1e-5)
+    twins = nn.ModuleDict({"one": made("clip_vision"), "other": add_alpha(made("clip_vision"))})
+    with pytest.raises(ValueError, match="ModuleDict has 2 CLIP ViTs, one, other: pass one of them"):
+        copy_tower(model.visual, twins)
+    assert torch.equal(seen(twins["one"], pixels()), seen(made("clip_vision"), pixels()))
+    assert not alpha_weight(twins).any()
+
+
 def test_a_tower_of_another_size_or_activation_is_refused():
     larger = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**_VISION | {"image_size": 64})).eval()
     before = {k: v.clone() for k, v in larger.state_dict().items()}
@@ -541,6 +601,31 @@ def test_alpha_survives_in_shards(tmp_path):
     assert list(tmp_path.glob("*.index.json"))
     again = from_pretrained(type(tower), tmp_path)
     assert torch.equal(alpha_weight(again), alpha_weight(tower))
+
+
+def test_alpha_comes_from_the_files_that_the_model_comes_from(tmp_path):
+    tower = wake(add_alpha(made("clip_vision")))
+    tower.save_pretrained(tmp_path / "sub", max_shard_size="100KB")
+    alpha_weight(tower).data *= 2
+    tower.save_pretrained(tmp_path / "sub")  # whole; of the shards, the index stays
+    alpha_weight(tower).data *= 2
+    tower.save_pretrained(tmp_path / "sub", variant="fp16")
+    alpha_weight(tower).data *= 2
+    tower.save_pretrained(tmp_path / "sub", variant="other", max_shard_size="100KB")
+    expected = alpha_weight(wake(add_alpha(made("clip_vision"))))
+    for variant, times in ((None, 2), ("fp16", 4), ("other", 8)):
+        again = from_pretrained(type(tower), tmp_path, subfolder="sub", variant=variant)
+        assert torch.equal(alpha_weight(again), times * expected)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_saved_keeps_alpha_too(zipped, tmp_path):
+    tower = wake(add_alpha(made("clip_vision")))
+    tower.config.save_pretrained(tmp_path)
+    torch.save(tower.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    assert torch.equal(alpha_weight(from_pretrained(type(tower), tmp_path)), alpha_weight(tower))
+    torch.save(made("clip_vision").state_dict(), tmp_path / "pytorch_model.bin")
+    assert not alpha_weight(from_pretrained(type(tower), tmp_path)).any()
 
 
 def test_plain_weights_give_an_alpha_of_zero(tmp_path):
@@ -605,6 +690,53 @@ def test_masks_are_counted():
         made_with([photo(), photo()], [np.ones((48, 80), bool)])
 
 
+def test_a_picture_has_one_mask():
+    made_with = processor_with_mask(transformers.CLIPImageProcessor())
+    mask = np.ones((48, 80), bool)
+    for several in ([mask, mask], np.stack([mask, mask])):
+        with pytest.raises(
+            ValueError, match=r"2 masks of one picture, expected one: repeat the picture, \[image\] \* 2"
+        ):
+            made_with(photo(), several)
+    assert torch.equal(made_with(photo(), mask[None])["pixel_values"], made_with(photo(), mask)["pixel_values"])
+
+
+def test_a_mask_that_the_crop_takes_away_is_refused():
+    made_with = processor_with_mask(transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SIDE))
+    mask = np.zeros((48, 80), bool)
+    mask[:, :10] = True  # the crop begins at 16
+    with pytest.raises(RegionLost, match=r"leaves nothing of mask 1, .* crop picture and mask around it first"):
+        made_with([photo()] * 3, [~mask, mask, None])
+    square = {"height": SIDE, "width": SIDE}
+    kept = made_with(photo(), mask, do_center_crop=False, size=square)["pixel_values"]
+    assert (kept[0, 3, :, :3] > 1.8).all() and (kept[0, 3, :, 5:] < -1.8).all()
+
+
+def test_options_of_the_processor_move_the_mask_too():
+    """... but leave its values alone."""
+    mask = np.zeros((48, 80), bool)
+    mask[:, :40] = True
+    plain = transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SIDE)
+    expected = processor_with_mask(plain)(photo(), mask)["pixel_values"][:, 3]
+    unscaled = transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SIDE, do_rescale=False)
+    for found in (
+        processor_with_mask(unscaled)(photo(), mask),
+        processor_with_mask(plain)(photo(), mask, do_rescale=False, do_normalize=False),
+    ):
+        assert torch.equal(found["pixel_values"][:, 3], expected)
+    larger = processor_with_mask(plain)(photo(), mask, size={"shortest_edge": 48}, crop_size=48)["pixel_values"]
+    assert larger.shape == (1, 4, 48, 48)
+    assert larger[0, 3, 0, 22] > 1 and larger[0, 3, 0, 25] < -1
+
+
+def test_what_is_no_tensor_of_a_row_each_is_refused():
+    mask = np.ones((48, 80), bool)
+    with pytest.raises(ValueError, match="return_tensors is 'np', expected 'pt'"):
+        processor_with_mask(transformers.CLIPImageProcessor())(photo(), mask, return_tensors="np")
+    with pytest.raises(ValueError, match="Qwen2VLImageProcessor makes no pixel_values of one row for each picture"):
+        processor_with_mask(transformers.Qwen2VLImageProcessor())(photo(), mask)
+
+
 def test_tiles_have_tiles_of_the_mask():
     processor = transformers.LlavaNextImageProcessor(
         size={"shortest_edge": SIDE}, crop_size=SIDE, image_grid_pinpoints=[[SIDE, 2 * SIDE], [2 * SIDE, SIDE]]
@@ -626,6 +758,11 @@ def test_packed_pixels_are_followed_by_packed_masks():
     assert patches.shape == (1, 16, 4 * PATCH**2)
     alpha = patches[0, :, 3 * PATCH**2 :].mean(-1).reshape(4, 4)
     assert (alpha[0] > 1.8).all() and (alpha[3] < -1.8).all()
+    fine = np.random.default_rng(0).random((64, 64)) > 0.5  # other in each pixel of a patch
+    white = Image.fromarray(np.where(fine, 255, 0).astype(np.uint8)).convert("RGB")
+    own = processor_with_mask(processor)(white, fine)["pixel_values"]
+    red, mask_of_red = own[..., : 3 * PATCH**2 : 3] * 0.5 + 0.5, own[..., 3 * PATCH**2 :] * 0.26 + 0.5
+    torch.testing.assert_close(mask_of_red, red, rtol=0, atol=2 / 255)
     tower = wake(add_alpha(siglip2()))
     shown = tower(**found).last_hidden_state
     plain = tower(**found | {"pixel_values": patches[..., : 3 * PATCH**2]}).last_hidden_state

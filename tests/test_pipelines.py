@@ -437,6 +437,18 @@ def test_the_examples_say_what_does_not_fit_or_is_missing(folder, capsys):
     assert "give --alpha" in capsys.readouterr().err
 
 
+def test_a_region_that_the_crop_takes_away_is_said_to_be(folder, capsys):
+    shown = ["--image", str(folder / "photo.png"), "--box", "0", "0", "9", "60", "--device", "cpu"]
+    llava = ["--model", str(folder / "llava"), "--weights", "tiny", "--alpha", "scenes", "--tokens", "6"]
+    ask_region.main([*llava, *shown])
+    answers = lines(capsys.readouterr().out)
+    assert answers["the region"].strip().startswith("not asked") and "not asked" not in answers["all but it"]
+    vary_region = pytest.importorskip("vary_region", reason='pip install "alpha-clip[diffusion]"')
+    with pytest.raises(SystemExit, match="2"):
+        vary_region.main([*shown, "--steps", "1"])
+    assert "the processor leaves nothing of mask 0" in capsys.readouterr().err
+
+
 @torch.no_grad()
 def test_swap_clip_measures_drift_and_lists_what_is_new(capsys, ours):
     swap_clip.main(["--pictures", "2", "--tokens", "4"])

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from distributed_run import Uneven, settings
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_objective import assert_same_run, labels, torchrun, unit
 from test_training import SIZE, WORDS, Halves, config, tiny_model
 from torch import Tensor, nn
@@ -389,6 +389,16 @@ def test_a_model_of_open_clip_comes_back_from_its_file(small_open_clip, tmp_path
     by_hand.load_state_dict(load_file(tmp_path / "best.safetensors"))  # strictly
 
 
+def test_weights_of_another_model_of_open_clip_are_refused_in_a_few_words(small_open_clip, tmp_path):
+    other = open_clip.CLIP(32, {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8}, {"layers": 1})
+    torch.save(other.state_dict(), tmp_path / "plain.pt")
+    save_file(add_alpha(other).state_dict(), tmp_path / "alpha.safetensors")
+    for file in ("plain.pt", "alpha.safetensors"):
+        with pytest.raises(ValueError, match=rf"{file} does not fit {small_open_clip}, expected weights of it") as told:
+            open_tower(f"open_clip:{small_open_clip}:{tmp_path / file}", "cpu")
+        assert len(str(told.value)) < 600
+
+
 def test_a_plain_file_of_open_clip_s_gives_an_alpha_of_zero(small_open_clip, tmp_path):
     plain_model = open_clip.create_model(small_open_clip)
     torch.save(plain_model.state_dict(), tmp_path / "plain.pt")
@@ -541,7 +551,11 @@ def test_the_command_takes_a_model_of_open_clip_and_what_it_wrote(small_open_cli
     [
         ("hf:nowhere", "nowhere is no folder, expected one that save_pretrained wrote"),
         ("hf:", "the model is 'hf:', expected hf:FOLDER, open_clip:NAME"),
-        ("open_clip:ViT-Z-1", "ViT-Z-1"),
+        ("open_clip:ViT-Z-1", "expected one of open_clip.list_models(), such as ViT-"),
+        (
+            "open_clip:hf-hub:timm/ViT-B-16-SigLIP2",
+            "SigLIP2' is no model that open_clip knows by itself",
+        ),
         ("hf:vision", "'siglip_vision_model', expected a model of images and texts, CLIP or SigLIP"),
         ("hf:untold", "untold holds no tokenizer: put the model's there"),
     ],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -52,7 +54,8 @@ def open_tower(
 
     Raises:
         ImportError: the library is not installed.
-        ValueError, RuntimeError, OSError: there is no such model, as its library says; or the name is of another form.
+        ValueError, RuntimeError, OSError: there is no such model, as its library says; the weights are not of it; or
+            the name is of another form.
     """
     kind, _, rest = name.partition(":")
     if kind not in KINDS or not rest:
@@ -96,12 +99,22 @@ def _of_open_clip(name: str, rest: str) -> tuple[nn.Module, Callable[[Sequence[s
     except ImportError as error:
         raise ImportError(f"{name!r} is a model of open_clip: pip install open_clip_torch") from error
     architecture, _, pretrained = rest.partition(":")
+    if architecture not in (known := open_clip.list_models()):
+        near = get_close_matches(architecture, known)
+        raise ValueError(
+            f"{name!r} is no model that open_clip knows by itself, expected one of open_clip.list_models()"
+            f"{', such as ' + ' or '.join(near) if near else ''}: of one on the Hub, pass the name and the file"
+        )
     made = _made_with(Path(pretrained))
-    if made is None:
-        model = add_alpha(open_clip.create_model(architecture, pretrained or None))
-    else:
-        model = add_alpha(open_clip.create_model(architecture, **made))
-        model.load_state_dict(load_file(pretrained))
+    try:
+        if made is None:
+            model = add_alpha(open_clip.create_model(architecture, pretrained or None))
+        else:
+            model = add_alpha(open_clip.create_model(architecture, **made))
+            model.load_state_dict(load_file(pretrained))
+    except (RuntimeError, AssertionError) as error:  # torch's lists every weight
+        reason = shorten(str(error), 300, placeholder=" ...")
+        raise ValueError(f"{pretrained} does not fit {architecture}, expected weights of it: {reason}") from error
     return model, open_clip.get_tokenizer(architecture)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -18,9 +18,9 @@ _FOCUS: ContextVar[Mapping[int, Tensor]] = ContextVar("alpha", default={})  # no
 
 
 @contextmanager
-def given(patches: nn.Module, alpha: Tensor) -> Iterator[None]:
-    """For a while, what `patches` sees has this alpha, unless its input brings its own."""
-    token = _FOCUS.set({**_FOCUS.get(), id(patches): alpha})
+def given(patches: Iterable[nn.Module], alpha: Tensor) -> Iterator[None]:
+    """For a while, what each of `patches` sees has this alpha, unless its input brings its own."""
+    token = _FOCUS.set({**_FOCUS.get(), **{id(each): alpha for each in patches}})
     try:
         yield
     finally:
@@ -38,8 +38,7 @@ class AlphaConv2d(nn.Conv2d):
         super().__init__(**_sizes(conv), device="meta")
         self.weight, self.bias = conv.weight, conv.bias
         self.alpha = nn.Parameter(torch.zeros_like(conv.weight[:, :1]).contiguous())
-        self.__dict__["_before"] = conv  # not a module of this one
-        self.train(conv.training)
+        _stand_in(self, conv)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), or (B, 4, H, W) with alpha behind RGB; without alpha anywhere, the whole image."""
@@ -63,8 +62,7 @@ class AlphaLinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.alpha = nn.Parameter(linear.weight.new_zeros(linear.out_features, linear.in_features // 3))
-        self.__dict__["_before"] = linear
-        self.train(linear.training)
+        _stand_in(self, linear)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches (B, N, 3pp), or (B, N, 4pp) with alpha behind RGB; without alpha anywhere, the whole image."""
@@ -85,7 +83,19 @@ def without_alpha(patches: AlphaConv2d | AlphaLinear) -> nn.Module:
     """What `patches` stands in for, with the weights that it has now."""
     before: nn.Conv2d | nn.Linear = patches.__dict__["_before"]
     before.weight, before.bias = patches.weight, patches.bias
+    _share_hooks(patches, before)
     return before.train(patches.training)
+
+
+def _stand_in(made: nn.Module, before: nn.Conv2d | nn.Linear) -> None:
+    made.__dict__["_before"] = before  # not a module of this one
+    _share_hooks(before, made)
+    made.train(before.training)
+
+
+def _share_hooks(of: nn.Module, to: nn.Module) -> None:
+    """The same dictionaries of hooks, so that a handle removes its hook wherever that was registered."""
+    vars(to).update({name: vars(of)[name] for name in vars(nn.Module()) if "hook" in name})
 
 
 def _sizes(conv: nn.Conv2d) -> dict[str, Any]:
@@ -99,8 +109,9 @@ def focused(patches: nn.Module, rgb: Tensor, size: tuple[int, ...] | torch.Size)
     if alpha is None:
         return None
     if len(alpha) not in (1, len(rgb)) or tuple(alpha.shape[-2:]) != tuple(size):
+        count = "1 mask" if len(rgb) == 1 else f"1 or {len(rgb)} masks"
         raise ValueError(
-            f"the alpha in focus is {tuple(alpha.shape)}, but the tower sees {tuple(rgb.shape)}: make it 1 or "
-            f"{len(rgb)} masks of {tuple(size)}, such as by the processor that makes the pixels"
+            f"the alpha in focus is {tuple(alpha.shape)}, but the tower sees {tuple(rgb.shape)}: make it {count} of "
+            f"{tuple(size)}, such as by the processor that makes the pixels"
         )
     return alpha.to(rgb.device)

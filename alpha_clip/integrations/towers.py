@@ -36,8 +36,8 @@ def add_alpha(tower: Tower) -> Tower:
         `tower` itself.
 
     Raises:
-        ValueError: it has no patch embedding of RGB, or several, or one that something has wrapped, or an alpha
-            channel already.
+        ValueError: it has no patch embedding of RGB, or several, or one that something has wrapped, or whose weights
+            are elsewhere (on the meta device, as when they are offloaded), or an alpha channel already.
     """
     if found := list(_with_alpha(tower)):
         raise ValueError(f"{type(tower).__name__} has an alpha channel already, in {', '.join(n for n, _ in found)}")
@@ -47,11 +47,7 @@ def add_alpha(tower: Tower) -> Tower:
         setattr(own[0], _HANDLES, [own[0].register_forward_pre_hook(_before_own, with_kwargs=True)])
         return tower
     name, patches = _patch_embedding(tower)
-    if type(patches) not in (nn.Conv2d, nn.Linear):  # what a subclass does otherwise would be lost
-        raise ValueError(
-            f"the patch embedding of {type(tower).__name__}, {name}, is {type(patches).__name__}, expected a plain "
-            "Conv2d or Linear: add alpha before anything wraps or quantises it"
-        )
+    _check_plain(f"the patch embedding of {type(tower).__name__}, {name},", patches)
     parent = tower.get_submodule(name.rpartition(".")[0])
     made = AlphaConv2d(patches) if isinstance(patches, nn.Conv2d) else AlphaLinear(patches)
     setattr(parent, name.rpartition(".")[2], made)
@@ -64,9 +60,11 @@ def remove_alpha(tower: Tower) -> Tower:
     """Take away what `add_alpha` gave: the tower is as before, with the same weights under the same names.
 
     Raises:
-        ValueError: the tower has no alpha channel.
+        ValueError: the tower has no alpha channel, or adapters have copies of it.
     """
     name, patches = alpha_of(tower)
+    if len(list(_with_alpha(tower))) > 1:
+        raise ValueError(f"{type(tower).__name__} has copies of {name} for adapters: merge or unload them first")
     if isinstance(patches, OwnTower):
         _forget_hooks(patches)
         return tower
@@ -90,16 +88,23 @@ def focus(tower: nn.Module, alpha: Tensor) -> Iterator[None]:
             ``(mask - 0.5) / 0.26``; bool: a mask. For packed patches, (1 or B, N, pp).
 
     Raises:
-        ValueError: the tower has no alpha channel; or, when it is used, the mask does not fit.
+        TypeError: alpha is no tensor of floats or bools.
+        ValueError: the tower has no alpha channel; or alpha has another shape, or does not fit when it is used.
     """
     _, patches = alpha_of(tower)
+    if not isinstance(alpha, Tensor):
+        raise TypeError(f"alpha is {type(alpha).__name__}, expected a tensor: torch.from_numpy(mask)[None]")
     if alpha.dtype == torch.bool:
         alpha = (alpha.float() - ALPHA_MEAN) / ALPHA_STD
     if not alpha.is_floating_point():
         raise TypeError(f"alpha has dtype {alpha.dtype}, expected floats, (mask - 0.5) / 0.26, or bools")
-    if not isinstance(patches, AlphaLinear) and alpha.ndim == 3:
+    packed = isinstance(patches, AlphaLinear)
+    if not packed and alpha.ndim == 3:
         alpha = alpha[:, None]
-    with given(patches, alpha):
+    if alpha.ndim != (3 if packed else 4) or not (packed or alpha.shape[1] == 1):
+        expected = "(1 or B, N, pp)" if packed else "(1 or B, 1, H, W) or (1 or B, H, W), each tile being one of B"
+        raise ValueError(f"alpha is {tuple(alpha.shape)}, expected {expected}")
+    with given([module for _, module in _with_alpha(tower)], alpha):
         yield
 
 
@@ -120,7 +125,9 @@ def alpha_of(tower: nn.Module) -> tuple[str, Patches]:
     Raises:
         ValueError: there is none, or several.
     """
-    found = list(_with_alpha(tower))
+    every = list(_with_alpha(tower))
+    # PEFT's `modules_to_save` keeps the module as it was beside the copy that it trains.
+    found = [(name, module) for name, module in every if not name.endswith(".original_module")] or every
     if len(found) == 1:
         return found[0]
     if not found:
@@ -156,6 +163,22 @@ def _is_patch_embedding(name: str, module: nn.Module) -> bool:
     return last in ("patch_embedding", "proj") and "embed" in name and side == int(side)
 
 
+def _check_plain(named: str, patches: nn.Conv2d | nn.Linear) -> None:
+    """What a subclass, another forward or a computed weight does otherwise would be lost."""
+    replaced = "forward" in vars(patches) and not hasattr(patches, "_hf_hook")  # that one moves inputs to a device
+    if type(patches) not in (nn.Conv2d, nn.Linear) or replaced or "weight" not in dict(patches.named_parameters()):
+        changed = " with another forward or a computed weight" * (type(patches) in (nn.Conv2d, nn.Linear))
+        raise ValueError(
+            f"{named} is {type(patches).__name__}{changed}, expected a plain Conv2d or Linear: add alpha before "
+            "anything wraps or quantises it"
+        )
+    if patches.weight.is_meta:
+        raise ValueError(
+            f"{named} has no values, its weight is on the meta device: add alpha when they are loaded, and before "
+            "anything offloads them"
+        )
+
+
 # Towers such as DINOv2's count the channels before the convolution sees them, so the fourth is handed round the count.
 
 _OPEN: ContextVar[tuple[ExitStack, ...]] = ContextVar("open", default=())
@@ -178,7 +201,7 @@ def _before(parent: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     pixels = args[0] if args else kwargs["pixel_values"]
     stack = ExitStack()
     if pixels.shape[1] == 4:
-        stack.enter_context(given(patches, pixels[:, 3:]))
+        stack.enter_context(given([patches], pixels[:, 3:]))
         pixels = pixels[:, :3]
     _OPEN.set((*_OPEN.get(), stack))
     return ((pixels, *args[1:]), kwargs) if args else (args, kwargs | {"pixel_values": pixels})

@@ -38,7 +38,7 @@ def load_alpha_weights(
 
     Raises:
         IncompatibleCheckpoint: it is another architecture; nothing has been changed then.
-        ValueError: it has no patch embedding, or several.
+        ValueError: it has several such towers, or the weights are elsewhere (on the meta device); likewise.
         RuntimeError: as `alpha_clip.load`.
     """
     source = load(name, "cpu", alpha_vision_ckpt_pth=alpha_vision_ckpt_pth, dtype=torch.float32, trust=trust)[0].visual
@@ -48,34 +48,50 @@ def load_alpha_weights(
 @torch.no_grad()
 def copy_tower(source: VisionTransformer, tower: nn.Module) -> nn.Module:
     """`load_alpha_weights` from a tower that is there."""
-    target = _clip_tower(tower)
-    pairs = list(target(source))
+    target, pairs = _clip_tower(tower, source)
     wrong = [f"{what} {tuple(to.shape)}, not {tuple(of.shape)}" for what, to, of in pairs if to.shape != of.shape]
     if wrong:
         raise IncompatibleCheckpoint(
             f"{type(tower).__name__} has another size than these weights: {', '.join(wrong[:3])}"
             f"{' and more' * (len(wrong) > 3)}. Expected the same ViT: pass the weights of its base"
         )
-    if not has_alpha(tower):
-        add_alpha(tower)
+    if absent := [what for what, to, _ in pairs if to.is_meta]:
+        raise ValueError(
+            f"{type(tower).__name__} has no values in {', '.join(absent[:3])}{' and more' * (len(absent) > 3)}, which "
+            "are on the meta device: put the weights in when all is loaded, and before anything offloads it"
+        )
+    if not has_alpha(target):
+        add_alpha(target)
     for _, to, of in pairs:
         to.copy_(of)
-    alpha_weight(tower).copy_(source.conv1_alpha.weight)
+    alpha_weight(target).copy_(source.conv1_alpha.weight)
     return tower
 
 
-def _clip_tower(tower: nn.Module) -> Any:
-    """A function from our tower to pairs of tensors, for the one CLIP ViT in `tower`.
+_OPENAI = ("ln_pre", "class_embedding", "conv1", "transformer")
+_TRANSFORMERS = ("pre_layrnorm", "embeddings", "encoder", "post_layernorm")
+
+
+def _clip_tower(tower: nn.Module, source: VisionTransformer) -> tuple[nn.Module, list[Pair]]:
+    """The one CLIP ViT in `tower`, and what of `source` goes where in it.
 
     Raises:
         IncompatibleCheckpoint: there is none.
+        ValueError: there are several.
     """
-    for module in tower.modules():
-        if all(hasattr(module, part) for part in ("class_embedding", "conv1", "ln_pre", "transformer")):
-            return lambda source: _openai_pairs(source, module)
-        if all(hasattr(module, part) for part in ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")):
-            projection = next((m for n, m in tower.named_modules() if n.endswith("visual_projection")), None)
-            return lambda source: _transformers_pairs(source, module, projection)
+    found: dict[int, tuple[str, nn.Module]] = {}  # by their first norm: what wraps a tower may pass on its attributes
+    for name, module in tower.named_modules():
+        for parts in (_OPENAI, _TRANSFORMERS):
+            if all(hasattr(module, part) for part in parts):
+                found[id(getattr(module, parts[0]))] = name, module
+    if len(found) > 1:
+        names = ", ".join(name for name, _ in found.values())
+        raise ValueError(f"{type(tower).__name__} has {len(found)} CLIP ViTs, {names}: pass one of them")
+    for _, module in found.values():
+        if hasattr(module, "ln_pre"):
+            return module, list(_openai_pairs(source, module))
+        projection = next((m for n, m in tower.named_modules() if n.endswith("visual_projection")), None)
+        return module, list(_transformers_pairs(source, module, projection))
     raise IncompatibleCheckpoint(
         f"{type(tower).__name__} has no CLIP ViT of transformers, open_clip or OpenAI in it. These weights fit that "
         "architecture alone: EVA's (BLIP-2 with ViT-g), SigLIP's and DINO's towers need alpha weights of their own"

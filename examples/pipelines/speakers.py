@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from alpha_clip.errors import IncompatibleCheckpoint
 from alpha_clip.integrations import ProcessorWithMask, from_pretrained, load_alpha_weights, processor_with_mask
+from alpha_clip.transforms import RegionLost
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,4 +84,7 @@ def answers(
 ) -> Iterator[tuple[str, str]]:
     """What is looked at, and what the model says of it."""
     for name, where in (("whole picture", None), ("the region", mask), ("all but it", 1.0 - mask)):
-        yield name, say(model, prepare, image, where, text, tokens)[0]
+        try:
+            yield name, say(model, prepare, image, where, text, tokens)[0]
+        except RegionLost as error:
+            yield name, f"not asked: {error}"

@@ -33,6 +33,7 @@ from PIL import Image
 
 from alpha_clip.errors import IncompatibleCheckpoint
 from alpha_clip.integrations import focus, from_pretrained, load_alpha_weights, processor_with_mask
+from alpha_clip.transforms import RegionLost
 
 CLASSES = {
     "variation": diffusers.StableDiffusionImageVariationPipeline,
@@ -102,7 +103,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     options = {"prompt": args.prompt, "steps": args.steps, "seed": args.seed}
     whole = vary(pipe, args.kind, image, None, **options)
-    made = [vary(pipe, args.kind, image, where, **options) for where in (mask, 1.0 - mask)]
+    try:
+        made = [vary(pipe, args.kind, image, where, **options) for where in (mask, 1.0 - mask)]
+    except RegionLost as error:
+        parser.error(str(error))
     change = np.abs(np.asarray(made[0], float) - np.asarray(whole, float)).mean()
     print(f"after the region and after the whole picture, pixels differ by {change:.1f} of 255")
     sheet(image, [whole, *made]).save(args.out)
