@@ -14,7 +14,9 @@ Pictures, masks and texts may come from a pipe, as -. Photos need a model of the
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -40,14 +42,18 @@ METHODS = (  # of `embed_regions`; not imported from there, for nobody should wa
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0: done, 1: it could not be done, 2: it was asked for wrongly."""
     args = _parser().parse_args(arguments)
+    _check(args)
     try:
         from . import commands  # imports torch
 
         command: Callable[[argparse.Namespace], None] = getattr(commands, args.command)
         with warnings.catch_warnings():
             warnings.showwarning = _warn_in_a_line
+            if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+                sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what it cannot
             command(args)
-            sys.stdout.flush()
+            if sys.stdout:  # None where it was closed
+                sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -72,7 +78,36 @@ def _complain(message: object) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if re.match("unrecognized arguments: (?!--)", message):
+            message += '; labels stand side by side, and "--" before what begins with "-"'
+        elif message == "argument --box: expected one argument":
+            message += "; one that begins with - as --box=-5,0,20,30"
         self.exit(2, f"{self.prog}: {message} (--help says more)\n")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what argparse does not: options that would be read and not used, and what can be had but once."""
+    given = {_POSITIONAL.get(name, f"--{name.replace('_', '-')}"): value for name, value in vars(args).items()}
+    texts = [(name, text) for name, value in given.items() for text in (value if isinstance(value, list) else [value])]
+    if empty := next((name for name, text in texts if isinstance(text, str) and not text.strip()), None):
+        args.refuse(f"{empty} is empty: expected something, or leave it out")
+    if len(piped := [name for name, text in texts if text == "-" and name in _READS]) > 1:
+        args.refuse(f"{' and '.join(piped)} are -, expected one: the standard input is read once; name files instead")
+    if args.command == "search":
+        if args.points is not None and args.sam is None:
+            args.refuse("--points is for a segmenter, expected --sam NAME too; or leave it out")
+        if args.out == "-":
+            args.refuse("--out is -, where the hits are listed: expected a file for the picture of them")
+        return
+    regions = [name for name in ("--mask", "--box", "--masks-dir") if given.get(name)]
+    method = given.get("--method")
+    if given.get("--text"):
+        if unused := [*regions, *(["--method"] if method else [])]:
+            args.refuse(f"{' and '.join(unused)} say where to look in a picture, and --text has none: leave one out")
+    elif method not in (None, "alpha", "whole") and not regions:
+        args.refuse(f"--method {method} looks at a region, expected --mask, --box or --masks-dir too; or leave it out")
+    if args.command == "attention" and (count := len(args.mask) + len(args.box)) > 1:
+        args.refuse(f"{count} regions were given, expected one --mask or one --box, or none for the whole picture")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (arguments, about, example) in _COMMANDS.items():
         chosen = commands.add_parser(name, help=about, description=f"{about}\n\n{example}")
         chosen.formatter_class = argparse.RawDescriptionHelpFormatter
-        chosen.set_defaults(command=name)
+        chosen.set_defaults(command=name, refuse=chosen.error)
         chosen.add_argument("--debug", action="store_true", help="show where an error came from")
         arguments(chosen)
     return parser
@@ -101,7 +136,7 @@ def _embed(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("image", nargs="?", help="a picture; - reads it from the standard input")
     what.add_argument("--text", nargs="+", help="texts, in place of a picture; - reads them, one in a line")
-    parser.add_argument("--out", help="a file .npy, (regions, width) float32; default: print JSON")
+    _add_out(parser, ".npy", "a .npy to write, (rows, width) float32, or - [print JSON]")
     _add_regions(parser)
     _add_method(parser)
     _add_model(parser)
@@ -109,23 +144,23 @@ def _embed(parser: argparse.ArgumentParser) -> None:
 
 def _attention(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", help="a picture; - reads it from the standard input")
-    parser.add_argument("--out", default="attention.png", help="the picture to write [attention.png]")
+    _add_out(parser, ".png", "the picture to write, or - [attention.png]", "attention.png")
     parser.add_argument("--layer", type=int, default=-1, help="block of the image tower [-1, the last]")
-    _add_regions(parser)
+    _add_region(parser, "a mask of the picture's size; without any, the whole picture")
     _add_model(parser)
 
 
 def _search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="of pictures, in folders too")
-    parser.add_argument("text", metavar="TEXT", help="what to look for; - reads it from the standard input")
+    parser.add_argument("wanted", metavar="TEXT", help="what to look for; - reads it from the standard input")
     parser.add_argument("-k", type=_count, default=10, help="hits [10]")
-    parser.add_argument("--out", metavar="FILE", help="draw the hits into one picture, a PNG")
+    _add_out(parser, ".png", "a picture to draw the hits into")
     _add_json(parser, "print JSON; boxes are x0, y0, x1, y1 as shares of width and height")
     parser.add_argument("--sam", help="finds the regions: facebook/sam-vit-base, facebook/sam2.1-hiera-small, a folder")
-    parser.add_argument("--points", type=_count, default=32, help="that SAM is asked at along each side [32]")
+    parser.add_argument("--points", type=_count, help="that SAM is asked at along each side [32]")
     parser.add_argument("--index", metavar="PATH", help="where to keep the features [~/.cache/alpha_clip/search]")
     parser.add_argument("--exact", action="store_true", help="compare with every feature, even where FAISS is there")
-    _add_method(parser)
+    _add_method(parser, tuple(method for method in METHODS if method != "whole"))
     _add_model(parser)
 
 
@@ -137,14 +172,27 @@ def _add_json(parser: argparse.ArgumentParser, about: str = "print JSON") -> Non
     parser.add_argument("--json", action="store_true", help=about)
 
 
-def _add_regions(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mask", action="append", default=[], metavar="FILE", help="a mask of the picture's size")
+def _add_out(parser: argparse.ArgumentParser, kind: str, about: str, default: str | None = None) -> None:
+    def named(text: str) -> str:
+        if text != "-" and not text.lower().endswith(kind):
+            raise argparse.ArgumentTypeError(f"{text!r} is no name for what is written, expected one in {kind}")
+        return text
+
+    parser.add_argument("--out", metavar="FILE", type=named, default=default, help=about)
+
+
+def _add_region(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("--mask", action="append", default=[], metavar="FILE", help=about)
     parser.add_argument("--box", action="append", default=[], type=_box, metavar="X0,Y0,X1,Y1", help="in pixels")
+
+
+def _add_regions(parser: argparse.ArgumentParser) -> None:
+    _add_region(parser, "a mask of the picture's size; this and --box as often as there are regions")
     parser.add_argument("--masks-dir", metavar="DIR", help="a folder of masks; without any, the whole picture")
 
 
-def _add_method(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", default="alpha", choices=METHODS, help="how to look [alpha]")
+def _add_method(parser: argparse.ArgumentParser, methods: Sequence[str] = METHODS) -> None:
+    parser.add_argument("--method", choices=methods, help="how to look at a region [alpha]")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -154,17 +202,21 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _box(text: str) -> tuple[float, ...]:
-    corners = tuple(float(x) for x in text.split(","))
-    if len(corners) != 4:
-        raise argparse.ArgumentTypeError(f"{text!r} has {len(corners)} numbers, expected x0,y0,x1,y1")
-    return corners
+    try:
+        x0, y0, x1, y1 = (float(x) for x in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no box, expected x0,y0,x1,y1: 20,30,200,180") from error
+    return x0, y0, x1, y1
 
 
 def _count(text: str) -> int:
-    if (count := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{count} is too few, expected 1 or more")
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count, expected 1 or more")
+    return int(text)
 
+
+_POSITIONAL = {"image": "IMAGE", "labels": "LABEL", "folder": "DIR", "wanted": "TEXT"}
+_READS = ("IMAGE", "LABEL", "TEXT", "--text", "--mask")  # the standard input, where it says -
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
     "classify": (

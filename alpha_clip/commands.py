@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from tqdm import tqdm
 from .api import available_models, load
 from .attention_map import attention_map, painted
 from .catalogue import available_alpha_weights
-from .mask_sources import SamMasks, grid, in_words
+from .mask_sources import POINTS, SamMasks, grid, in_words, when_needed
 from .model import CLIP
 from .regions import embed_regions
 from .search import RegionIndex, cache_folder, fill, nearest, sheet
 from .search import load as load_for_search
+from .search.indexing import UNREADABLE
 from .tokenizer import tokenize
-from .transforms import Preprocess, box_mask, upright
+from .transforms import Preprocess, box_mask, read, upright
 from .zero_shot import zero_shot_classifier
 
 _MASKS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -38,8 +40,12 @@ _PART = 64  # masks in memory at a time
 def classify(args: argparse.Namespace) -> None:
     """Name each region of a picture as one of the labels."""
     labels = _lines(args.labels)
+    if not labels:
+        raise ValueError("no label was given, expected one or more")
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise ValueError(f"the label {twice!r} was given twice, expected each once")
+    picture, regions = _open(args.image), _regions(args)
     model, _ = _load(args)
-    picture, regions = _picture(args.image), _regions(args)
     features = _features(model, picture, regions, args.method)
     weights = zero_shot_classifier(model, labels, [args.template]).float()
     shares = (model.logit_scale.exp().float() * features @ weights.T).softmax(dim=-1).tolist()
@@ -58,48 +64,57 @@ def classify(args: argparse.Namespace) -> None:
 
 def embed(args: argparse.Namespace) -> None:
     """Write features of unit length, one row for each region of a picture, or for each text."""
-    model, _ = _load(args)
+    _check_place(args.out)
     if args.text:
         names = _lines(args.text)
         if not names:
             raise ValueError("no text was given, expected one or more")
+        model, _ = _load(args)
         with torch.no_grad():
             features = F.normalize(model.encode_text(tokenize(names, model.context_length)).float(), dim=-1)
     else:
-        regions = _regions(args)
-        features = _features(model, _picture(args.image), regions, args.method)
+        picture, regions = _open(args.image), _regions(args)
+        model, _ = _load(args)
+        features = _features(model, picture, regions, args.method)
         names = [region.name for region in regions]
     if args.out is None:
         _say(json.dumps([{"name": n, "feature": row} for n, row in zip(names, features.tolist(), strict=True)]))
         return
     _write(args.out, lambda file: np.save(file, features.cpu().numpy()))
-    _say(f"{args.out}: {features.shape[0]} x {features.shape[1]}")
+    if args.out != "-":
+        _say(f"{args.out}: {features.shape[0]} x {features.shape[1]}")
 
 
 def attention(args: argparse.Namespace) -> None:
     """Draw where the class token looks, over the picture, through a mask or without."""
+    _check_place(args.out)
+    stored, (region,) = _open(args.image), _regions(args)
+    mask, picture = region.mask(stored), upright(stored)
     model, preprocess = _load(args)
-    picture = _picture(args.image)
-    (region,) = _regions(args, at_most=1)
-    heat = attention_map(model, preprocess, picture, region.mask(picture), args.layer)
+    heat = attention_map(model, preprocess, picture, mask, args.layer)
     _write(args.out, lambda file: painted(picture, heat).save(file, "PNG"))
-    _say(f"{args.out}")
+    if args.out != "-":
+        _say(args.out)
 
 
 def search(args: argparse.Namespace) -> None:
     """Find the regions in a folder's pictures that are nearest to a text."""
-    text = " ".join(_lines([args.text]))
+    text = " ".join(_lines([args.wanted]))
     if not text:
         raise ValueError("the text is empty, expected what to look for")
+    _check_place(args.out)
     folder = Path(args.folder).resolve()
     if not folder.is_dir():  # said before a model is loaded and an index made
         raise ValueError(f"{args.folder} is no folder: expected one of pictures")
-    masks = in_words(args.sam, args.points)
-    model, settings = load_for_search(args.model, args.device, args.method, masks, args.alpha or "auto")
+    points = args.points or POINTS
+    source = when_needed(args.sam, lambda: SamMasks(args.sam, points, args.device)) if args.sam else grid
+    model, settings = load_for_search(
+        args.model, args.device, args.method or "alpha", in_words(args.sam, points), args.alpha or "auto"
+    )
     index = RegionIndex.create(Path(args.index) if args.index else cache_folder(folder, settings), settings)
-    new, known, broken = fill(index, folder, model, SamMasks(args.sam, args.points, args.device) if args.sam else grid)
+    new, known, broken = fill(index, folder, model, source)
     if new or broken:
-        _tell(f"{new} pictures were new, {known} known, {broken} could not be read; the index is {index.folder}")
+        _tell(f"new pictures: {new}, known: {known}, unreadable: {broken}; the index is {index.folder}")
     if new and not args.sam:
         _tell("pictures with no file of masks beside them are searched by a grid of boxes; --sam NAME knows outlines")
     hits = nearest(index, model, text, args.k, folder, exact=args.exact)
@@ -131,57 +146,74 @@ def models(args: argparse.Namespace) -> None:
 @dataclass(frozen=True)
 class _Region:
     name: str
-    mask: Callable[[Image.Image], Any]  # of the picture: as `Preprocess` takes it
+    mask: Callable[[Image.Image], Any]  # of the picture as it is stored, which may not be upright: (H, W), upright
 
 
-def _regions(args: argparse.Namespace, at_most: int | None = None) -> list[_Region]:
+def _regions(args: argparse.Namespace) -> list[_Region]:
     """In the order of masks, boxes, folder; the whole picture if there are none."""
-    found = [_Region(path, lambda _, path=path: _open(path)) for path in args.mask]  # type: ignore[misc]
+    found = [_Region(path, partial(_mask, path)) for path in args.mask]
     for box in args.box:
-        found.append(_Region(",".join(f"{x:g}" for x in box), lambda p, box=box: box_mask(box, p.size[::-1])))  # type: ignore[misc]
-    if args.masks_dir:
+        found.append(_Region(",".join(f"{x:g}" for x in box), lambda p, box=box: box_mask(box, _size(p))))  # type: ignore[misc]
+    if getattr(args, "masks_dir", None):
         folder = Path(args.masks_dir)
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder: expected one of masks")
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _MASKS)
         if not files:
             raise ValueError(f"{folder} holds no masks, expected files such as {', '.join(_MASKS[:3])}")
-        found += [_Region(path.name, lambda _, path=path: _open(path)) for path in files]  # type: ignore[misc]
-    if at_most is not None and len(found) > at_most:
-        raise ValueError(f"{len(found)} regions were given, expected at most {at_most}")
-    return found or [_Region("whole picture", lambda p: np.ones(p.size[::-1], bool))]
+        found += [_Region(path.name, partial(_mask, path)) for path in files]
+    return found or [_Region("whole picture", lambda p: np.ones(_size(p), bool))]
 
 
-def _features(model: CLIP, picture: Image.Image, regions: Sequence[_Region], method: str) -> Tensor:
+def _size(picture: Image.Image) -> tuple[int, int]:
+    """(H, W) of the upright picture."""
+    return upright(picture).size[::-1]
+
+
+def _mask(path: str | Path, picture: Image.Image) -> Tensor:
+    try:
+        return read(picture, _open(path))[1][0]
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def _features(model: CLIP, picture: Image.Image, regions: Sequence[_Region], method: str | None) -> Tensor:
     """(K, D), with progress on the standard error where it takes long and is seen."""
     found = []
     with tqdm(total=len(regions), unit="region", leave=False, disable=None if len(regions) > _PART else True) as bar:
         for start in range(0, len(regions), _PART):
             masks = [region.mask(picture) for region in regions[start : start + _PART]]
-            found.append(embed_regions(model, picture, masks, method))
+            found.append(embed_regions(model, picture, masks, method or "alpha"))
             bar.update(len(masks))
     return torch.cat(found)
 
 
 def _lines(given: Sequence[str]) -> list[str]:
     """The texts, those of the standard input in place of a "-", without empty ones."""
-    lines = (sys.stdin.read().splitlines() if text == "-" else [text] for text in given)
+    lines = (_standard_input().read().splitlines() if text == "-" else [text] for text in given)
     return [text.strip() for some in lines for text in some if text.strip()]
 
 
-def _picture(path: str) -> Image.Image:
-    return upright(_open(path))
-
-
 def _open(path: str | Path) -> Image.Image:
-    source: Any = io.BytesIO(sys.stdin.buffer.read()) if str(path) == "-" else path
+    """The picture in a file, a pipe (as of a shell's `<(...)`), or the standard input."""
     try:
-        with Image.open(source) as picture:
+        content = _standard_input().buffer.read() if str(path) == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}, expected a picture") from error
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
             picture.load()
             return picture
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large: {error}") from error
-    except OSError as error:
-        what = "is no picture that can be read" if Path(path).is_file() or str(path) == "-" else "is not there"
-        raise ValueError(f"{path} {what}") from error
+        raise ValueError(f"{path}: too large: {error}") from error
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: {len(content)} bytes that are no picture, or a damaged one") from error
+
+
+def _standard_input() -> Any:
+    if sys.stdin is None:
+        raise ValueError("-: the standard input is closed, expected a file or a pipe")
+    return sys.stdin
 
 
 def _load(args: argparse.Namespace) -> tuple[CLIP, Preprocess]:
@@ -200,8 +232,22 @@ def _tell(text: str) -> None:
     print(f"alpha-clip: {text}", file=sys.stderr)  # noqa: T201
 
 
+def _check_place(path: str | None) -> None:
+    """Before anything takes long."""
+    if path is None or path == "-":
+        return
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder, expected a file to write")
+    if not os.access(folder := Path(path).parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: expected {folder} to be a folder, and open to you")
+
+
 def _write(path: str, write: Callable[[Any], object]) -> None:
-    """Under a temporary name, which is renamed when all of it is there."""
+    """Under a temporary name, which is renamed when all of it is there; - is the standard output."""
+    if path == "-":
+        write(content := io.BytesIO())  # neither NumPy nor Pillow writes into every pipe
+        sys.stdout.buffer.write(content.getvalue())
+        return
     part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:

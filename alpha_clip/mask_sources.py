@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,22 @@ def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 def in_words(sam: str | None, points: int = POINTS) -> str:
     """Where masks come from, for the settings of an index: a file beside the picture, else SAM or a grid of boxes."""
     return f"beside the picture, else {f'{sam} at {points} x {points} points' if sam else 'a grid'}"
+
+
+def when_needed(name: str, make: Callable[[], Source]) -> Source:
+    """A source that is made at the first picture that asks it, so that nobody waits for SAM in vain.
+
+    What ``make`` raises is no fault of that picture: the source raises it as a RuntimeError, with the name.
+    """
+
+    @cache
+    def made() -> Source:
+        try:
+            return make()
+        except (ImportError, OSError, ValueError) as error:
+            raise RuntimeError(f"{name}: {error}") from error
+
+    return lambda picture: made()(picture)
 
 
 # --- a file beside the picture ---

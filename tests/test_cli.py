@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -117,7 +118,7 @@ def test_texts_are_embedded_too(capsys, tiny):
 def test_texts_come_from_a_pipe(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\na dog\n"))
     assert [row["name"] for row in json.loads(run(capsys, "embed", "--text", "-"))] == ["a cat", "a dog"]
-    assert "no text was given" in refused(capsys, "embed", "--text", " ")
+    assert "no text was given" in refused(capsys, "embed", "--text", "-")  # nothing is left in it
 
 
 def test_attention_is_drawn_where_the_mask_is(capsys, masks, tmp_path):
@@ -183,7 +184,7 @@ def test_a_text_finds_its_regions_and_the_folder_stays_as_it_is(capsys, photos):
     hits = json.loads(captured.out)
     assert {int(Path(hit["path"]).stem) for hit in hits} == set(range(6))
     assert sorted((hit["score"] for hit in hits), reverse=True) == [hit["score"] for hit in hits]
-    assert captured.err.startswith("alpha-clip: 12 pictures were new, 0 known, 0 could not be read; the index is ")
+    assert captured.err.startswith("alpha-clip: new pictures: 12, known: 0, unreadable: 0; the index is ")
     assert sorted(photos.rglob("*")) == before
     scene = draw_scene(int(Path(hits[0]["path"]).stem), 96, objects=(1, 1), nouns=["cat"], scale=(0.4, 0.6))
     np.testing.assert_allclose(hits[0]["box"], np.array(scene.regions[0].box) / 96, atol=1e-6)
@@ -199,7 +200,7 @@ def test_the_next_search_looks_at_what_is_new_and_forgets_what_is_gone(capsys, p
     assert cli.main(["search", str(photos), "a bus", "-k", "12", "--exact", "--out", str(tmp_path / "hits.png")]) == 0
     captured = capsys.readouterr()
     assert "/6.png" not in captured.out
-    assert "skipped broken.jpg: " in captured.err and "0 pictures were new, 11 known, 1 could not" in captured.err
+    assert "skipped broken.jpg: " in captured.err and "new pictures: 0, known: 11, unreadable: 1" in captured.err
     assert len(np.unique(np.array(Image.open(tmp_path / "hits.png")).reshape(-1, 3), axis=0)) > 1000
 
 
@@ -231,15 +232,81 @@ def test_an_interrupted_command_that_keeps_nothing_promises_nothing(capsys, monk
     assert capsys.readouterr().err == "alpha-clip: interrupted\n"
 
 
-def test_what_cannot_be_searched(capsys, photos, tmp_path):
+def test_what_cannot_be_searched(capsys, photos, tmp_path, monkeypatch):
     assert "nowhere is no folder: expected one of pictures" in refused(capsys, "search", "nowhere", "a cat")
-    assert "the text is empty" in refused(capsys, "search", str(photos), " ")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    assert "the text is empty" in refused(capsys, "search", str(photos), "-")
     (tmp_path / "none").mkdir()
     assert "holds no picture with a region" in refused(capsys, "search", str(tmp_path / "none"), "a cat")
     assert cli.main(["search", str(photos), "a cat", "--index", str(tmp_path / "index")]) == 0
     capsys.readouterr()
     said = refused(capsys, "search", str(photos), "a cat", "--index", str(tmp_path / "index"), "--method", "crop")
     assert "was made with method 'alpha', not 'crop'" in said
+    said = refused(capsys, "search", str(photos), "a cat", "--index", SAMPLE)
+    assert "sample.png can hold no index, Not a directory: name a folder to write to" in said
+
+
+def test_a_segmenter_is_loaded_once_a_picture_needs_it_and_not_before(capsys, photos, monkeypatch):
+    loaded = []
+
+    class Segmenter:
+        def __init__(self, name, points, device):
+            loaded.append((name, points))
+
+        def __call__(self, picture):
+            yield np.ones(picture.size[::-1], bool)
+
+    monkeypatch.setattr(commands, "SamMasks", Segmenter)
+    search = ["search", str(photos), "a cat", "--sam", "some/sam", "-k", "3"]
+    assert cli.main(search) == 0 and loaded == []  # all have their masks beside them
+    for name in ("0", "2"):
+        (photos / f"{name}.masks.npz").unlink()
+    assert cli.main(search) == 0 and loaded == [("some/sam", 32)]
+    assert cli.main(search) == 0 and len(loaded) == 1
+
+
+def test_a_segmenter_that_cannot_be_had_is_no_fault_of_the_pictures(capsys, photos, monkeypatch):
+    def missing(*_):
+        raise OSError("there is no such model")
+
+    monkeypatch.setattr(commands, "SamMasks", missing)
+    (photos / "0.masks.npz").unlink()
+    assert "some/sam: there is no such model" in refused(capsys, "search", str(photos), "a cat", "--sam", "some/sam")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names there are text")
+def test_a_name_that_cannot_be_printed_is_escaped(photos, monkeypatch, tmp_path):
+    odd = photos / os.fsdecode(b"\xff \xc3\xbc.png")
+    (photos / "0.png").rename(odd)
+    (photos / "0.masks.npz").rename(odd.with_suffix(".masks.npz"))
+    printed = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", printed)
+    assert cli.main(["search", str(photos), "a cat", "-k", "12", "--out", str(tmp_path / "hits.png")]) == 0
+    assert "\\udcff \u00fc.png" in printed.buffer.getvalue().decode() and (tmp_path / "hits.png").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+def test_an_interrupt_keeps_what_was_done_and_the_next_run_goes_on(capsys, photos, tmp_path):
+    """As a user presses Ctrl-C while the fifth picture is looked at."""
+    code = """
+import os, signal, sys
+from alpha_clip import cli
+from alpha_clip.search import indexing
+look, looked = indexing.look, []
+def slow(*arguments):
+    looked.append(1)
+    if len(looked) == 5:
+        os.kill(os.getpid(), signal.SIGINT)
+    return look(*arguments)
+indexing.look = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    arguments = ["search", str(photos), "a cat", "--index", str(tmp_path / "index")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("alpha-clip: interrupted; what was indexed is kept")
+    assert cli.main(arguments) == 0
+    assert "new pictures: 8, known: 4, unreadable: 0" in capsys.readouterr().err
 
 
 # --- what it refuses ---
@@ -254,30 +321,73 @@ def refused(capsys, *arguments: str) -> str:
 
 def test_what_cannot_be_done_is_said_in_a_line(capsys, tmp_path, masks):
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    assert "nothere.png is not there" in refused(capsys, "classify", "nothere.png", "a cat")
-    assert "is no picture that can be read" in refused(capsys, "classify", str(tmp_path / "broken.png"), "a cat")
+    (tmp_path / "cut.png").write_bytes(Path(SAMPLE).read_bytes()[:9000])
+    assert "nothere.png: No such file or directory, expected a picture" in refused(capsys, "embed", "nothere.png")
+    assert f"{tmp_path}: Is a directory, expected a picture" in refused(capsys, "embed", str(tmp_path))
+    assert "broken.png: 10 bytes that are no picture" in refused(capsys, "embed", str(tmp_path / "broken.png"))
+    assert "cut.png: 9000 bytes that are no picture, or a da" in refused(capsys, "embed", str(tmp_path / "cut.png"))
+    assert "sample.png is no folder: expected one of masks" in refused(capsys, "embed", SAMPLE, "--masks-dir", SAMPLE)
+    assert "the label 'a cat' was given twice" in refused(capsys, "classify", SAMPLE, "a cat", "a dog", "a cat")
     (tmp_path / "none").mkdir()
     said = refused(capsys, "embed", SAMPLE, "--masks-dir", str(tmp_path / "none"))
     assert "holds no masks, expected files such as .png" in said
     assert "lies outside the picture" in refused(capsys, "embed", SAMPLE, "--box", "9000,0,9001,1")
     assert "ViT-X not found" in refused(capsys, "embed", SAMPLE, "--model", "ViT-X")
     assert "places {}, expected 1" in refused(capsys, "classify", SAMPLE, "a cat", "--template", "no place")
-    two = ["--mask", str(masks / "1.png"), "--mask", str(masks / "2.png")]
-    assert "2 regions were given, expected at most 1" in refused(capsys, "attention", SAMPLE, *two)
     assert "layer 9 of an image tower of 4 blocks" in refused(
         capsys, "attention", SAMPLE, "--layer", "9", "--out", str(tmp_path / "a.png")
     )
     assert not (tmp_path / "a.png").exists()
 
 
+def test_a_mask_that_does_not_fit_is_named(capsys, tmp_path, masks):
+    Image.new("L", (384, 384)).save(tmp_path / "empty.png")
+    Image.new("L", (99, 99), 255).save(tmp_path / "small.png")
+    good = ["embed", SAMPLE, "--mask", str(masks / "1.png"), "--mask"]
+    assert f"{tmp_path / 'empty.png'}: mask is 0 everywhere" in refused(capsys, *good, str(tmp_path / "empty.png"))
+    assert "small.png: mask has shape (99, 99), exp" in refused(capsys, *good, str(tmp_path / "small.png"))
+    assert "sample.png: mask is a colour picture" in refused(capsys, *good, SAMPLE)
+    said = refused(capsys, *good, str(tmp_path / "nothere.png"))
+    assert said == f"alpha-clip: {tmp_path / 'nothere.png'}: No such file or directory, expected a picture\n"
+
+
+def test_masks_and_boxes_are_of_the_upright_picture(capsys, tmp_path):
+    """A photo that a camera stored on its side: 80 x 40 pixels, shown as 40 x 80."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(draw_scene(0, (40, 80)).image).save(tmp_path / "photo.png", exif=exif)
+    Image.new("L", (40, 80), 255).save(tmp_path / "upright.png")
+    Image.new("L", (80, 40), 255).save(tmp_path / "stored.png")
+    photo = str(tmp_path / "photo.png")
+    run(capsys, "embed", photo, "--mask", str(tmp_path / "upright.png"), "--box", "0,50,40,80")
+    run(capsys, "attention", photo, "--box", "0,50,40,80", "--out", str(tmp_path / "out.png"))
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.size == (40, 80)
+    said = refused(capsys, "embed", photo, "--mask", str(tmp_path / "stored.png"))
+    assert "the picture's EXIF orientation turns it, and the mask is of the picture as stored" in said
+
+
+def test_where_nothing_can_be_written_is_said_before_anything_is_done(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "load", None)
+    monkeypatch.setattr(commands, "load_for_search", None)
+    (tmp_path / "folder.png").mkdir()
+    nowhere = str(tmp_path / "nowhere" / "out")
+    for command in (["embed", SAMPLE, "--out", f"{nowhere}.npy"], ["attention", SAMPLE, "--out", f"{nowhere}.png"]):
+        assert f"cannot be written: expected {tmp_path / 'nowhere'} to be a folder, and open" in refused(
+            capsys, *command
+        )
+    search = ["search", str(tmp_path), "a cat", "--out", str(tmp_path / "folder.png")]
+    assert "folder.png is a folder, expected a file to write" in refused(capsys, *search)
+
+
 def test_a_picture_that_is_too_large_is_refused(capsys, tmp_path, monkeypatch):
     Image.new("L", (100, 100)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert "large.png is too large" in refused(capsys, "embed", str(tmp_path / "large.png"))
+    assert "large.png: too large: " in refused(capsys, "embed", str(tmp_path / "large.png"))
 
 
 def test_debug_shows_where_it_came_from(tmp_path):
-    with pytest.raises(ValueError, match=r"nothere\.png is not there"):
+    with pytest.raises(ValueError, match=r"nothere\.png: No such file"):
         cli.main(["embed", "nothere.png", "--debug"])
 
 
@@ -288,9 +398,53 @@ def test_debug_shows_where_it_came_from(tmp_path):
         (["classify"], "required: image, LABEL"),
         (["paint"], "invalid choice: 'paint'"),
         (["embed"], "one of the arguments image --text is required"),
-        (["classify", SAMPLE, "a cat", "--box", "1,2,3"], "'1,2,3' has 3 numbers, expected x0,y0,x1,y1"),
-        (["search", "photos", "a cat", "-k", "0"], "0 is too few, expected 1 or more"),
+        (["classify", SAMPLE, "a cat", "--box", "1,2,3"], "'1,2,3' is no box, expected x0,y0,x1,y1: 20,30"),
+        (["classify", SAMPLE, "a cat", "--box", "a,b,c,d"], "'a,b,c,d' is no box, expected x0,y0,x1,y1: 20,30"),
+        (["classify", SAMPLE, "a cat", "--box", "-1,0,5,5"], "one that begins with - as --box=-5,0,20,30"),
+        (
+            ["classify", SAMPLE, "a cat", "-cat"],
+            'unrecognized arguments: -cat; labels stand side by side, and "--"',
+        ),
+        (["classify", SAMPLE, "a cat", "--json", "a dog"], "unrecognized arguments: a dog; labels stand side by side"),
+        (["classify", SAMPLE, "a cat", "--oops"], "unrecognized arguments: --oops (--help says more)"),
+        (["search", "photos", "a cat", "-k", "0"], "'0' is no count, expected 1 or more"),
+        (["search", "photos", "a cat", "-k", "two"], "'two' is no count, expected 1 or more"),
         (["classify", SAMPLE, "a cat", "--method", "squint"], "invalid choice: 'squint'"),
+        (["search", "photos", "a cat", "--method", "whole"], "invalid choice: 'whole'"),
+        # What would be read and not used.
+        (["embed", "--text", "a cat", "--mask", "m.png"], "--mask say where to look in a picture, and --text has none"),
+        (["embed", "--text", "a", "--box", "1,2,3,4", "--method", "crop"], "--box and --method say where to look"),
+        (["embed", "--text", "a cat", "--masks-dir", "masks"], "--masks-dir say where to look in a picture"),
+        (
+            ["classify", SAMPLE, "a cat", "--method", "crop"],
+            "--method crop looks at a region, expected --mask, --box or",
+        ),
+        (
+            ["embed", SAMPLE, "--method", "pool"],
+            "--method pool looks at a region, expected --mask, --box or --masks-dir",
+        ),
+        (["search", "photos", "a cat", "--points", "8"], "--points is for a segmenter, expected --sam NAME too"),
+        (["search", "photos", "a cat", "--sam", ""], "--sam is empty: expected something, or leave it out"),
+        (["search", "photos", " "], "TEXT is empty"),
+        (["classify", SAMPLE, "a cat", ""], "LABEL is empty"),
+        (["embed", SAMPLE, "--alpha", ""], "--alpha is empty"),
+        (["attention", SAMPLE, "--mask", "1.png", "--box", "1,2,3,4"], "2 regions were given, expected one --mask or"),
+        (["attention", SAMPLE, "--masks-dir", "masks"], "unrecognized arguments: --masks-dir masks"),
+        # What can be had but once, and names of something else.
+        (["classify", "-", "--mask", "-", "a cat"], "IMAGE and --mask are -, expected one: the standard input is read"),
+        (["classify", SAMPLE, "-", "--mask", "-"], "LABEL and --mask are -, expected one"),
+        (["embed", SAMPLE, "--mask", "-", "--mask", "-"], "--mask and --mask are -, expected one"),
+        (["embed", "--text", "-", "-"], "--text and --text are -, expected one"),
+        (["search", "photos", "a cat", "--out", "-"], "--out is -, where the hits are listed"),
+        (
+            ["search", "photos", "a cat", "--out", "hits.txt"],
+            "'hits.txt' is no name for what is written, expected one in .png",
+        ),
+        (["attention", SAMPLE, "--out", "a.jpg"], "'a.jpg' is no name for what is written, expected one in .png"),
+        (
+            ["embed", SAMPLE, "--out", "features.txt"],
+            "'features.txt' is no name for what is written, expected one in .npy",
+        ),
     ],
 )
 def test_what_was_asked_for_wrongly_is_said_in_a_line(capsys, arguments, said):
@@ -317,6 +471,32 @@ def test_the_installed_command_takes_a_picture_from_a_pipe():
     assert re.match(rb"230,60,370,190 +\d+\.\d% a cat", done.stdout) and done.stderr == b""
     assert installed("embed", "nothere.png").returncode == 1
     assert installed("embed").returncode == 2
+
+
+def test_features_and_pictures_go_into_a_pipe(capsysbinary):
+    assert cli.main(["embed", SAMPLE, "--box", "230,60,370,190", "--out", "-"]) == 0
+    captured = capsysbinary.readouterr()
+    assert np.load(io.BytesIO(captured.out)).shape == (1, 128) and captured.err == b""
+    assert cli.main(["attention", SAMPLE, "--out", "-"]) == 0
+    captured = capsysbinary.readouterr()
+    assert Image.open(io.BytesIO(captured.out)).size == (384, 384) and captured.err == b""
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="there is no /dev/fd")
+def test_a_mask_comes_from_a_shell_s_substitution(capsys, masks):
+    """As `--mask <(cat 1.png)` gives it."""
+    ours, theirs = os.pipe()
+    os.write(theirs, (masks / "1.png").read_bytes())
+    os.close(theirs)
+    assert "% a cat" in run(capsys, "classify", SAMPLE, "--mask", f"/dev/fd/{ours}", *LABELS)
+    os.close(ours)
+
+
+def test_closed_ends_are_no_fault_of_ours(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "-: the standard input is closed, expected a file or a pipe" in refused(capsys, "embed", "-")
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["models"]) == 0
 
 
 def test_labels_come_from_a_pipe(capsys, monkeypatch):

@@ -10,7 +10,7 @@ from PIL import Image
 from sams import ANYTHING
 
 import alpha_clip
-from alpha_clip.mask_sources import SIDE, SamMasks, beside, grid, mask_file, masks_of, worth_it
+from alpha_clip.mask_sources import SIDE, SamMasks, beside, grid, mask_file, masks_of, when_needed, worth_it
 from alpha_clip.rle import encode
 from alpha_clip.scenes import draw_scene
 from alpha_clip.transforms import mask_box
@@ -199,6 +199,28 @@ def test_segmenter_asks_any_sam_at_a_grid_of_points(make, name, folder_of, monke
     assert sum(points.shape[1] for points in asked) == 9
     assert masks
     assert {(mask.shape, mask.dtype) for mask in masks} == {((60, 80), np.dtype(bool))}
+
+
+def test_a_source_is_made_when_the_first_picture_asks_and_once():
+    made = []
+
+    def make():
+        made.append(1)
+        return grid
+
+    source = when_needed("a grid", make)
+    assert made == []
+    picture = Image.new("RGB", (8, 8))
+    assert len(list(source(picture))) == len(list(source(picture))) == 35 and made == [1]
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, ValueError])
+def test_a_source_that_cannot_be_made_is_no_fault_of_a_picture(error):
+    def make():
+        raise error("there is none")
+
+    with pytest.raises(RuntimeError, match="some/sam: there is none"):
+        when_needed("some/sam", make)(Image.new("RGB", (8, 8)))
 
 
 def test_segmenter_says_what_it_comes_from(monkeypatch):

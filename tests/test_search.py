@@ -1,6 +1,8 @@
 """The search for regions by text: the index on disk, and a folder of pictures into it."""
 
+import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -269,6 +271,177 @@ def test_pictures_moved_copied_and_changed(photos, tiny, tmp_path):
     np.testing.assert_allclose(hit.box, np.array(scene.regions[0].box) / 96, atol=1e-6)
     (photos / "1.masks.npz").unlink()  # other masks, another look
     assert indexing.fill(index, photos, model, grid) == (1, 4, 0)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Names of the pictures whose bytes are hashed or shown, as it happens."""
+    found = []
+
+    def counted(function):
+        def read(path):
+            found.append(f"{function.__name__} {path.name}")
+            return function(path)
+
+        return read
+
+    for function in (indexing.key_of, indexing.upright):
+        monkeypatch.setattr(indexing, function.__name__, counted(function))
+    return found
+
+
+def test_a_picture_that_was_not_touched_is_not_read_again(photos, tiny, tmp_path, reads):
+    model, settings = tiny
+    indexing.fill(RegionIndex.create(tmp_path / "index", settings), photos, model, grid)
+    assert len(reads) == 10
+    reads.clear()
+    for _ in range(2):
+        assert indexing.fill(RegionIndex.create(tmp_path / "index", settings), photos, model, grid) == (0, 5, 0)
+    assert reads == []
+    os.utime(photos / "1.png", ns=(1, 1))
+    os.utime(photos / "2.masks.npz", ns=(1, 1))
+    (photos / "3.png").rename(photos / "moved.png")
+    (photos / "3.masks.npz").rename(photos / "moved.masks.npz")
+    assert indexing.fill(RegionIndex.create(tmp_path / "index", settings), photos, model, grid) == (0, 5, 0)
+    assert reads == ["key_of 1.png", "key_of 2.png", "key_of moved.png"]  # and not looked at
+    reads.clear()
+    assert indexing.fill(RegionIndex.create(tmp_path / "index", settings), photos, model, grid) == (0, 5, 0)
+    assert reads == []
+
+
+@pytest.fixture
+def alike(tmp_path):
+    """A cat and a bus, bitmaps of the same size and time."""
+    for i, noun in enumerate(["cat", "bus"]):
+        scene = draw_scene(i, 96, objects=(1, 1), nouns=[noun], scale=(0.5, 0.6))
+        (tmp_path / "alike").mkdir(exist_ok=True)
+        Image.fromarray(scene.image).save(tmp_path / "alike" / f"{noun}.bmp")
+        os.utime(tmp_path / "alike" / f"{noun}.bmp", ns=(10**18, 10**18))
+    return tmp_path / "alike"
+
+
+def test_other_bytes_of_the_same_size_are_found_by_their_time(alike, tiny, tmp_path):
+    model, settings = tiny
+    index = RegionIndex.create(tmp_path / "index", settings)
+    indexing.fill(index, alike, model, grid)
+    (alike / "cat.bmp").write_bytes((alike / "bus.bmp").read_bytes())
+    os.utime(alike / "cat.bmp", ns=(10**18, 10**18 + 1))
+    assert indexing.fill(index, alike, model, grid) == (0, 2, 0)
+    assert index.pictures[str(alike / "cat.bmp")] == index.pictures[str(alike / "bus.bmp")]
+
+
+def test_pictures_of_the_same_size_and_time_may_swap_names(alike, tiny, tmp_path):
+    model, settings = tiny
+    index = RegionIndex.create(tmp_path / "index", settings)
+    indexing.fill(index, alike, model, grid)
+    before = dict(index.pictures)
+    (alike / "cat.bmp").rename(alike / "kept")
+    (alike / "bus.bmp").rename(alike / "cat.bmp")
+    (alike / "kept").rename(alike / "bus.bmp")
+    assert indexing.fill(index, alike, model, grid) == (0, 2, 0)
+    assert list(index.pictures.values()) == list(before.values())[::-1]
+
+
+def test_a_picture_that_is_written_while_it_is_read_is_read_again(alike, tiny, tmp_path, monkeypatch):
+    model, settings = tiny
+    upright = indexing.upright
+
+    def written(path):
+        os.utime(path, ns=(10**18, 10**18 + 1))
+        return upright(path)
+
+    index = RegionIndex.create(tmp_path / "index", settings)
+    monkeypatch.setattr(indexing, "upright", written)
+    assert indexing.fill(index, alike, model, grid) == (2, 0, 0)
+    assert list(index.stamps.values()) == [None, None]
+    assert indexing.fill(index, alike, model, grid) == (0, 2, 0)
+    assert None not in index.stamps.values()
+
+
+def test_an_index_from_before_times_were_kept_goes_on(photos, tiny, tmp_path, reads):
+    model, settings = tiny
+    indexing.fill(RegionIndex.create(tmp_path / "index", settings), photos, model, grid)
+    for part in (tmp_path / "index" / "parts").glob("*.json"):
+        listed = json.loads(part.read_bytes())
+        part.write_text(json.dumps([{name: one[name] for name in ("path", "key", "rows")} for one in listed]))
+    reads.clear()
+    for _ in range(2):
+        assert indexing.fill(RegionIndex.open(tmp_path / "index"), photos, model, grid) == (0, 5, 0)
+    assert reads == [f"key_of {i}.png" for i in range(5)]  # once, and none is looked at
+
+
+def test_where_nothing_is_new_others_may_add_meanwhile(photos, tiny, tmp_path):
+    model, settings = tiny
+    index = RegionIndex.create(tmp_path / "index", settings)
+    indexing.fill(index, photos, model, grid)
+    with index.alone():
+        assert indexing.fill(RegionIndex.open(tmp_path / "index"), photos, model, grid) == (0, 5, 0)
+        save_scene(photos, "new", 99)
+        with pytest.raises(RuntimeError, match="another process adds to"):
+            indexing.fill(RegionIndex.open(tmp_path / "index"), photos, model, grid)
+
+
+def test_an_index_nobody_may_write_to_is_searched_as_it_is(photos, tiny, tmp_path, monkeypatch, capsys):
+    model, settings = tiny
+    indexing.fill(RegionIndex.create(tmp_path / "index", settings), photos, model, grid)
+
+    def files():
+        return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in (tmp_path / "index").rglob("*")}
+
+    before = files()
+    monkeypatch.setattr("alpha_clip.search.index.os.access", lambda *_: False)
+    index = RegionIndex.create(tmp_path / "index", settings)
+    (photos / "0.png").rename(photos / "moved.png")
+    (photos / "0.masks.npz").rename(photos / "moved.masks.npz")
+    (photos / "broken.png").write_bytes(b"no picture")
+    assert indexing.fill(index, photos, model, grid) == (0, 5, 1)
+    assert capsys.readouterr().err.startswith("skipped broken.png: ")
+    found = {Path(hit.paths[0]).name for hit in indexing.nearest(index, model, "a cat", 99, photos)}
+    assert found == {"moved.png", "1.png", "2.png", "3.png", "4.png"}
+    save_scene(photos, "new", 99)
+    with pytest.raises(RuntimeError, match=r"new\.png is not in .*index, which cannot be written to: name another"):
+        indexing.fill(index, photos, model, grid)
+    with pytest.raises(RuntimeError, match=r"new is not in .*index, which cannot be written to"):
+        index.add([Seen("new", "new", records(np.ones((1, 128), np.float32), np.ones((1, 8, 8), np.float32)))])
+    assert files() == before
+
+
+def test_what_others_keep_in_the_folder_of_an_index_stays(photos, tiny):
+    """Pictures below the index, and the index below the pictures."""
+    model, settings = tiny
+    (photos / "film.part").write_text("a download")
+    (photos / "more" / ".film.part").write_text("another")
+    index = RegionIndex.create(photos, settings)
+    assert indexing.fill(index, photos, model, grid) == (5, 0, 0)
+    assert indexing.fill(RegionIndex.create(photos / "more" / "index", settings), photos, model, grid) == (5, 0, 0)
+    assert indexing.fill(index, photos, model, grid) == (0, 5, 0)
+    assert (photos / "film.part").exists() and (photos / "more" / ".film.part").exists()
+
+
+def test_where_an_index_cannot_be_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file can hold no index, Not a directory: name a folder to write to"):
+        RegionIndex.create(tmp_path / "file", SETTINGS)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+def test_links_to_nothing_and_closed_folders_are_named_and_pipes_are_no_pictures(photos, tiny, monkeypatch, capsys):
+    model, settings = tiny
+    (photos / "gone.png").symlink_to(photos / "nowhere.png")
+    os.mkfifo(photos / "pipe.png")
+    (photos / "folder.png").mkdir()
+    scandir = os.scandir
+
+    def closed(folder):
+        if Path(folder).name == "more":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    index = RegionIndex.create(photos / "index", settings)
+    monkeypatch.setattr(os, "scandir", closed)
+    assert indexing.fill(index, photos, model, grid) == (4, 0, 1)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"skipped {photos / 'more'}: Permission denied" and second.startswith("skipped gone.png: ")
 
 
 def test_a_link_to_a_picture_is_searched_as_one_of_the_folder(tiny, photos, tmp_path):

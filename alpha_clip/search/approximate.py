@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,13 @@ _NEIGHBOURS, _EFFORT = 32, 128  # of each row in the graph; rows looked at in a 
 
 def is_installed() -> bool:
     return find_spec("faiss") is not None
+
+
+def is_behind(index: RegionIndex) -> bool:
+    """Whether there is anything for `update` to do."""
+    rows, covered = len(index.owners), _covered(index)
+    is_covered = covered["rows"] == rows and covered["live"] == _digest(index, rows) and _path(index).exists()
+    return rows > 0 and not is_covered
 
 
 def update(index: RegionIndex) -> None:
@@ -40,9 +48,9 @@ def update(index: RegionIndex) -> None:
         if wanted.any():
             graph.add_with_ids(features[wanted], numbers[wanted])
     if rows > covered:
-        part = index.folder / "regions.faiss.part"
+        part = _path(index).with_name("regions.faiss.part")
         faiss.write_index(graph, str(part))
-        os.replace(part, part.with_suffix(""))
+        os.replace(part, _path(index))
         write(index.folder / "covered.json", json.dumps({"rows": rows, "live": _digest(index, rows)}).encode())
 
 
@@ -63,12 +71,15 @@ def _read(index: RegionIndex) -> Any:
     """The graph, or None if there is none whose rows are still the index's."""
     import faiss
 
-    path = index.folder / "regions.faiss"
     covered = _covered(index)
-    if not path.exists() or covered["live"] != _digest(index, covered["rows"]):
+    if not _path(index).exists() or covered["live"] != _digest(index, covered["rows"]):
         return None
-    graph = faiss.read_index(str(path))
+    graph = faiss.read_index(str(_path(index)))
     return graph if graph.ntotal == index.live[: covered["rows"]].sum() else None
+
+
+def _path(index: RegionIndex) -> Path:
+    return index.folder / "regions.faiss"
 
 
 def _covered(index: RegionIndex) -> dict[str, Any]:

@@ -5,7 +5,8 @@ INDEX/parts/NAME.npy   some regions, a record each, mapped into memory to search
 INDEX/parts/NAME.json  the pictures they are of; a part counts once this file is there
 
 Every file is written under a temporary name and renamed. A picture is known by the hash of its bytes, so it is indexed
-once, however often it is moved. One process at a time adds.
+once, however often it is moved; and is not read again while its size and time of change stay. One process at a time
+adds. What lies where nobody may write is searched as it is.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from ..transforms import mask_box
 
 OUTLINE = 64  # masks are kept to be drawn, at so many pixels a side
 
+Stamp = list[list[int]]  # size, time of change and inode of a picture's files: it itself, and that of its masks
+
 _BLOCK = 65_536  # rows that are scored at a time
 
 
@@ -50,7 +53,8 @@ class Seen:
 
     path: str
     key: str  # hash of its bytes, and of those of the file of masks beside it
-    regions: NDArray[Any] | None  # from `records`; None: this key is in the index, and now has another path
+    regions: NDArray[Any] | None  # from `records`; None: this key is in the index, and the path or the stamp is new
+    stamp: Stamp | None = None  # when the key was worked out; None: the files are to be read again
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class RegionIndex:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder, self.settings = folder, settings
         self.pictures: dict[str, str] = {}  # path to key; of a picture that was changed, the last
+        self.stamps: dict[str, Stamp | None] = {}  # path to stamp
         self.keys: set[str] = set()
         self.owners: list[str] = []  # (N,) the key of each row
         self._rows: list[NDArray[Any]] = []  # of each part
@@ -97,11 +102,14 @@ class RegionIndex:
         """The index in a folder, made if there is none.
 
         Raises:
-            ValueError: there is one with other settings.
+            ValueError: there is one with other settings, or there cannot be one.
         """
-        (folder / "parts").mkdir(parents=True, exist_ok=True)
-        if not (folder / "index.json").exists():
-            write(folder / "index.json", json.dumps({"version": 1, **asdict(settings)}, indent=1).encode())
+        try:
+            (folder / "parts").mkdir(parents=True, exist_ok=True)
+            if not (folder / "index.json").exists():
+                write(folder / "index.json", json.dumps({"version": 1, **asdict(settings)}, indent=1).encode())
+        except OSError as error:
+            raise ValueError(f"{folder} can hold no index, {error.strerror}: name a folder to write to") from error
         index = cls.open(folder)
         index.check(settings)
         return index
@@ -138,18 +146,29 @@ class RegionIndex:
     def alone(self) -> Iterator[None]:
         """While this is held no other process adds. What was added before is seen, what a killed one left is removed.
 
+        Where nobody may write, nothing is held.
+
         Raises:
             RuntimeError: another process is adding.
         """
+        if not self.is_writable:
+            self._take_new()
+            yield
+            return
         try:
             with FileLock(self.folder / ".lock", timeout=0):
-                for left in self.folder.rglob("*.part"):
-                    if not left.name.startswith(".index.json"):  # `create` renames it, and holds no lock
-                        left.unlink()
+                self._remove_left()
                 self._take_new()
                 yield
         except Timeout as error:
             raise RuntimeError(f"another process adds to {self.folder}: wait for it, or name another folder") from error
+
+    def _remove_left(self) -> None:
+        # Not `create`'s, who holds no lock; nor what others keep here, whose pictures may lie below.
+        ours = (self.folder / "parts", ".*.part"), (self.folder, ".covered.json.*.part"), (self.folder, "*.faiss.part")
+        for folder, name in ours:
+            for left in folder.glob(name):
+                left.unlink()
 
     def _take_new(self) -> None:
         for part in sorted((self.folder / "parts").glob("*.json")):
@@ -166,14 +185,27 @@ class RegionIndex:
                     f"{part.with_suffix('.npy')} holds {len(rows)} regions, expected {count}: delete {part}"
                 )
             self._rows.append(rows)
+        self._note(listed)
+        self._parts.add(part.name)
+
+    def _note(self, listed: Sequence[dict[str, Any]]) -> None:
         for one in listed:
             self.pictures[one["path"]] = one["key"]
+            self.stamps[one["path"]] = one.get("stamp")  # the first indexes had none
             if one["rows"] is not None:
                 # What is there already, from another process that added at the same time, counts once.
                 self.owners += [one["key"] if one["key"] not in self.keys else ""] * one["rows"]
                 self.keys.add(one["key"])
         self._live = None
-        self._parts.add(part.name)
+
+    @property
+    def is_writable(self) -> bool:
+        return all(os.access(folder, os.W_OK) for folder in (self.folder, self.folder / "parts"))
+
+    def check_room_for(self, path: str) -> None:
+        """Raise RuntimeError if nobody may write, and a new picture would have to be."""
+        if not self.is_writable:
+            raise RuntimeError(f"{path} is not in {self.folder}, which cannot be written to: name another index")
 
     @property
     def live(self) -> NDArray[np.bool_]:
@@ -188,12 +220,24 @@ class RegionIndex:
         return int(self.live.sum())
 
     def add(self, pictures: Sequence[Seen]) -> None:
-        """Write pictures to the disk as a part, all or none. Hold `alone` while you do."""
+        """Write pictures to the disk as a part, all or none. Hold `alone` while you do.
+
+        Where nobody may write, new paths of what is known are kept in memory.
+
+        Raises:
+            RuntimeError: nobody may write, and there are new regions.
+        """
         if not pictures:
             return
         listed = [
-            {"path": s.path, "key": s.key, "rows": None if s.regions is None else len(s.regions)} for s in pictures
+            {"path": s.path, "key": s.key, "rows": None if s.regions is None else len(s.regions), "stamp": s.stamp}
+            for s in pictures
         ]
+        if not self.is_writable:
+            if new := [seen.path for seen in pictures if seen.regions is not None]:
+                self.check_room_for(new[0])
+            self._note(listed)
+            return
         text = json.dumps(listed).encode()
         part = self.folder / "parts" / f"{len(self._parts):06d}-{hashlib.sha256(text).hexdigest()[:12]}.json"
         found = [seen.regions for seen in pictures if seen.regions is not None]
@@ -206,6 +250,7 @@ class RegionIndex:
     def forget(self, path: str) -> None:
         """Find a picture no more, until the index is opened again; its regions stay on the disk."""
         self.pictures.pop(path, None)
+        self.stamps.pop(path, None)
         self._live = None
 
     def search(self, queries: NDArray[np.float32], k: int) -> list[list[Hit]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import zipfile
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ..sources import OUR_CACHE
 from ..transforms import upright
 from ..zero_shot import zero_shot_classifier
 from . import approximate
-from .index import Hit, RegionIndex, Seen, Settings, records
+from .index import Hit, RegionIndex, Seen, Settings, Stamp, records
 
 KINDS = {kind for kind, name in Image.registered_extensions().items() if name in Image.OPEN}
 UNREADABLE = (  # what Pillow, NumPy and json raise at pictures and files of masks that are damaged
@@ -31,53 +32,91 @@ UNREADABLE = (  # what Pillow, NumPy and json raise at pictures and files of mas
 SHARED = 0.4  # of the smaller of two regions: with so much in common, one lies on the other
 SPARE = 10  # times as many hits are looked for as are wanted: some lie on others
 PART = 32  # pictures that are written at a time, and lost when the process is killed
+LIST = 1024  # known pictures, of a new path or stamp, that are
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """All pictures below a folder, links to pictures too, but for the files of masks."""
+    """All pictures below a folder, links to pictures too, but for the files of masks.
+
+    Folders that cannot be read are named on the standard error.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: expected one of pictures")
-    return sorted(
-        folder.resolve() / path.relative_to(folder)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in KINDS and not path.stem.endswith(".masks") and path.is_file()
-    )
+    found = []
+    for place, _, names in os.walk(folder.resolve(), onerror=lambda error: _skip(error.filename, error.strerror)):
+        found += [path for name in names if _is_picture(path := Path(place, name))]
+    return sorted(found)
+
+
+def _is_picture(path: Path) -> bool:
+    if path.suffix.lower() not in KINDS or path.stem.endswith(".masks"):
+        return False
+    return path.is_file() or not path.exists()  # a link to what is gone is named, when it cannot be read
+
+
+def _files_of(path: Path) -> list[Path]:
+    masks = mask_file(path)
+    return [path, masks] if masks else [path]
 
 
 def key_of(path: Path) -> str:
     """SHA-256 of the bytes of a picture and of the file of masks beside it, if any."""
-    digest, masks = hashlib.sha256(path.read_bytes()), mask_file(path)
-    if masks:
-        digest.update(masks.read_bytes())
+    digest = hashlib.sha256()
+    for file in _files_of(path):
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
+def stamp_of(path: Path) -> Stamp:
+    """While this stays, so does `key_of`; the inode tells of pictures of one size and time that swapped names."""
+    stats = [file.stat() for file in _files_of(path)]
+    return [[stat.st_size, stat.st_mtime_ns, stat.st_ino] for stat in stats]
+
+
 @torch.no_grad()
-def look(path: Path, key: str, picture: Image.Image, masks: Masks, model: CLIP, method: str) -> Seen:
+def look(
+    path: Path, key: str, stamp: Stamp | None, picture: Image.Image, masks: Masks, model: CLIP, method: str
+) -> Seen:
     """The regions of a picture, embedded."""
     if len(masks) == 0:
         features = np.zeros((0, model.visual.output_dim), np.float32)
     else:
         features = embed_regions(model, picture, masks, method).cpu().numpy()
-    return Seen(str(path), key, records(features, masks))
+    return Seen(str(path), key, records(features, masks), stamp)
 
 
 def fill(index: RegionIndex, folder: Path, model: CLIP, source: Source) -> tuple[int, int, int]:
     """Index what is new in a folder; how many pictures were indexed, were there already, and could not be read.
 
     Pictures that cannot be read are named on the standard error. Whatever ends it, an interrupt too, what was done is
-    written first. Where FAISS is installed its graph is brought up to date.
+    written first. Where FAISS is installed its graph is brought up to date. Pictures that were not touched since are
+    not read, and where that is all of them, other processes may add meanwhile.
 
     Raises:
         ValueError: there is no such folder.
-        RuntimeError: another process adds to the index.
+        RuntimeError: something is new, and another process adds to the index or nobody may write to it; or `source`
+            is `when_needed`, and cannot be had.
     """
     paths = pictures_in(folder)
+    with_graph = approximate.is_installed() and index.is_writable
+    if all(_is_untouched(index, path) for path in paths) and not (with_graph and approximate.is_behind(index)):
+        return 0, len(paths), 0
     with index.alone():
         counts = _add(index, paths, model, source)
-        if approximate.is_installed():
+        if with_graph:
             approximate.update(index)
     return counts
+
+
+def _is_untouched(index: RegionIndex, path: Path) -> bool:
+    if (stamp := index.stamps.get(str(path))) is None:
+        return False
+    try:
+        return stamp_of(path) == stamp
+    except OSError:  # it went meanwhile
+        return False
 
 
 def _add(index: RegionIndex, paths: list[Path], model: CLIP, source: Source) -> tuple[int, int, int]:
@@ -86,28 +125,43 @@ def _add(index: RegionIndex, paths: list[Path], model: CLIP, source: Source) -> 
     keys = set(index.keys)
     try:
         for path in tqdm(paths, disable=None, unit="picture"):
+            if _is_untouched(index, path):
+                known += 1
+                continue
             try:
+                stamp: Stamp | None = stamp_of(path)
                 key = key_of(path)
-                shown = None if key in keys else masks_of(path, upright(path), source)
+                shown = None if key in keys else _shown(index, path, source)
+                if stamp_of(path) != stamp:  # somebody writes: the next run reads it again
+                    stamp = None
             except UNREADABLE as error:
-                tqdm.write(f"skipped {path.name}: {error}".splitlines()[0], file=sys.stderr)
+                _skip(path.name, error)
                 index.forget(str(path))
                 broken += 1
                 continue
             if shown is not None:
-                waiting.append(look(path, key, *shown, model, index.settings.method))
+                waiting.append(look(path, key, stamp, *shown, model, index.settings.method))
                 done += 1
             else:
                 known += 1
-                if index.pictures.get(str(path)) != key:  # a copy, or moved
-                    waiting.append(Seen(str(path), key, None))
+                waiting.append(Seen(str(path), key, None, stamp))  # a copy, moved, or touched
             keys.add(key)
-            if len(waiting) == PART:
+            if (shown is not None and done % PART == 0) or len(waiting) == LIST:
                 index.add(waiting)
                 waiting = []
     finally:
         index.add(waiting)
     return done, known, broken
+
+
+def _shown(index: RegionIndex, path: Path, source: Source) -> tuple[Image.Image, Masks]:
+    picture = upright(path)
+    index.check_room_for(str(path))
+    return masks_of(path, picture, source)
+
+
+def _skip(name: str, error: object) -> None:
+    tqdm.write(f"skipped {name}: {error}".splitlines()[0], file=sys.stderr)
 
 
 def find(index: RegionIndex, model: CLIP, texts: list[str], k: int, *, exact: bool = False) -> list[list[Hit]]:
@@ -152,7 +206,7 @@ def distinct(hits: list[Hit], k: int) -> list[Hit]:
 def cache_folder(pictures: Path, settings: Settings) -> Path:
     """Where an index of a folder lies if nobody says where: below ~/.cache, another one for each of the settings."""
     described = f"{pictures.resolve()} {settings}"
-    return Path(OUR_CACHE).expanduser() / "search" / hashlib.sha256(described.encode()).hexdigest()[:16]
+    return Path(OUR_CACHE).expanduser() / "search" / hashlib.sha256(os.fsencode(described)).hexdigest()[:16]
 
 
 def load(name: str, device: str | None, method: str, masks: str, alpha: str = "auto") -> tuple[CLIP, Settings]:
