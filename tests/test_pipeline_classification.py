@@ -102,7 +102,7 @@ def test_its_identity_tells_models_and_texts_apart(words, tmp_path):
 def test_the_model_behind_the_at_sign_may_have_one_too(words, monkeypatch):
     asked = []
     find = subjects.find
-    monkeypatch.setattr(subjects, "find", lambda name, device: asked.append((name, device)) or find("tiny"))
+    monkeypatch.setattr(subjects, "find", lambda name, device, **_: asked.append((name, device)) or find("tiny"))
     captioners.find(f"words:{words}@ViT-L/14@336px", "cpu")
     assert asked == [("ViT-L/14@336px", "cpu")]
 

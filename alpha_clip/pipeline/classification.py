@@ -14,7 +14,7 @@ from ..evaluation.subjects import Subject
 from ..hashes import fingerprint
 from ..training.records import BadSample
 from ..training.shards import IMAGES
-from . import captioners, folders, mask_generators
+from . import captioners, fingerprints, folders, mask_generators, segmenters
 from .caption import Background, Caption, Join
 from .captioners import Captioner
 from .cutting import CONTEXT, CutOut
@@ -62,11 +62,14 @@ class AnnotateClassification:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
 
     def settings(self) -> dict[str, Any]:
-        """What the files depend on."""
+        """What the files depend on. Reads the models' files, for their hashes."""
         kept = {name: value for name, value in asdict(self).items() if name not in ("batch", "device")}
         kept["captioner"] = captioners.settings(self.captioner)
         if self.names is not None:  # ImageNet-21k has many
             kept["names"] = hashlib.sha256(json.dumps(dict(self.names), sort_keys=True).encode()).hexdigest()
+        kept[f"{fingerprints.WEIGHTS}segmenter"] = segmenters.weights(self.segmenter)
+        kept[f"{fingerprints.WEIGHTS}model"] = fingerprints.of_clip(self.model)
+        kept[f"{fingerprints.WEIGHTS}captioner"] = captioners.weights(self.captioner)
         return {"command": "annotate-classification", **kept}
 
     def prepare(self) -> Classification:
@@ -78,7 +81,7 @@ class AnnotateClassification:
         """
         tar_writer()
         generator = mask_generators.find(self.segmenter, self.device, self.points)
-        subject = subjects.find(self.model, self.device)
+        subject = subjects.find(self.model, self.device, alone=True)
         return Classification(self, generator, subject, captioners.find(self.captioner, self.device))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -18,9 +19,24 @@ from tqdm import tqdm
 
 from ..evaluation.records import write_whole
 from . import on_ray
+from .fingerprints import WEIGHTS
 from .ledger import Ledger
 from .on_ray import Cluster
-from .tasks import MANIFESTS, REJECTS, Task, Work, is_done, make, name_of, remove_parts, summarise
+from .tasks import (
+    MANIFESTS,
+    REJECTS,
+    REMEDY,
+    Task,
+    Work,
+    is_done,
+    make,
+    name_of,
+    prepared,
+    remove_parts,
+    summarise,
+)
+
+SETTINGS = "settings.json"
 
 _LOCK = ".lock"
 
@@ -44,13 +60,14 @@ def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, clus
         place.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / _LOCK, timeout=0):
-            _claim(folder / "settings.json", work)
+            _claim(folder / SETTINGS, work)
             remove_parts(folder)
             left = [shard for shard in shards if not is_done(shard, folder)]
             done = _doing(work, left, folder, workers, cluster)
             for _ in tqdm(done, "shards", total=len(shards), initial=len(shards) - len(left), disable=None):
                 pass
             _check_all_are_done(left, folder)
+            _claim(folder / SETTINGS, work)  # the Hub's weights are known now
             remove_parts(folder)  # of workers of a killed run, which had not ended yet
             return summarise(shards, folder)
     except Timeout as error:
@@ -83,17 +100,26 @@ def _names_differ(shards: Sequence[Path]) -> None:
 
 
 def _claim(path: Path, work: Work) -> None:
-    wanted = json.dumps(work.settings(), indent=1, sort_keys=True) + "\n"
-    if path.exists() and (found := path.read_text(encoding="utf-8")) != wanted:
-        before, now = json.loads(found), json.loads(wanted)
-        other = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        raise ValueError(f"{path.parent} holds a run with another {', '.join(other)}: choose another folder")
-    if not path.exists():
-        write_whole(path, wanted)
+    """Write down the settings, or compare them with those that are there.
+
+    Weights that are not known, here or there, are not compared; once they are known they are written down.
+    """
+    now = json.loads(json.dumps(work.settings()))
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    if other := sorted(name for name in before.keys() | now.keys() if _differ(name, before.get(name), now.get(name))):
+        both = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} now" for name in other)
+        raise ValueError(f"{path.parent} holds a run with another {', '.join(other)} ({both}): {REMEDY}")
+    found = now | {name: value for name, value in before.items() if value is not None}
+    if found != before or not path.exists():
+        write_whole(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+def _differ(name: str, before: Any, now: Any) -> bool:
+    return before != now and not (name.startswith(WEIGHTS) and None in (before, now))
 
 
 def _alone(work: Work, shards: Sequence[Path], folder: Path) -> Iterator[None]:
-    task = work.prepare()
+    task = prepared(work, folder)
     for shard in shards:
         make(shard, folder, task)
         yield
@@ -110,7 +136,7 @@ def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) ->
         min(workers, len(shards)),
         multiprocessing.get_context("spawn"),  # a fork of a process that has used torch or CUDA may hang
         _start,
-        (work, os.getpid(), threads),
+        (work, folder, os.getpid(), threads),
     )
     try:
         with pool:
@@ -126,11 +152,11 @@ def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) ->
         raise RuntimeError("a worker was killed, perhaps for want of memory: run the same command again") from error
 
 
-def _start(work: Work, parent: int, threads: int) -> None:
+def _start(work: Work, folder: Path, parent: int, threads: int) -> None:
     global _task
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
-    _task = work.prepare()
+    _task = prepared(work, folder)
 
 
 def _end_with(parent: int) -> None:

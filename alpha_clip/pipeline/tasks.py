@@ -24,13 +24,16 @@ from uuid import uuid4
 
 from ..evaluation.records import write_whole
 from ..hashes import sha256
+from . import fingerprints
 from .folders import files_in
 from .ledger import Ledger
 
 MANIFESTS, REJECTS = "manifests", "rejects"
 PACKAGES = ("alpha-clip", "torch", "pillow", "numpy")
 
-_VERSION = 1  # of the manifests
+REMEDY = "choose another folder, or delete this one"
+
+_VERSION = 2  # of the manifests
 
 
 class Task(Protocol):
@@ -43,16 +46,36 @@ class Task(Protocol):
 
 
 class Work(Protocol):
-    """Settings, small enough to be sent to other processes, that become a task there."""
+    """Settings, small enough to be sent to other processes, that become a task there.
+
+    What `settings` returns under names that begin with `fingerprints.WEIGHTS` are the fingerprints of models' files;
+    None: not known yet.
+    """
 
     def settings(self) -> dict[str, Any]: ...
 
     def prepare(self) -> Task: ...
 
 
+def prepared(work: Work, folder: Path) -> Task:
+    """The work's task, with its models loaded, which are those that made the shards in the folder.
+
+    Raises:
+        ValueError: they are others. Others: as the work's `prepare`.
+    """
+    task = work.prepare()
+    manifests = map(_read, sorted((folder / MANIFESTS).glob("[!.]*.json")))
+    before = next((found["models"] for found in manifests if found["version"] == _VERSION), task.models)
+    if other := [role for role, model in task.models.items() if before.get(role) != model]:
+        found = "; ".join(f"{role}: {before.get(role)} there, {task.models[role]} now" for role in other)
+        what = "that is, other weights under the same name, or the same in another precision, as on another device"
+        raise ValueError(f"{folder} holds a run with other models ({found}), {what}: {REMEDY}")
+    return task
+
+
 def make(shard: Path, folder: Path, task: Task) -> None:
     """Do one shard, and write its manifest last."""
-    ledger = Ledger()
+    ledger, read = Ledger(), _input(shard)
     name = name_of(shard)
     made, rejects = folder / f"{name}{task.suffix}", folder / REJECTS / f"{name}.jsonl"
     with _whole(made) as file:
@@ -61,7 +84,7 @@ def make(shard: Path, folder: Path, task: Task) -> None:
         file.writelines(json.dumps(line).encode() + b"\n" for line in ledger.lines())
     manifest = {
         "version": _VERSION,
-        "input": _input(shard),
+        "input": read | {"sha256": _digest(shard)},
         "files": {path.relative_to(folder).as_posix(): _described(path) for path in (made, rejects)},
         **ledger.summary(),
         "models": dict(task.models),
@@ -93,22 +116,37 @@ def _input(shard: Path) -> dict[str, Any]:
     return {"name": shard.name, "files": len(sizes), "bytes": sum(sizes)}
 
 
+def _digest(shard: Path) -> str:
+    return fingerprints.of_files(files_in(shard), shard) if shard.is_dir() else sha256(shard)
+
+
+def _changed(shard: Path) -> float:
+    """When a shard was last changed, in seconds."""
+    paths = [path for path in files_in(shard) if path.exists()] if shard.is_dir() else []
+    return max(path.stat().st_mtime for path in [shard, *paths])
+
+
 def _described(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def is_done(shard: Path, folder: Path) -> bool:
-    """Whether the manifest is there and speaks of this shard, and the files have the sizes that it says."""
-    found = _manifest(shard, folder)
-    if found is None or found["version"] != _VERSION or found["input"] != _input(shard):
+    """Whether the manifest is there and speaks of this shard, and the files have the sizes that it says.
+
+    A shard that is younger than its manifest is read, for tars of other contents are often of the same size.
+    """
+    manifest = folder / MANIFESTS / f"{name_of(shard)}.json"
+    found = _read(manifest) if manifest.is_file() else None
+    if found is None or found["version"] != _VERSION or not found["input"].items() >= _input(shard).items():
+        return False
+    if _changed(shard) > manifest.stat().st_mtime and found["input"]["sha256"] != _digest(shard):
         return False
     paths = {folder / name: described["bytes"] for name, described in found["files"].items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
 
-def _manifest(shard: Path, folder: Path) -> dict[str, Any] | None:
-    path = folder / MANIFESTS / f"{name_of(shard)}.json"
-    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -121,15 +159,22 @@ def remove_parts(folder: Path) -> None:
 
 def summarise(shards: Iterable[Path], folder: Path) -> Ledger:
     """Write report.json and rejects.jsonl from those of the shards, which are all done. Return the sums."""
-    total, models, number = Ledger(), set[str](), 0
+    total, models, number = Ledger(), dict[str, str](), 0
     with _whole(folder / "rejects.jsonl") as file:
         for shard in shards:
-            manifest = _manifest(shard, folder)
-            assert manifest is not None
+            manifest = _read(folder / MANIFESTS / f"{name_of(shard)}.json")
             total.add(manifest)
-            models.update(f"{role}: {model}" for role, model in manifest["models"].items())
+            models = models or manifest["models"]
+            if manifest["models"] != models:  # of workers that began at the same time, while files changed
+                raise RuntimeError(
+                    f"{folder} holds shards of different models, {models}, {manifest['models']}: {REMEDY}"
+                )
             file.write((folder / REJECTS / f"{name_of(shard)}.jsonl").read_bytes())
             number += 1
-    report = {"shards": number, **total.summary(), "models": sorted(models)}
+    report = {
+        "shards": number,
+        **total.summary(),
+        "models": sorted(f"{role}: {model}" for role, model in models.items()),
+    }
     write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
     return total
