@@ -594,7 +594,9 @@ def test_the_manifest_tells_what_is_there(grit_shards, finished):
     manifest = json.loads((finished / "manifests" / "00001.json").read_text())
     shard = (finished / "00001.tar").read_bytes()
     assert manifest["files"]["00001.tar"] == {"bytes": len(shard), "sha256": hashlib.sha256(shard).hexdigest()}
-    assert manifest["input"] == {"name": "00001.tar", "bytes": grit_shards[1].stat().st_size}
+    read = grit_shards[1].read_bytes()
+    digest = hashlib.sha256(read).hexdigest()
+    assert manifest["input"] == {"name": "00001.tar", "bytes": len(read), "sha256": digest}
     assert manifest["pictures"]["read"] == 8
     assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert manifest["models"] == {"segmenter": ColourSegmenter().identity}
@@ -723,7 +725,8 @@ class Suicidal:
 def test_a_run_is_refused_where_it_would_spoil_something(grit_shards, tmp_path):
     work = AnnotateGrounding("colour")
     run(work, grit_shards[:1], tmp_path)
-    with pytest.raises(ValueError, match="holds a run with another iou, words: choose another folder"):
+    both = r"\(iou: 0\.5 there, 0\.1 now; words: \[1, 30\] there, \[1, 5\] now\)"
+    with pytest.raises(ValueError, match=f"with another iou, words {both}: choose another folder, or delete this one"):
         run(AnnotateGrounding("colour", iou=0.1, words=(1, 5)), grit_shards, tmp_path)
     with pytest.raises(ValueError, match=r"holds a run with another .*command"):
         run(Embed(), grit_shards, tmp_path)

@@ -33,6 +33,7 @@ from alpha_clip.pipeline import (
     Sample,
     Target,
     captioners,
+    fingerprints,
     folders,
     inspect,
     mask_generators,
@@ -469,12 +470,17 @@ def test_a_picture_that_changes_between_the_two_readings_is_rejected(words, tmp_
         return original(best)
 
     monkeypatch.setattr(Best, "pictures", meanwhile)
-    run(AnnotateClassification("colour", f"words:{words}"), [car], tmp_path / "out")
-    first, second = rejects(tmp_path / "out")
+    work, out = AnnotateClassification("colour", f"words:{words}"), tmp_path / "out"
+    with pytest.raises(RuntimeError, match=r"1 shards \(car\) changed while they were read: leave them alone, and run"):
+        run(work, [car], out)
+    first, second = map(json.loads, (out / "rejects" / "car.jsonl").read_text().splitlines())
     assert (first["key"], first["problem"]) == ("car/000.png", "picture changed")
     assert first["reason"] == "it has another size than a while ago: leave the pictures alone, and run again"
     assert (second["key"], second["problem"]) == ("car/001.png", "unreadable picture")
     assert {record["source"] for *_, record in written(tmp_path / "out")} == {"car/002.png"}
+    monkeypatch.setattr(Best, "pictures", original)
+    run(work, [car], out)  # again
+    assert [reject["key"] for reject in rejects(out)] == ["car/001.png"]
     assert_all_are_counted(tmp_path / "out")
 
 
@@ -586,7 +592,7 @@ def test_names_are_in_the_texts_and_their_hash_in_the_settings(classes, work, tm
     assert {record["class"] for *_, record in written(tmp_path)} == {"bus"}
     assert all(record["caption"].endswith(", probably bus") for *_, record in written(tmp_path))
     other = AnnotateClassification("colour", work.captioner, names=names | {"car": "truck"}, keep=2)
-    with pytest.raises(ValueError, match="holds a run with another names: choose another folder"):
+    with pytest.raises(ValueError, match=r"holds a run with another names .*: choose another folder, or delete"):
         run(other, classes[:1], tmp_path)
 
 
@@ -608,6 +614,8 @@ def test_folders_with_dots_in_their_names_are_different_classes(classes, work, t
 def test_the_manifest_tells_what_a_class_is_made_of(classes, finished):
     manifest = json.loads((finished / "manifests" / "car.json").read_text())
     sizes = [path.stat().st_size for path in classes[0].iterdir()]
+    digest = manifest["input"].pop("sha256")
+    assert digest == fingerprints.of_files(classes[0].iterdir(), classes[0])
     assert manifest["input"] == {"name": "car", "files": 10, "bytes": sum(sizes)}
     assert manifest["models"].keys() == {"segmenter", "model", "captioner"}
     assert manifest["models"]["model"] == f"tiny {fingerprint(subjects.find('tiny').model)}"

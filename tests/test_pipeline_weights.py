@@ -23,9 +23,7 @@ for needed in ("filelock", "pycocotools", "pyarrow", "transformers", "webdataset
     pytest.importorskip(needed, reason=EXTRA)
 
 TINY = Path(alpha_clip.__file__).with_name("assets") / "tiny.safetensors"
-OTHER = (
-    r"weights of the {0} \(weights of the {0}: [\w ]+ there, [\w ]+ now\): choose another folder, or delete this"
-)
+OTHER = r"weights of the {0} \(weights of the {0}: [\w ]+ there, [\w ]+ now\): choose another folder, or delete this"
 
 
 @pytest.fixture

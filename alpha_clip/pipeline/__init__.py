@@ -7,6 +7,7 @@ from .caption import Caption, Join
 from .captioners import Captioner, ClipCaptioner, TransformersCaptioner
 from .classification import AnnotateClassification
 from .cutting import CutOut
+from .duplicates import Deduplicate
 from .embedding import Embed
 from .filters import Distinct, Fitting, Named, Sized, Sourced
 from .grounding import AnnotateGrounding
@@ -30,6 +31,7 @@ __all__ = [
     "ColourMaskGenerator",
     "ColourSegmenter",
     "CutOut",
+    "Deduplicate",
     "Distinct",
     "Embed",
     "Fitting",

@@ -29,6 +29,7 @@ from .tasks import (
     Task,
     Work,
     is_done,
+    is_there,
     make,
     name_of,
     prepared,
@@ -83,11 +84,17 @@ def _doing(work: Work, shards: Sequence[Path], folder: Path, workers: int, clust
 
 
 def _check_all_are_done(shards: Sequence[Path], folder: Path) -> None:
-    missing = [shard.name for shard in shards if not is_done(shard, folder)]
+    missing = [shard.name for shard in shards if not is_there(shard, folder)]
     if missing:
-        names = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
         remedy = "see that all machines have it under this path, and run the same command again"
-        raise RuntimeError(f"{len(missing)} shards are not in {folder} though workers did them ({names}): {remedy}")
+        raise RuntimeError(f"{_some(missing)} are not in {folder} though workers did them: {remedy}")
+    changed = [shard.name for shard in shards if not is_done(shard, folder)]
+    if changed:
+        raise RuntimeError(f"{_some(changed)} changed while they were read: leave them alone, and run again")
+
+
+def _some(shards: Sequence[str]) -> str:
+    return f"{len(shards)} shards ({', '.join(shards[:5])}{', ...' * (len(shards) > 5)})"
 
 
 def _names_differ(shards: Sequence[Path]) -> None:
@@ -127,7 +134,7 @@ def _alone(work: Work, shards: Sequence[Path], folder: Path) -> Iterator[None]:
 
 # --- in several processes ---
 
-_task: Task  # of this process, if it is a worker
+_task: Task | None = None  # of this process, if it is a worker
 
 
 def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) -> Iterator[None]:
@@ -136,11 +143,11 @@ def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) ->
         min(workers, len(shards)),
         multiprocessing.get_context("spawn"),  # a fork of a process that has used torch or CUDA may hang
         _start,
-        (work, folder, os.getpid(), threads),
+        (os.getpid(), threads),
     )
     try:
         with pool:
-            futures = [pool.submit(_make, shard, folder) for shard in shards]
+            futures = [pool.submit(_make, work, shard, folder) for shard in shards]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -152,11 +159,9 @@ def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) ->
         raise RuntimeError("a worker was killed, perhaps for want of memory: run the same command again") from error
 
 
-def _start(work: Work, folder: Path, parent: int, threads: int) -> None:
-    global _task
+def _start(parent: int, threads: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
-    _task = prepared(work, folder)
 
 
 def _end_with(parent: int) -> None:
@@ -166,5 +171,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _make(shard: Path, folder: Path) -> None:
+def _make(work: Work, shard: Path, folder: Path) -> None:
+    global _task
+    if _task is None:  # not in `_start`, whose errors would be lost
+        _task = prepared(work, folder)
     make(shard, folder, _task)

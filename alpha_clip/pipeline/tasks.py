@@ -4,7 +4,8 @@ A shard is a file, or the folder of a class. In the output folder, for one of th
 
     NAME.tar or .parquet    what was made of it
     rejects/NAME.jsonl      bad input in it, a line each
-    manifests/NAME.json     counts, sizes and hashes of both files, what made them
+    hashes/NAME.bin         of its pictures, 16 bytes each, if it is a tar
+    manifests/NAME.json     counts, sizes and hashes of these files, what made them
     rejects.jsonl, report.json, settings.json    of all shards
 
 Each file has a temporary name until it is whole. Names and bytes follow from the shard and the settings alone, so that
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,8 @@ from uuid import uuid4
 
 from ..evaluation.records import write_whole
 from ..hashes import sha256
-from . import fingerprints
+from . import duplicates, fingerprints
+from .duplicates import HASHES
 from .folders import files_in
 from .ledger import Ledger
 
@@ -33,6 +35,7 @@ PACKAGES = ("alpha-clip", "torch", "pillow", "numpy")
 
 REMEDY = "choose another folder, or delete this one"
 
+_CHANGED = "changed while it was read"
 _VERSION = 2  # of the manifests
 
 
@@ -75,22 +78,28 @@ def prepared(work: Work, folder: Path) -> Task:
 
 def make(shard: Path, folder: Path, task: Task) -> None:
     """Do one shard, and write its manifest last."""
-    ledger, read = Ledger(), _input(shard)
+    ledger, before = Ledger(), _stamp(shard)
     name = name_of(shard)
     made, rejects = folder / f"{name}{task.suffix}", folder / REJECTS / f"{name}.jsonl"
     with _whole(made) as file:
         task(shard, file, ledger)
     with _whole(rejects) as file:
         file.writelines(json.dumps(line).encode() + b"\n" for line in ledger.lines())
+    files = [made, rejects]
+    if ledger.hashes is not None:
+        files.append(folder / HASHES / f"{name}.bin")
+        files[-1].parent.mkdir(exist_ok=True)
+        with _whole(files[-1]) as file:
+            file.write(ledger.hashes)
     manifest = {
         "version": _VERSION,
-        "input": read | {"sha256": _digest(shard)},
-        "files": {path.relative_to(folder).as_posix(): _described(path) for path in (made, rejects)},
+        "input": before[0] | {"sha256": _digest(shard) if _stamp(shard) == before else _CHANGED},
+        "files": {path.relative_to(folder).as_posix(): _described(path) for path in files},
         **ledger.summary(),
         "models": dict(task.models),
         "versions": {name: version(name) for name in PACKAGES},
     }
-    write_whole(folder / MANIFESTS / f"{name}.json", json.dumps(manifest, indent=1) + "\n")
+    write_whole(_manifest(shard, folder), json.dumps(manifest, indent=1) + "\n")
 
 
 @contextmanager
@@ -126,23 +135,38 @@ def _changed(shard: Path) -> float:
     return max(path.stat().st_mtime for path in [shard, *paths])
 
 
+def _stamp(shard: Path) -> tuple[dict[str, Any], float]:
+    return _input(shard), _changed(shard)
+
+
 def _described(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def is_done(shard: Path, folder: Path) -> bool:
-    """Whether the manifest is there and speaks of this shard, and the files have the sizes that it says.
+    """Whether `is_there` what was made of the shard, and the shard is the one that it was made of.
 
     A shard that is younger than its manifest is read, for tars of other contents are often of the same size.
     """
-    manifest = folder / MANIFESTS / f"{name_of(shard)}.json"
-    found = _read(manifest) if manifest.is_file() else None
-    if found is None or found["version"] != _VERSION or not found["input"].items() >= _input(shard).items():
+    if not is_there(shard, folder):
         return False
-    if _changed(shard) > manifest.stat().st_mtime and found["input"]["sha256"] != _digest(shard):
+    manifest = _manifest(shard, folder)
+    found, same = _read(manifest)["input"], _input(shard)
+    if {name: found.get(name) for name in same} != same or found["sha256"] == _CHANGED:
+        return False
+    return _changed(shard) <= manifest.stat().st_mtime or found["sha256"] == _digest(shard)
+
+
+def is_there(shard: Path, folder: Path) -> bool:
+    """Whether there is a manifest, and the files have the sizes that it says."""
+    if not (manifest := _manifest(shard, folder)).is_file() or (found := _read(manifest))["version"] != _VERSION:
         return False
     paths = {folder / name: described["bytes"] for name, described in found["files"].items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+
+def _manifest(shard: Path, folder: Path) -> Path:
+    return folder / MANIFESTS / f"{name_of(shard)}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -152,17 +176,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 def remove_parts(folder: Path) -> None:
     """Delete what killed runs left unfinished; nothing else may be at work in the folder."""
-    for place in (folder, folder / MANIFESTS, folder / REJECTS):
+    for place in (folder, folder / MANIFESTS, folder / REJECTS, folder / HASHES):
         for part in place.glob(".*.part"):
             part.unlink(missing_ok=True)
 
 
-def summarise(shards: Iterable[Path], folder: Path) -> Ledger:
+def summarise(shards: Sequence[Path], folder: Path) -> Ledger:
     """Write report.json and rejects.jsonl from those of the shards, which are all done. Return the sums."""
     total, models, number = Ledger(), dict[str, str](), 0
     with _whole(folder / "rejects.jsonl") as file:
         for shard in shards:
-            manifest = _read(folder / MANIFESTS / f"{name_of(shard)}.json")
+            manifest = _read(_manifest(shard, folder))
             total.add(manifest)
             models = models or manifest["models"]
             if manifest["models"] != models:  # of workers that began at the same time, while files changed
@@ -171,10 +195,11 @@ def summarise(shards: Iterable[Path], folder: Path) -> Ledger:
                 )
             file.write((folder / REJECTS / f"{name_of(shard)}.jsonl").read_bytes())
             number += 1
-    report = {
-        "shards": number,
-        **total.summary(),
-        "models": sorted(f"{role}: {model}" for role, model in models.items()),
-    }
+    said = sorted(f"{role}: {model}" for role, model in models.items())
+    report = {"shards": number, **total.summary(), "models": said}
+    hashes = sorted(folder / HASHES / f"{name_of(shard)}.bin" for shard in shards)
+    if all(path.is_file() for path in hashes):
+        total.duplicates = sum(int(again.sum()) for again in duplicates.repeated(hashes))
+        report["duplicates"] = total.duplicates
     write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
     return total
