@@ -9,7 +9,7 @@ from .classification import AnnotateClassification
 from .cutting import CutOut
 from .duplicates import Deduplicate
 from .embedding import Embed
-from .filters import Distinct, Fitting, Named, Sized, Sourced
+from .filters import Apart, Distinct, Fitting, Named, Sized, Sourced
 from .grounding import AnnotateGrounding
 from .inspection import inspect
 from .ledger import Ledger
@@ -24,6 +24,7 @@ from .segmenters import ColourSegmenter, SamSegmenter, Segmenter
 __all__ = [
     "AnnotateClassification",
     "AnnotateGrounding",
+    "Apart",
     "Caption",
     "Captioner",
     "ClipCaptioner",

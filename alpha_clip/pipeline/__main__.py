@@ -132,6 +132,13 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
         "--score", type=float, default=default.score, help="lowest of a mask, the cosine with its name; %(default)s"
     )
     parser.add_argument(
+        "--overlap",
+        type=float,
+        default=default.overlap,
+        help="of two masks of a picture that share more of the smaller one, leave out the one with the lower score; "
+        "1: keep all; %(default)s",
+    )
+    parser.add_argument(
         "--context",
         type=float,
         default=default.context,

@@ -18,7 +18,7 @@ from . import captioners, fingerprints, folders, mask_generators, segmenters
 from .caption import Background, Caption, Join
 from .captioners import Captioner
 from .cutting import CONTEXT, CutOut
-from .filters import Distinct, Sized, mask_of
+from .filters import OVERLAP, Apart, Distinct, Sized, mask_of
 from .ledger import Ledger
 from .mask_generators import MaskGenerator
 from .packing import tar_writer, write
@@ -46,6 +46,7 @@ class AnnotateClassification:
     points: int = 16
     area: tuple[float, float] = (0.001, 0.95)
     score: float = 0.0
+    overlap: float = OVERLAP
     context: float = CONTEXT
     duplicates: Copies = "picture"
     batch: int = 8  # objects that are captioned at a time
@@ -54,6 +55,8 @@ class AnnotateClassification:
     def __post_init__(self) -> None:
         if not 0 <= self.area[0] <= self.area[1]:
             raise ValueError(f"area is {self.area}, expected the least and the most, neither below 0")
+        if not 0 <= self.overlap <= 1:
+            raise ValueError(f"overlap is {self.overlap}, expected 0 to 1")
         for name in ("keep", "points", "context", "batch"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -116,7 +119,7 @@ class Classification:
         """The regions whose scores are the highest, by the number of their picture."""
         work = self.work
         stages: list[Stage] = [Distinct(work.duplicates), SegmentAll(self.generator, name), Sized(work.area)]
-        stages.append(Score(self.subject, work.score, work.context))
+        stages += [Score(self.subject, work.score, work.context), Apart(work.overlap)]
         best, shown = Best(work.keep), 0
         for number, path in enumerate(pictures):
             ledger.pictures["read"] += 1
