@@ -376,12 +376,14 @@ BAD_PICTURES = {
         "picture of another shape",
         "is 96 x 96 and was 1024 x 693, so that its boxes are elsewhere: fetch it with --resize_mode keep_ratio",
     ),
-    "no expressions": (PICTURE, {"caption": "a cat"}, "malformed record", '"ref_exps" is None, expected a list'),
+    "no list": (PICTURE, {"caption": "a cat"}, "malformed record", '"ref_exps" is None, expected a list'),
+    "no expressions": (PICTURE, GOOD | {"ref_exps": []}, "no expressions", '"ref_exps" is empty, expected [start, end'),
 }
 BAD_EXPRESSIONS = {
     "span after the end": ((0, 1000, 0.1, 0.1, 0.5, 0.5, 0.9), "span out of range", "the span is 0 to 1000"),
     "span before": ((-3, 2, 0.1, 0.1, 0.5, 0.5, 0.9), "span out of range", "the span is -3 to 2"),
     "span turned round": ((3, 2, 0.1, 0.1, 0.5, 0.5, 0.9), "span out of range", "the span is 3 to 2"),
+    "a box without words": ((0, 0, 0.1, 0.1, 0.5, 0.5, 0.9), "empty text", "the span 0 to 0 holds no words"),
     "half a character": ((0.5, 2, 0.1, 0.1, 0.5, 0.5, 0.9), "span out of range", "the span is 0.5 to 2"),
     "box in pixels": ((0, 2, 10, 10, 50, 50, 0.9), "absurd box", "expected shares of width and height"),
     "box turned round": ((0, 2, 0.5, 0.5, 0.1, 0.1, 0.9), "absurd box", "expected x0 < x1 and y0 < y1"),
