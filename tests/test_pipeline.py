@@ -402,7 +402,7 @@ def test_a_bad_sample_is_rejected_with_the_reason_and_the_run_goes_on(name, tmp_
     picture, record, problem, reason = BAD_PICTURES[name]
     out = annotated([("0", picture, record), of_scene(1)], tmp_path)
     (found,) = rejects(out)
-    assert (found["key"], found["problem"], found["region"]) == ("0", problem, None)
+    assert (found["shard"], found["key"], found["problem"], found["region"]) == ("00000.tar", "0", problem, None)
     assert reason in found["reason"]
     assert RegionShards(out).keys == ["000000001"]
     assert report(out)["pictures"] == {"read": 2, f"rejected: {problem}": 1, "written": 1}

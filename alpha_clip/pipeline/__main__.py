@@ -222,17 +222,16 @@ def _run(work: Work, sources: Sequence[Path], args: argparse.Namespace) -> None:
 
 
 def _show(found: Ledger, folder: Path) -> None:
-    lines = [f"{kind:9}{name:55}{count:10}" for kind in ("pictures", "regions") for name, count in _of(found, kind)]
+    counts = found.summary()
+    lines = [f"{kind:9}{name:55}{n:10}" for kind in ("pictures", "regions") for name, n in counts[kind].items()]
+    if any(name.startswith("rejected") for name in (*found.pictures, *found.regions)):
+        lines.append(f"{folder / 'rejects.jsonl'} says of each that was rejected why")
     if found.duplicates:
-        remedy = f"`deduplicate {folder} --output OTHER` leaves them out"
+        remedy = f"`python -m alpha_clip.pipeline deduplicate {folder} --output OTHER` leaves them out"
         lines.append(
             f"{found.duplicates} of the pictures written are like an earlier one in look and caption: {remedy}"
         )
     sys.stdout.write("\n".join([*lines, f"{folder / 'report.json'}\n"]))
-
-
-def _of(found: Ledger, kind: str) -> list[tuple[str, int]]:
-    return sorted(getattr(found, kind).items())
 
 
 if __name__ == "__main__":

@@ -72,4 +72,5 @@ class Ledger:
 
 
 def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted({"read": 0, "written": 0, **counts}.items()))
+    left_out = sorted(name for name in counts if name not in ("read", "written"))
+    return {name: counts.get(name, 0) for name in ("read", *left_out, "written")}

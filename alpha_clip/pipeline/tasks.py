@@ -84,7 +84,7 @@ def make(shard: Path, folder: Path, task: Task) -> None:
     with _whole(made) as file:
         task(shard, file, ledger)
     with _whole(rejects) as file:
-        file.writelines(json.dumps(line).encode() + b"\n" for line in ledger.lines())
+        file.writelines(json.dumps({"shard": shard.name, **line}).encode() + b"\n" for line in ledger.lines())
     files = [made, rejects]
     if ledger.hashes is not None:
         files.append(folder / HASHES / f"{name}.bin")
