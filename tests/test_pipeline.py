@@ -730,8 +730,11 @@ def test_a_run_is_refused_where_it_would_spoil_something(grit_shards, tmp_path):
     both = r"\(iou: 0\.5 there, 0\.1 now; words: \[1, 30\] there, \[1, 5\] now\)"
     with pytest.raises(ValueError, match=f"with another iou, words {both}: choose another folder, or delete this one"):
         run(AnnotateGrounding("colour", iou=0.1, words=(1, 5)), grit_shards, tmp_path)
-    with pytest.raises(ValueError, match=r"holds a run with another .*command"):
+    with pytest.raises(ValueError, match=r"another command \(command: annotate-grounding there, embed now\): choose"):
         run(Embed(), grit_shards, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file, expected a folder, or a name for a new one"):
+        run(work, grit_shards, tmp_path / "file")
     with pytest.raises(ValueError, match=r"would both become 00000: rename one of them"):
         run(work, [grit_shards[0], tmp_path / "elsewhere" / "00000.tar"], tmp_path)
     with pytest.raises(ValueError, match="workers is 0, expected at least 1"):
@@ -743,6 +746,14 @@ def test_a_run_is_refused_where_it_would_spoil_something(grit_shards, tmp_path):
         pytest.raises(RuntimeError, match=r"another run is at work in .*: wait for its end"),
     ):
         run(work, grit_shards, tmp_path)
+
+
+def test_settings_under_which_nothing_was_done_are_forgotten(grit_shards, finished, tmp_path):
+    with pytest.raises(ValueError, match="Unrecognized model"):
+        run(AnnotateGrounding(f"hf:{grit_shards[0].parent}", score=0.5), grit_shards, tmp_path)
+    assert json.loads((tmp_path / "settings.json").read_text())["score"] == 0.5
+    run(AnnotateGrounding("colour"), grit_shards, tmp_path)
+    assert contents(tmp_path) == contents(finished)
 
 
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path, monkeypatch):

@@ -171,7 +171,12 @@ def cached(root: Path, commit: str, weights: bytes) -> None:
 def test_a_repository_is_known_by_the_weights_in_the_hubs_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     of = fingerprints.of_transformers
-    assert of("somebody/sam") is None and of("/no/such/folder") is None and of("") is None
+    assert of("somebody/sam") is None
+    for name in ("/no/such/folder", "", "a/b/c"):
+        with pytest.raises(
+            FileNotFoundError, match=f"there is no folder {name}: expected one that save_pretrained wrote"
+        ):
+            of(name)
     cached(tmp_path, "a" * 40, b"one")
     one = of("somebody/sam")
     assert one is not None and fingerprints.of_clip("hf-hub:somebody/sam") == one

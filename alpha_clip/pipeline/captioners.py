@@ -70,7 +70,7 @@ def weights(name: str) -> str | None:
     kind, _, where = name.partition(":")
     if kind == "words":
         return fingerprints.of_clip(where.partition("@")[2] or "tiny")
-    return fingerprints.of_transformers(where)
+    return fingerprints.of_transformers(where) if where else None
 
 
 class TransformersCaptioner:

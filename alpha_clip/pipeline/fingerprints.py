@@ -35,14 +35,23 @@ def _hashed(path: Path) -> str:
 
 
 def of_transformers(where: str) -> str | None:
-    """Of a model of transformers: a folder, or a repository on the Hub, of which the weights and config.json count."""
-    return of_path(Path(where)) if where and Path(where).is_dir() else _cached(where)
+    """Of a model of transformers: a folder, or a repository on the Hub, of which the weights and config.json count.
+
+    Raises:
+        FileNotFoundError: it is neither, by its name.
+    """
+    if where and Path(where).is_dir():
+        return of_path(Path(where))
+    if not _REPOSITORY.fullmatch(where):
+        expected = "expected one that save_pretrained wrote, or a repository on the Hub, USER/NAME"
+        raise FileNotFoundError(f"there is no folder {where}: {expected}")
+    return _cached(where)
 
 
 def of_clip(name: str) -> str | None:
     """Of a model by the name that `evaluation.subjects.find` takes."""
     kind, _, rest = name.partition(":")
-    if not name:
+    if not rest and kind in ("", "hf"):  # for whoever loads it to complain of
         return None
     if kind == "hf":
         return of_transformers(rest)
@@ -90,8 +99,6 @@ def _cached(repo: str, revision: str | None = None) -> str | None:
     """Of the weights in the Hub's cache. Other files come and go there with what other programs ask for."""
     from huggingface_hub import try_to_load_from_cache
 
-    if not _REPOSITORY.fullmatch(repo):  # a folder that is not there, which is for whoever loads it to say
-        return None
     asked = (try_to_load_from_cache(repo, file, revision=revision) for file in ("config.json", *WEIGHT_FILES))
     folder = next((Path(file).parent for file in asked if isinstance(file, str)), None)
     if folder is None:

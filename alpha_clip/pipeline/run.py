@@ -52,11 +52,14 @@ def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, clus
         ValueError: `workers` is below 1; two shards have the same name; the folder is of a run with other settings.
         RuntimeError: another run is at work in the folder, a worker was killed, or a shard is not there in the end.
             What is done stays.
+        NotADirectoryError: the folder is a file.
         Others: as the work's `prepare`, and as `on_ray.together`.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")
     _names_differ(shards)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder, or a name for a new one")
     for place in (folder, folder / MANIFESTS, folder / REJECTS):
         place.mkdir(parents=True, exist_ok=True)
     try:
@@ -107,17 +110,19 @@ def _names_differ(shards: Sequence[Path]) -> None:
 
 
 def _claim(path: Path, work: Work) -> None:
-    """Write down the settings, or compare them with those that are there.
+    """Write down the settings, or compare them with those that are there, if any shard was done with them.
 
     Weights that are not known, here or there, are not compared; once they are known they are written down.
     """
     now = json.loads(json.dumps(work.settings()))
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    begun = path.exists() and any((path.parent / MANIFESTS).glob("[!.]*.json"))
+    before = json.loads(path.read_text(encoding="utf-8")) if begun else now
     if other := sorted(name for name in before.keys() | now.keys() if _differ(name, before.get(name), now.get(name))):
+        other = ["command"] if "command" in other else other  # of which the others follow
         both = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} now" for name in other)
         raise ValueError(f"{path.parent} holds a run with another {', '.join(other)} ({both}): {REMEDY}")
     found = now | {name: value for name, value in before.items() if value is not None}
-    if found != before or not path.exists():
+    if found != before or not begun:
         write_whole(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
