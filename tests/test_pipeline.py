@@ -748,6 +748,21 @@ def test_a_run_is_refused_where_it_would_spoil_something(grit_shards, tmp_path):
         run(work, grit_shards, tmp_path)
 
 
+def test_a_full_disk_is_an_error_that_says_what_to_do_and_leaves_what_is_done(grit_shards, finished, tmp_path):
+    resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
+    large = write(tmp_path / "large.tar", map(of_scene, range(100, 130)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (large.stat().st_size // 2, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: free some space for .*out, and run the same command again"):
+            run(AnnotateGrounding("colour"), [*grit_shards, large], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "out").rglob("*.part"))
+    run(AnnotateGrounding("colour"), grit_shards, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(finished)
+
+
 def test_settings_under_which_nothing_was_done_are_forgotten(grit_shards, finished, tmp_path):
     with pytest.raises(ValueError, match="Unrecognized model"):
         run(AnnotateGrounding(f"hf:{grit_shards[0].parent}", score=0.5), grit_shards, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -40,6 +41,7 @@ from .tasks import (
 SETTINGS = "settings.json"
 
 _LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, cluster: Cluster | None = None) -> Ledger:
@@ -76,6 +78,11 @@ def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, clus
             return summarise(shards, folder)
     except Timeout as error:
         raise RuntimeError(f"another run is at work in {folder}: wait for its end, or name another folder") from error
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        remedy = f"free some space for {folder}, and run the same command again: what is done stays"
+        raise OSError(error.errno, f"{error.strerror}: {remedy}") from error
 
 
 def _doing(work: Work, shards: Sequence[Path], folder: Path, workers: int, cluster: Cluster | None) -> Iterable[None]:
