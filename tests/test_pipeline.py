@@ -694,6 +694,18 @@ def test_workers_end_when_their_run_is_killed_and_the_rerun_completes_it(tmp_pat
     assert contents(tmp_path / "out") == contents(tmp_path / "at once")
 
 
+def test_ctrl_c_leaves_no_part_and_no_traceback(tmp_path):
+    shards = [write(tmp_path / "in" / f"{k}.tar", map(of_scene, range(40 * k, 40 * k + 40))) for k in range(4)]
+    command = ["annotate-grounding", "--input", *map(str, shards), "--segmenter", "colour"]
+    arguments = [sys.executable, "-m", "alpha_clip.pipeline", *command, "--output", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any((tmp_path / "out" / "manifests").glob("*.json")), process)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "\nstopped: the same command goes on from what is done\n"
+    assert process.returncode == 130 and not list((tmp_path / "out").rglob("*.part"))
+
+
 def alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

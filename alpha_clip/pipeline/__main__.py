@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         args.do(args)
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped: the same command goes on from what is done\n")  # 130: as shells say it
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if args.debug:
             raise
