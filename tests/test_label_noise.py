@@ -192,7 +192,7 @@ def test_a_captioner_that_sees_crops_alone_renames_the_regions_of_the_colour_mas
     work = labels.AnnotateAndCaption("colour", background="kept")
     run(AnnotateGrounding("colour"), sources, tmp_path / "colour")
     run(work, sources, tmp_path / "captioned")
-    with pytest.raises(ValueError, match="another background: choose another folder"):
+    with pytest.raises(ValueError, match=r"another background \(background: kept there, white now\): choose another"):
         run(labels.AnnotateAndCaption("colour", background="white"), sources, tmp_path / "captioned")
     coloured, captioned = RegionShards(tmp_path / "colour"), RegionShards(tmp_path / "captioned")
     exact = {picture.key: picture for picture in pictures}

@@ -376,12 +376,14 @@ BAD_PICTURES = {
         "picture of another shape",
         "is 96 x 96 and was 1024 x 693, so that its boxes are elsewhere: fetch it with --resize_mode keep_ratio",
     ),
-    "no expressions": (PICTURE, {"caption": "a cat"}, "malformed record", '"ref_exps" is None, expected a list'),
+    "no list": (PICTURE, {"caption": "a cat"}, "malformed record", '"ref_exps" is None, expected a list'),
+    "no expressions": (PICTURE, GOOD | {"ref_exps": []}, "no expressions", '"ref_exps" is empty, expected [start, end'),
 }
 BAD_EXPRESSIONS = {
     "span after the end": ((0, 1000, 0.1, 0.1, 0.5, 0.5, 0.9), "span out of range", "the span is 0 to 1000"),
     "span before": ((-3, 2, 0.1, 0.1, 0.5, 0.5, 0.9), "span out of range", "the span is -3 to 2"),
     "span turned round": ((3, 2, 0.1, 0.1, 0.5, 0.5, 0.9), "span out of range", "the span is 3 to 2"),
+    "a box without words": ((0, 0, 0.1, 0.1, 0.5, 0.5, 0.9), "empty text", "the span 0 to 0 holds no words"),
     "half a character": ((0.5, 2, 0.1, 0.1, 0.5, 0.5, 0.9), "span out of range", "the span is 0.5 to 2"),
     "box in pixels": ((0, 2, 10, 10, 50, 50, 0.9), "absurd box", "expected shares of width and height"),
     "box turned round": ((0, 2, 0.5, 0.5, 0.1, 0.1, 0.9), "absurd box", "expected x0 < x1 and y0 < y1"),
@@ -400,7 +402,7 @@ def test_a_bad_sample_is_rejected_with_the_reason_and_the_run_goes_on(name, tmp_
     picture, record, problem, reason = BAD_PICTURES[name]
     out = annotated([("0", picture, record), of_scene(1)], tmp_path)
     (found,) = rejects(out)
-    assert (found["key"], found["problem"], found["region"]) == ("0", problem, None)
+    assert (found["shard"], found["key"], found["problem"], found["region"]) == ("00000.tar", "0", problem, None)
     assert reason in found["reason"]
     assert RegionShards(out).keys == ["000000001"]
     assert report(out)["pictures"] == {"read": 2, f"rejected: {problem}": 1, "written": 1}
@@ -594,7 +596,9 @@ def test_the_manifest_tells_what_is_there(grit_shards, finished):
     manifest = json.loads((finished / "manifests" / "00001.json").read_text())
     shard = (finished / "00001.tar").read_bytes()
     assert manifest["files"]["00001.tar"] == {"bytes": len(shard), "sha256": hashlib.sha256(shard).hexdigest()}
-    assert manifest["input"] == {"name": "00001.tar", "bytes": grit_shards[1].stat().st_size}
+    read = grit_shards[1].read_bytes()
+    digest = hashlib.sha256(read).hexdigest()
+    assert manifest["input"] == {"name": "00001.tar", "bytes": len(read), "sha256": digest}
     assert manifest["pictures"]["read"] == 8
     assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert manifest["models"] == {"segmenter": ColourSegmenter().identity}
@@ -690,6 +694,18 @@ def test_workers_end_when_their_run_is_killed_and_the_rerun_completes_it(tmp_pat
     assert contents(tmp_path / "out") == contents(tmp_path / "at once")
 
 
+def test_ctrl_c_leaves_no_part_and_no_traceback(tmp_path):
+    shards = [write(tmp_path / "in" / f"{k}.tar", map(of_scene, range(40 * k, 40 * k + 40))) for k in range(4)]
+    command = ["annotate-grounding", "--input", *map(str, shards), "--segmenter", "colour"]
+    arguments = [sys.executable, "-m", "alpha_clip.pipeline", *command, "--output", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any((tmp_path / "out" / "manifests").glob("*.json")), process)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "\nstopped: the same command goes on from what is done\n"
+    assert process.returncode == 130 and not list((tmp_path / "out").rglob("*.part"))
+
+
 def alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -723,10 +739,14 @@ class Suicidal:
 def test_a_run_is_refused_where_it_would_spoil_something(grit_shards, tmp_path):
     work = AnnotateGrounding("colour")
     run(work, grit_shards[:1], tmp_path)
-    with pytest.raises(ValueError, match="holds a run with another iou, words: choose another folder"):
+    both = r"\(iou: 0\.5 there, 0\.1 now; words: \[1, 30\] there, \[1, 5\] now\)"
+    with pytest.raises(ValueError, match=f"with another iou, words {both}: choose another folder, or delete this one"):
         run(AnnotateGrounding("colour", iou=0.1, words=(1, 5)), grit_shards, tmp_path)
-    with pytest.raises(ValueError, match=r"holds a run with another .*command"):
+    with pytest.raises(ValueError, match=r"another command \(command: annotate-grounding there, embed now\): choose"):
         run(Embed(), grit_shards, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file, expected a folder, or a name for a new one"):
+        run(work, grit_shards, tmp_path / "file")
     with pytest.raises(ValueError, match=r"would both become 00000: rename one of them"):
         run(work, [grit_shards[0], tmp_path / "elsewhere" / "00000.tar"], tmp_path)
     with pytest.raises(ValueError, match="workers is 0, expected at least 1"):
@@ -738,6 +758,29 @@ def test_a_run_is_refused_where_it_would_spoil_something(grit_shards, tmp_path):
         pytest.raises(RuntimeError, match=r"another run is at work in .*: wait for its end"),
     ):
         run(work, grit_shards, tmp_path)
+
+
+def test_a_full_disk_is_an_error_that_says_what_to_do_and_leaves_what_is_done(grit_shards, finished, tmp_path):
+    resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
+    large = write(tmp_path / "large.tar", map(of_scene, range(100, 130)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (large.stat().st_size // 2, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: free some space for .*out, and run the same command again"):
+            run(AnnotateGrounding("colour"), [*grit_shards, large], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "out").rglob("*.part"))
+    run(AnnotateGrounding("colour"), grit_shards, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(finished)
+
+
+def test_settings_under_which_nothing_was_done_are_forgotten(grit_shards, finished, tmp_path):
+    with pytest.raises(ValueError, match="Unrecognized model"):
+        run(AnnotateGrounding(f"hf:{grit_shards[0].parent}", score=0.5), grit_shards, tmp_path)
+    assert json.loads((tmp_path / "settings.json").read_text())["score"] == 0.5
+    run(AnnotateGrounding("colour"), grit_shards, tmp_path)
+    assert contents(tmp_path) == contents(finished)
 
 
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path, monkeypatch):

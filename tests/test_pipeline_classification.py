@@ -26,6 +26,7 @@ from alpha_clip.evaluation import subjects
 from alpha_clip.hashes import fingerprint
 from alpha_clip.pipeline import (
     AnnotateClassification,
+    Apart,
     ClipCaptioner,
     ColourMaskGenerator,
     Ledger,
@@ -33,6 +34,7 @@ from alpha_clip.pipeline import (
     Sample,
     Target,
     captioners,
+    fingerprints,
     folders,
     inspect,
     mask_generators,
@@ -41,6 +43,7 @@ from alpha_clip.pipeline import (
 from alpha_clip.pipeline.__main__ import main
 from alpha_clip.pipeline.caption import joined
 from alpha_clip.pipeline.cutting import SIDE, cut_out
+from alpha_clip.pipeline.filters import shares
 from alpha_clip.pipeline.samples import Mask
 from alpha_clip.pipeline.scoring import Best
 from alpha_clip.regions import embed_regions
@@ -102,7 +105,7 @@ def test_its_identity_tells_models_and_texts_apart(words, tmp_path):
 def test_the_model_behind_the_at_sign_may_have_one_too(words, monkeypatch):
     asked = []
     find = subjects.find
-    monkeypatch.setattr(subjects, "find", lambda name, device: asked.append((name, device)) or find("tiny"))
+    monkeypatch.setattr(subjects, "find", lambda name, device, **_: asked.append((name, device)) or find("tiny"))
     captioners.find(f"words:{words}@ViT-L/14@336px", "cpu")
     assert asked == [("ViT-L/14@336px", "cpu")]
 
@@ -388,6 +391,68 @@ def test_a_large_object_is_made_smaller_and_a_thin_one_is_not_lost():
         cut_out(square, Mask.of(np.ones((SIDE, SIDE), bool)), 0.9)
 
 
+# --- masks in masks ---
+
+
+def rectangle(score: float | None, number: int, x0: int, y0: int, x1: int, y1: int) -> Target:
+    pixels = np.zeros((20, 20), bool)
+    pixels[y0:y1, x0:x1] = True
+    return Target(f"{number}", (x0, y0, x1, y1), score, Mask.of(pixels), number)
+
+
+@pytest.mark.parametrize(
+    ("scores", "overlap", "kept"),
+    [
+        ((0.9, 0.5, 0.5, 0.5), 0.8, "03"),  # the whole is better than its parts
+        ((0.5, 0.9, 0.6, 0.5), 0.8, "123"),  # both parts are better than the whole
+        ((0.5, 0.5, 0.9, 0.5), 0.8, "123"),  # which pushes nothing out after it is left out
+        ((0.5, 0.5, 0.5, 0.5), 0.8, "03"),
+        ((None, None, None, None), 0.8, "03"),
+        ((0.5, 0.9, 0.6, 0.5), 1.0, "0123"),
+        ((0.5, 0.9, 0.6, 0.5), 0.0, "123"),
+        ((0.9, 0.5, 0.5, 0.5), 0.0, "0"),
+    ],
+)
+def test_of_masks_in_each_other_the_best_is_left(scores, overlap, kept):
+    boxes = [(0, 0, 12, 10), (1, 1, 4, 5), (6, 1, 9, 5), (10, 0, 20, 10)]  # a fifth of the last is in the first
+    targets = tuple(rectangle(score, i, *box) for i, (score, box) in enumerate(zip(scores, boxes, strict=True)))
+    ledger = Ledger()
+    (after,) = Apart(overlap)([Sample("a", b"", "png", Image.new("RGB", (20, 20)), None, targets)], ledger)
+    assert "".join(target.phrase for target in after.targets) == kept
+    left_out = {f"shares more than {overlap:g} with a better mask": 4 - len(kept)} if len(kept) < 4 else {}
+    assert ledger.regions == left_out
+
+
+def test_what_masks_share_by_hand():
+    masks = [rectangle(0, 0, *box).mask for box in ((0, 0, 10, 10), (0, 0, 10, 8), (5, 0, 15, 10), (15, 15, 20, 20))]
+    found = shares(masks)
+    np.testing.assert_allclose(found, [[1, 1, 0.5, 0], [1, 1, 0.5, 0], [0.5, 0.5, 1, 0], [0, 0, 0, 1]])
+    assert shares([]).shape == (0, 0)
+
+
+def test_nested_masks_are_left_out_by_the_run_and_counted(classes, work, tmp_path, monkeypatch):
+    class Nested(ColourMaskGenerator):
+        def __call__(self, image):
+            for mask in super().__call__(image):
+                yield mask
+                part = mask.copy()
+                part[: mask_box(mask)[1] + (mask_box(mask)[3] - mask_box(mask)[1]) // 2] = False
+                yield part
+
+    monkeypatch.setattr(mask_generators, "find", lambda *_: Nested())
+    for overlap in (0.8, 1.0):
+        nested = AnnotateClassification("colour", work.captioner, overlap=overlap, background="kept")
+        run(nested, classes[:1], tmp_path / f"{overlap}")
+        masks = [[Mask.of(rle.decode(region["mask"], SIZE)) for region in record["regions"]] for *_, record in
+                 written(tmp_path / f"{overlap}")]  # fmt: skip
+        most = max(np.triu(shares(found), 1).max() for found in masks)
+        assert (most > 0.8) == (overlap == 1.0)
+        assert_all_are_counted(tmp_path / f"{overlap}")
+    counts = report(tmp_path / "0.8")["regions"]
+    assert counts["shares more than 0.8 with a better mask"] > 10
+    assert counts["written"] < report(tmp_path / "1.0")["regions"]["written"]
+
+
 # --- the best ---
 
 
@@ -469,12 +534,17 @@ def test_a_picture_that_changes_between_the_two_readings_is_rejected(words, tmp_
         return original(best)
 
     monkeypatch.setattr(Best, "pictures", meanwhile)
-    run(AnnotateClassification("colour", f"words:{words}"), [car], tmp_path / "out")
-    first, second = rejects(tmp_path / "out")
+    work, out = AnnotateClassification("colour", f"words:{words}"), tmp_path / "out"
+    with pytest.raises(RuntimeError, match=r"1 shards \(car\) changed while they were read: leave them alone, and run"):
+        run(work, [car], out)
+    first, second = map(json.loads, (out / "rejects" / "car.jsonl").read_text().splitlines())
     assert (first["key"], first["problem"]) == ("car/000.png", "picture changed")
     assert first["reason"] == "it has another size than a while ago: leave the pictures alone, and run again"
     assert (second["key"], second["problem"]) == ("car/001.png", "unreadable picture")
     assert {record["source"] for *_, record in written(tmp_path / "out")} == {"car/002.png"}
+    monkeypatch.setattr(Best, "pictures", original)
+    run(work, [car], out)  # again
+    assert [reject["key"] for reject in rejects(out)] == ["car/001.png"]
     assert_all_are_counted(tmp_path / "out")
 
 
@@ -514,6 +584,7 @@ def test_other_words_in_the_same_file_are_other_settings(tmp_path):
     ("settings", "message"),
     [
         ({"area": (0.5, 0.1)}, "area is (0.5, 0.1), expected the least and the most, neither below 0"),
+        ({"overlap": 1.5}, "overlap is 1.5, expected 0 to 1"),
         ({"keep": 0}, "keep is 0, expected at least 1"),
         ({"points": 0}, "points is 0, expected at least 1"),
         ({"batch": 0}, "batch is 0, expected at least 1"),
@@ -586,7 +657,7 @@ def test_names_are_in_the_texts_and_their_hash_in_the_settings(classes, work, tm
     assert {record["class"] for *_, record in written(tmp_path)} == {"bus"}
     assert all(record["caption"].endswith(", probably bus") for *_, record in written(tmp_path))
     other = AnnotateClassification("colour", work.captioner, names=names | {"car": "truck"}, keep=2)
-    with pytest.raises(ValueError, match="holds a run with another names: choose another folder"):
+    with pytest.raises(ValueError, match=r"holds a run with another names .*: choose another folder, or delete"):
         run(other, classes[:1], tmp_path)
 
 
@@ -608,6 +679,8 @@ def test_folders_with_dots_in_their_names_are_different_classes(classes, work, t
 def test_the_manifest_tells_what_a_class_is_made_of(classes, finished):
     manifest = json.loads((finished / "manifests" / "car.json").read_text())
     sizes = [path.stat().st_size for path in classes[0].iterdir()]
+    digest = manifest["input"].pop("sha256")
+    assert digest == fingerprints.of_files(classes[0].iterdir(), classes[0])
     assert manifest["input"] == {"name": "car", "files": 10, "bytes": sum(sizes)}
     assert manifest["models"].keys() == {"segmenter", "model", "captioner"}
     assert manifest["models"]["model"] == f"tiny {fingerprint(subjects.find('tiny').model)}"

@@ -236,7 +236,7 @@ def test_a_shard_that_is_not_there_in_the_end_is_named(shards, tmp_path, monkeyp
         run_function.__globals__, "make", lambda shard, *rest: None
     )  # as if into another machine's disk
     message = (
-        r"3 shards are not in .* though workers did them \(00000.tar, 00001.tar, 00002.tar\): see that all machines"
+        r"3 shards \(00000.tar, 00001.tar, 00002.tar\) are not in .* though workers did them: see that all machines"
     )
     with pytest.raises(RuntimeError, match=message):
         run(COLOUR, shards, tmp_path)

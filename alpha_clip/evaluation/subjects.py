@@ -51,7 +51,9 @@ class Subject:
         return F.normalize(self.texts(texts).unflatten(0, (len(names), len(templates))).mean(1), dim=-1)
 
 
-def find(name: str, device: str | torch.device | None = None, base: str | None = None) -> Subject:
+def find(
+    name: str, device: str | torch.device | None = None, base: str | None = None, *, alone: bool = False
+) -> Subject:
     """The model of that name.
 
     Args:
@@ -59,6 +61,7 @@ def find(name: str, device: str | torch.device | None = None, base: str | None =
             ``"ViT-B/16+grit1m"``; ``"open_clip:ViT-B-16"`` or ``"open_clip:ViT-B-16:openai"``;
             ``"hf:FOLDER"``, a CLIP or SigLIP model of transformers. With alpha weights in the files, they take masks.
         base: the plain CLIP to compare with; None: the same name without alpha weights, where that is plain CLIP.
+        alone: without a base, which is then not loaded.
 
     Raises:
         ImportError: the library of the model is not installed.
@@ -72,6 +75,8 @@ def find(name: str, device: str | torch.device | None = None, base: str | None =
     if kind == "hf":
         return _of_transformers(name, rest, device)
     model = _ours(name, device)
+    if alone:
+        return of(name, model)
     plain = _ours(base, device) if base else _plain(name, device)
     base_name = base if base and base != name else f"plain {name}"
     return of(name, model, None if plain is None else of(base_name, plain, takes_masks=False))

@@ -7,8 +7,9 @@ from .caption import Caption, Join
 from .captioners import Captioner, ClipCaptioner, TransformersCaptioner
 from .classification import AnnotateClassification
 from .cutting import CutOut
+from .duplicates import Deduplicate
 from .embedding import Embed
-from .filters import Distinct, Fitting, Named, Sized, Sourced
+from .filters import Apart, Distinct, Fitting, Named, Sized, Sourced
 from .grounding import AnnotateGrounding
 from .inspection import inspect
 from .ledger import Ledger
@@ -23,6 +24,7 @@ from .segmenters import ColourSegmenter, SamSegmenter, Segmenter
 __all__ = [
     "AnnotateClassification",
     "AnnotateGrounding",
+    "Apart",
     "Caption",
     "Captioner",
     "ClipCaptioner",
@@ -30,6 +32,7 @@ __all__ = [
     "ColourMaskGenerator",
     "ColourSegmenter",
     "CutOut",
+    "Deduplicate",
     "Distinct",
     "Embed",
     "Fitting",

@@ -3,6 +3,7 @@
 python -m alpha_clip.pipeline annotate-grounding --input "grit/{00000..00099}.tar" --output out/ --segmenter hf:FOLDER
 python -m alpha_clip.pipeline annotate-classification --input imagenet/train --output out/ --segmenter hf:FOLDER \\
     --captioner hf:FOLDER --model ViT-L/14
+python -m alpha_clip.pipeline deduplicate out/ --output distinct/
 python -m alpha_clip.pipeline embed --input out/ --output features/ --model ViT-B/16
 python -m alpha_clip.pipeline inspect out/
 """
@@ -20,6 +21,7 @@ from ..training import shards
 from . import folders
 from .caption import Background
 from .classification import AnnotateClassification, Copies
+from .duplicates import Alike, Deduplicate
 from .embedding import Embed, Kind, Of
 from .filters import Duplicates
 from .grounding import AnnotateGrounding
@@ -35,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         args.do(args)
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped: the same command goes on from what is done\n")  # 130: as shells say it
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if args.debug:
             raise
@@ -52,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_classification(
         commands.add_parser("annotate-classification", help="folders of pictures, one a class, to masks")
     )
+    _add_deduplicate(commands.add_parser("deduplicate", help="shards of annotate-... without pictures that are alike"))
     _add_embed(commands.add_parser("embed", help="features of the regions, or of the pictures, of shards, to Parquet"))
     _add_inspect(commands.add_parser("inspect", help="a page with random samples and histograms"))
     return parser
@@ -63,14 +68,18 @@ def _add_shards(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder; a rerun goes on where the last one stopped")
     parser.add_argument("--workers", type=int, default=1, help="processes, each with models of its own")
+    _add_debug(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add_output(parser)
     parser.add_argument("--ray", action="store_true", help="start the workers on a local Ray, which ends with the run")
     parser.add_argument("--address", help="of a Ray cluster, to start the workers there: auto, or HOST:PORT")
     parser.add_argument("--gpus", type=float, default=0, help="for each worker on Ray; %(default)s")
     parser.add_argument("--device", help="of the model; default: CUDA if there is one, else the CPU")
-    _add_debug(parser)
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +134,13 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
         "--score", type=float, default=default.score, help="lowest of a mask, the cosine with its name; %(default)s"
     )
     parser.add_argument(
+        "--overlap",
+        type=float,
+        default=default.overlap,
+        help="of two masks of a picture that share more of the smaller one, leave out the one with the lower score; "
+        "1: keep all; %(default)s",
+    )
+    parser.add_argument(
         "--context",
         type=float,
         default=default.context,
@@ -151,6 +167,14 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(do=_embed)
 
 
+def _add_deduplicate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="of a run of annotate-... that has ended")
+    _add_output(parser)
+    help = "leave out pictures like an earlier one in look, in caption, or in both; %(default)s"
+    parser.add_argument("--by", choices=get_args(Alike), default=Deduplicate.by, help=help)
+    parser.set_defaults(do=_deduplicate)
+
+
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="of a run of annotate-... that has ended")
     parser.add_argument("--samples", type=int, default=24, help="%(default)s")
@@ -175,6 +199,11 @@ def _embed(args: argparse.Namespace) -> None:
     _run(Embed(**_chosen(args, Embed)), _shards(args), args)
 
 
+def _deduplicate(args: argparse.Namespace) -> None:
+    work = Deduplicate(args.folder, args.by)
+    _show(run(work, work.shards(), args.output, args.workers), args.output)
+
+
 def _inspect(args: argparse.Namespace) -> None:
     sys.stdout.write(f"{inspect(args.folder, args.samples, args.seed)}\n")
 
@@ -195,12 +224,16 @@ def _run(work: Work, sources: Sequence[Path], args: argparse.Namespace) -> None:
 
 
 def _show(found: Ledger, folder: Path) -> None:
-    lines = [f"{kind:9}{name:55}{count:10}" for kind in ("pictures", "regions") for name, count in _of(found, kind)]
+    counts = found.summary()
+    lines = [f"{kind:9}{name:55}{n:10}" for kind in ("pictures", "regions") for name, n in counts[kind].items()]
+    if any(name.startswith("rejected") for name in (*found.pictures, *found.regions)):
+        lines.append(f"{folder / 'rejects.jsonl'} says of each that was rejected why")
+    if found.duplicates:
+        remedy = f"`python -m alpha_clip.pipeline deduplicate {folder} --output OTHER` leaves them out"
+        lines.append(
+            f"{found.duplicates} of the pictures written are like an earlier one in look and caption: {remedy}"
+        )
     sys.stdout.write("\n".join([*lines, f"{folder / 'report.json'}\n"]))
-
-
-def _of(found: Ledger, kind: str) -> list[tuple[str, int]]:
-    return sorted(getattr(found, kind).items())
 
 
 if __name__ == "__main__":

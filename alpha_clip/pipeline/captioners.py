@@ -13,6 +13,7 @@ from PIL import Image
 from ..evaluation import subjects
 from ..hashes import fingerprint, sha256
 from ..towers import tower_of
+from . import fingerprints
 from .scoring import features
 
 PROMPT = "Describe the object in a few words."  # for models that chat; the others continue an empty text
@@ -49,7 +50,7 @@ def find(name: str, device: str | None = None) -> Captioner:
     texts = [text for line in lines if (text := line.strip())]
     if not texts:
         raise ValueError(f"{file} holds no text, expected one on each line")
-    return ClipCaptioner(subjects.find(model or "tiny", device), texts)
+    return ClipCaptioner(subjects.find(model or "tiny", device, alone=True), texts)
 
 
 def settings(name: str) -> str:
@@ -62,6 +63,14 @@ def settings(name: str) -> str:
     if kind != "words":
         return name
     return f"{name} {sha256(Path(where.partition('@')[0]))}"
+
+
+def weights(name: str) -> str | None:
+    """The fingerprint of a captioner's files, as far as they are on this disk."""
+    kind, _, where = name.partition(":")
+    if kind == "words":
+        return fingerprints.of_clip(where.partition("@")[2] or "tiny")
+    return fingerprints.of_transformers(where) if where else None
 
 
 class TransformersCaptioner:

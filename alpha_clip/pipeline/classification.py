@@ -14,11 +14,11 @@ from ..evaluation.subjects import Subject
 from ..hashes import fingerprint
 from ..training.records import BadSample
 from ..training.shards import IMAGES
-from . import captioners, folders, mask_generators
+from . import captioners, fingerprints, folders, mask_generators, segmenters
 from .caption import Background, Caption, Join
 from .captioners import Captioner
 from .cutting import CONTEXT, CutOut
-from .filters import Distinct, Sized, mask_of
+from .filters import OVERLAP, Apart, Distinct, Sized, mask_of
 from .ledger import Ledger
 from .mask_generators import MaskGenerator
 from .packing import tar_writer, write
@@ -46,6 +46,7 @@ class AnnotateClassification:
     points: int = 16
     area: tuple[float, float] = (0.001, 0.95)
     score: float = 0.0
+    overlap: float = OVERLAP
     context: float = CONTEXT
     duplicates: Copies = "picture"
     batch: int = 8  # objects that are captioned at a time
@@ -54,6 +55,8 @@ class AnnotateClassification:
     def __post_init__(self) -> None:
         if not 0 <= self.area[0] <= self.area[1]:
             raise ValueError(f"area is {self.area}, expected the least and the most, neither below 0")
+        if not 0 <= self.overlap <= 1:
+            raise ValueError(f"overlap is {self.overlap}, expected 0 to 1")
         for name in ("keep", "points", "context", "batch"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -62,11 +65,14 @@ class AnnotateClassification:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
 
     def settings(self) -> dict[str, Any]:
-        """What the files depend on."""
+        """What the files depend on. Reads the models' files, for their hashes."""
         kept = {name: value for name, value in asdict(self).items() if name not in ("batch", "device")}
         kept["captioner"] = captioners.settings(self.captioner)
         if self.names is not None:  # ImageNet-21k has many
             kept["names"] = hashlib.sha256(json.dumps(dict(self.names), sort_keys=True).encode()).hexdigest()
+        kept[f"{fingerprints.WEIGHTS}segmenter"] = segmenters.weights(self.segmenter)
+        kept[f"{fingerprints.WEIGHTS}model"] = fingerprints.of_clip(self.model)
+        kept[f"{fingerprints.WEIGHTS}captioner"] = captioners.weights(self.captioner)
         return {"command": "annotate-classification", **kept}
 
     def prepare(self) -> Classification:
@@ -78,7 +84,7 @@ class AnnotateClassification:
         """
         tar_writer()
         generator = mask_generators.find(self.segmenter, self.device, self.points)
-        subject = subjects.find(self.model, self.device)
+        subject = subjects.find(self.model, self.device, alone=True)
         return Classification(self, generator, subject, captioners.find(self.captioner, self.device))
 
 
@@ -113,7 +119,7 @@ class Classification:
         """The regions whose scores are the highest, by the number of their picture."""
         work = self.work
         stages: list[Stage] = [Distinct(work.duplicates), SegmentAll(self.generator, name), Sized(work.area)]
-        stages.append(Score(self.subject, work.score, work.context))
+        stages += [Score(self.subject, work.score, work.context), Apart(work.overlap)]
         best, shown = Best(work.keep), 0
         for number, path in enumerate(pictures):
             ledger.pictures["read"] += 1

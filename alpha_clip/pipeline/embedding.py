@@ -16,6 +16,7 @@ from ..evaluation.subjects import find
 from ..hashes import fingerprint
 from ..regions import METHODS, embed_regions
 from ..training.pictures import BadSample, Picture, RegionShards
+from . import fingerprints
 from .ledger import Ledger
 
 Of = Literal["regions", "images"]
@@ -46,9 +47,9 @@ class Embed:
             raise ValueError(f"method is {self.method!r}, expected one of {', '.join(METHODS)}")
 
     def settings(self) -> dict[str, Any]:
-        """What the files depend on."""
+        """What the files depend on. Reads the models' files, for their hashes."""
         kept = {name: value for name, value in asdict(self).items() if name not in ("chunk", "device")}
-        return {"command": "embed", **kept}
+        return {"command": "embed", **kept, f"{fingerprints.WEIGHTS}model": fingerprints.of_clip(self.model)}
 
     def prepare(self) -> Embedding:
         """Load the model.
@@ -57,7 +58,7 @@ class Embed:
             ImportError: pyarrow is not installed. Others: as `evaluation.subjects.find`.
         """
         _pyarrow()
-        return Embedding(self, find(self.model, self.device).model)
+        return Embedding(self, find(self.model, self.device, alone=True).model)
 
 
 @dataclass

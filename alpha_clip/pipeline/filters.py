@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from .ledger import Ledger
 from .samples import Box, Mask, Sample, Target
 
 Duplicates = Literal["both", "picture", "caption", "keep"]
+
+OVERLAP = 0.8  # of the smaller mask, above which two are taken for one
 
 _WORDS = 20.0  # where the histogram of phrase lengths ends
 _HASH = 8  # rows and columns of differences: 64 bits
@@ -128,6 +131,40 @@ class Sized:
 
     def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
         return chosen(samples, ledger, lambda *found: _area_not_in(self.area, mask_of(*found[:2]), ledger))
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Of regions of a picture whose masks lie in each other, or nearly, leaves the one with the highest score.
+
+    Two masks do if they share more than `overlap` of the smaller one's pixels; two that are nearly the same do as well.
+    Of equal scores, and of regions without any, the earlier one is left.
+    """
+
+    overlap: float = OVERLAP
+
+    def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
+        return [self._alone(sample, ledger) for sample in samples]
+
+    def _alone(self, sample: Sample, ledger: Ledger) -> Sample:
+        targets, shared = sample.targets, shares([mask_of(sample, target) for target in sample.targets])  # (K, K)
+        kept: list[int] = []
+        for number in sorted(range(len(targets)), key=lambda number: -(targets[number].score or 0.0)):
+            if not (shared[number, kept] > self.overlap).any():
+                kept.append(number)
+        if out := len(targets) - len(kept):
+            ledger.regions[f"shares more than {self.overlap:g} with a better mask"] += out
+        return replace(sample, targets=tuple(targets[number] for number in sorted(kept)))
+
+
+def shares(masks: Sequence[Mask]) -> NDArray[np.float64]:
+    """(K, K) of the masks of a picture: what two have in common, as a share of the smaller one."""
+    from pycocotools import mask as coco
+
+    packed = [mask.rle for mask in masks]
+    covered = np.reshape(coco.iou(packed, packed, [1] * len(packed)), (len(packed),) * 2)  # of each, by each
+    found: NDArray[np.float64] = np.maximum(covered, covered.T)
+    return found
 
 
 def _area_not_in(area: tuple[float, float], mask: Mask, ledger: Ledger) -> str | None:

@@ -28,6 +28,7 @@ SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # of Pillow's formats 
 FIELDS = ("url", "license", "licence", "license_url", "author", "attribution", "id")  # kept, where a record has them
 TOLERANCE = 0.01  # of width or height that a box may reach outside; then it is cut
 
+_EXPECTED = "expected [start, end, x0, y0, x1, y1, score]"
 _HUGE = 1e9  # no number in an expression comes near it
 
 
@@ -71,6 +72,8 @@ def make_sample(key: str, data: bytes, text: bytes, ledger: Ledger, fields: Sequ
         raise BadSample(key, f"its caption, {caption!r:.60}, has half a character in it", "malformed record")
     if not isinstance(expressions, list):
         raise BadSample(key, f'"ref_exps" is {expressions!r:.60}, expected a list', "malformed record")
+    if not expressions:
+        raise BadSample(key, f'"ref_exps" is empty, {_EXPECTED} for each box', "no expressions")
     image, suffix = decoded(key, data)
     _check_shape(key, image.size, record.get("original_width"), record.get("original_height"))
     targets = []
@@ -117,10 +120,9 @@ def _check_shape(key: str, size: tuple[int, int], width: Any, height: Any) -> No
 
 def _target(key: str, number: int, expression: Any, caption: str, size: tuple[int, int]) -> Target:
     if not isinstance(expression, list) or len(expression) != 7 or not all(map(_is_number, expression)):
-        expected = "expected [start, end, x0, y0, x1, y1, score]"
-        raise BadSample(key, f"the expression is {expression!r:.120}, {expected}", "malformed expression")
+        raise BadSample(key, f"the expression is {expression!r:.120}, {_EXPECTED}", "malformed expression")
     start, end, *corners, score = expression
-    if start != int(start) or end != int(end) or not 0 <= start < end <= len(caption):
+    if start != int(start) or end != int(end) or not 0 <= start <= end <= len(caption):
         reason = f"the span is {start} to {end}, expected a part of the caption's {len(caption)} characters"
         raise BadSample(key, reason, "span out of range")
     phrase = caption[int(start) : int(end)].strip()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
-from . import grit, segmenters
+from . import fingerprints, grit, segmenters
 from .filters import Distinct, Duplicates, Fitting, Named, Sourced
 from .ledger import Ledger
 from .packing import tar_writer, write
@@ -46,8 +46,9 @@ class AnnotateGrounding:
             raise ValueError(f"batch is {self.batch}, expected at least 1")
 
     def settings(self) -> dict[str, Any]:
-        """What the files depend on."""
+        """What the files depend on. Reads the models' files, for their hashes."""
         kept = {name: value for name, value in asdict(self).items() if name not in ("batch", "device")}
+        kept[f"{fingerprints.WEIGHTS}segmenter"] = segmenters.weights(self.segmenter)
         return {"command": "annotate-grounding", **kept}
 
     def prepare(self) -> Grounding:

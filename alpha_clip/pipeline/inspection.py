@@ -25,6 +25,7 @@ _STYLE = """
 body { font: 15px/1.4 sans-serif; margin: 2em; color: #222; background: #fff }
 table { border-collapse: collapse; margin: 1em 0 } td { padding: .1em 1em .1em 0 } td.n { text-align: right }
 .all { display: flex; flex-wrap: wrap; gap: 1.5em } figure { margin: 0; max-width: 240px }
+img { border: 1px solid #ccc; min-width: 60px }
 figcaption { font-size: 13px } b { font-weight: 600 } svg rect { fill: #4a7dbd } svg text { font-size: 10px }
 """
 
@@ -47,6 +48,7 @@ def inspect(folder: Path, samples: int = 24, seed: int = 0) -> Path:
         f"<h1>{escape(str(folder.resolve().name))}</h1>",
         f"<p>{report['shards']} shards; {escape(', '.join(report['models']))}</p>",
         *(_table(kind, report[kind]) for kind in ("pictures", "regions")),
+        f"<p>{escape(_notes(report))}</p>",
         "<div class=all>",
         *(_histogram(name, one) for name, one in report["histograms"].items()),
         f"</div><h2>{len(chosen)} of {len(data)} samples</h2><div class=all>",
@@ -56,6 +58,11 @@ def inspect(folder: Path, samples: int = 24, seed: int = 0) -> Path:
     head = f"<!doctype html><meta charset=utf-8><title>{escape(folder.resolve().name)}</title><style>{_STYLE}</style>"
     write_whole(folder / PAGE, "\n".join([head, *parts]) + "\n")
     return folder / PAGE
+
+
+def _notes(report: Mapping[str, Any]) -> str:
+    alike = "{:,} of the pictures written are like an earlier one in look and caption.".format(report["duplicates"])
+    return f"rejects.jsonl says why something was rejected. {alike}"
 
 
 def _table(kind: str, counts: Mapping[str, int]) -> str:

@@ -30,6 +30,8 @@ class Ledger:
     regions: Counter[str] = field(default_factory=Counter)
     histograms: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name: "low", "high", "counts"
     rejects: list[Reject] = field(default_factory=list)
+    hashes: bytearray | None = None  # of each picture that was written, in a shard of pictures: `filters.mark`
+    duplicates: int | None = None  # among the pictures written, of all shards; None: this is not of all
 
     def reject(self, error: BadSample, region: int | None = None) -> None:
         """Note bad input: a picture, or one region of a picture."""
@@ -70,4 +72,5 @@ class Ledger:
 
 
 def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted({"read": 0, "written": 0, **counts}.items()))
+    left_out = sorted(name for name in counts if name not in ("read", "written"))
+    return {name: counts.get(name, 0) for name in ("read", *left_out, "written")}

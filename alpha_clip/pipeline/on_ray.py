@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from .tasks import MANIFESTS, Task, Work, make, name_of
+from .tasks import MANIFESTS, Task, Work, make, name_of, prepared
 
 _ATTEMPTS = 4  # at a shard whose workers are killed
 _SECONDS = 20  # to wait for a cluster's answer; Ray itself would try for minutes
@@ -81,7 +81,7 @@ class _Worker:
             with _attempt(shard, self.folder):
                 if self.task is None:  # here and not above, so that a worker which this kills counts as well
                     torch.set_num_threads(self.threads)
-                    self.task = self.work.prepare()
+                    self.task = prepared(self.work, self.folder)
                 make(shard, self.folder, self.task)
         except Exception as error:  # raised here, it would come with Ray Data's advice and without its type
             return {"shard": shard.name, "error": pickle.dumps(error), "where": traceback.format_exc()}

@@ -6,19 +6,22 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
+from .filters import looks, words
 from .ledger import Ledger
 from .samples import Sample
 
 
 def write(samples: Iterable[Sample], file: IO[bytes], ledger: Ledger) -> None:
-    """Write a shard; its bytes follow from the samples alone. The regions are counted as written.
+    """Write a shard; its bytes follow from the samples alone. Regions are counted as written, and pictures hashed.
 
     Raises:
         ImportError: webdataset is not installed.
     """
+    ledger.hashes = bytearray()
     with tar_writer()(file, mtime=0, encoder=False) as writer:
         for sample in samples:
             writer.write(packed(sample))
+            ledger.hashes += looks(sample.image) + words(sample.caption or "")
             ledger.regions["written"] += len(sample.targets)
 
 

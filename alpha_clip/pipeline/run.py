@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -18,11 +20,28 @@ from tqdm import tqdm
 
 from ..evaluation.records import write_whole
 from . import on_ray
+from .fingerprints import WEIGHTS
 from .ledger import Ledger
 from .on_ray import Cluster
-from .tasks import MANIFESTS, REJECTS, Task, Work, is_done, make, name_of, remove_parts, summarise
+from .tasks import (
+    MANIFESTS,
+    REJECTS,
+    REMEDY,
+    Task,
+    Work,
+    is_done,
+    is_there,
+    make,
+    name_of,
+    prepared,
+    remove_parts,
+    summarise,
+)
+
+SETTINGS = "settings.json"
 
 _LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, cluster: Cluster | None = None) -> Ledger:
@@ -35,26 +54,35 @@ def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, clus
         ValueError: `workers` is below 1; two shards have the same name; the folder is of a run with other settings.
         RuntimeError: another run is at work in the folder, a worker was killed, or a shard is not there in the end.
             What is done stays.
+        NotADirectoryError: the folder is a file.
         Others: as the work's `prepare`, and as `on_ray.together`.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")
     _names_differ(shards)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder, or a name for a new one")
     for place in (folder, folder / MANIFESTS, folder / REJECTS):
         place.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / _LOCK, timeout=0):
-            _claim(folder / "settings.json", work)
+            _claim(folder / SETTINGS, work)
             remove_parts(folder)
             left = [shard for shard in shards if not is_done(shard, folder)]
             done = _doing(work, left, folder, workers, cluster)
             for _ in tqdm(done, "shards", total=len(shards), initial=len(shards) - len(left), disable=None):
                 pass
             _check_all_are_done(left, folder)
+            _claim(folder / SETTINGS, work)  # the Hub's weights are known now
             remove_parts(folder)  # of workers of a killed run, which had not ended yet
             return summarise(shards, folder)
     except Timeout as error:
         raise RuntimeError(f"another run is at work in {folder}: wait for its end, or name another folder") from error
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        remedy = f"free some space for {folder}, and run the same command again: what is done stays"
+        raise OSError(error.errno, f"{error.strerror}: {remedy}") from error
 
 
 def _doing(work: Work, shards: Sequence[Path], folder: Path, workers: int, cluster: Cluster | None) -> Iterable[None]:
@@ -66,11 +94,17 @@ def _doing(work: Work, shards: Sequence[Path], folder: Path, workers: int, clust
 
 
 def _check_all_are_done(shards: Sequence[Path], folder: Path) -> None:
-    missing = [shard.name for shard in shards if not is_done(shard, folder)]
+    missing = [shard.name for shard in shards if not is_there(shard, folder)]
     if missing:
-        names = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
         remedy = "see that all machines have it under this path, and run the same command again"
-        raise RuntimeError(f"{len(missing)} shards are not in {folder} though workers did them ({names}): {remedy}")
+        raise RuntimeError(f"{_some(missing)} are not in {folder} though workers did them: {remedy}")
+    changed = [shard.name for shard in shards if not is_done(shard, folder)]
+    if changed:
+        raise RuntimeError(f"{_some(changed)} changed while they were read: leave them alone, and run again")
+
+
+def _some(shards: Sequence[str]) -> str:
+    return f"{len(shards)} shards ({', '.join(shards[:5])}{', ...' * (len(shards) > 5)})"
 
 
 def _names_differ(shards: Sequence[Path]) -> None:
@@ -83,17 +117,28 @@ def _names_differ(shards: Sequence[Path]) -> None:
 
 
 def _claim(path: Path, work: Work) -> None:
-    wanted = json.dumps(work.settings(), indent=1, sort_keys=True) + "\n"
-    if path.exists() and (found := path.read_text(encoding="utf-8")) != wanted:
-        before, now = json.loads(found), json.loads(wanted)
-        other = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        raise ValueError(f"{path.parent} holds a run with another {', '.join(other)}: choose another folder")
-    if not path.exists():
-        write_whole(path, wanted)
+    """Write down the settings, or compare them with those that are there, if any shard was done with them.
+
+    Weights that are not known, here or there, are not compared; once they are known they are written down.
+    """
+    now = json.loads(json.dumps(work.settings()))
+    begun = path.exists() and any((path.parent / MANIFESTS).glob("[!.]*.json"))
+    before = json.loads(path.read_text(encoding="utf-8")) if begun else now
+    if other := sorted(name for name in before.keys() | now.keys() if _differ(name, before.get(name), now.get(name))):
+        other = ["command"] if "command" in other else other  # of which the others follow
+        both = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} now" for name in other)
+        raise ValueError(f"{path.parent} holds a run with another {', '.join(other)} ({both}): {REMEDY}")
+    found = now | {name: value for name, value in before.items() if value is not None}
+    if found != before or not begun:
+        write_whole(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+def _differ(name: str, before: Any, now: Any) -> bool:
+    return before != now and not (name.startswith(WEIGHTS) and None in (before, now))
 
 
 def _alone(work: Work, shards: Sequence[Path], folder: Path) -> Iterator[None]:
-    task = work.prepare()
+    task = prepared(work, folder)
     for shard in shards:
         make(shard, folder, task)
         yield
@@ -101,7 +146,7 @@ def _alone(work: Work, shards: Sequence[Path], folder: Path) -> Iterator[None]:
 
 # --- in several processes ---
 
-_task: Task  # of this process, if it is a worker
+_task: Task | None = None  # of this process, if it is a worker
 
 
 def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) -> Iterator[None]:
@@ -110,11 +155,11 @@ def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) ->
         min(workers, len(shards)),
         multiprocessing.get_context("spawn"),  # a fork of a process that has used torch or CUDA may hang
         _start,
-        (work, os.getpid(), threads),
+        (os.getpid(), threads),
     )
     try:
         with pool:
-            futures = [pool.submit(_make, shard, folder) for shard in shards]
+            futures = [pool.submit(_make, work, shard, folder) for shard in shards]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -126,11 +171,9 @@ def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) ->
         raise RuntimeError("a worker was killed, perhaps for want of memory: run the same command again") from error
 
 
-def _start(work: Work, parent: int, threads: int) -> None:
-    global _task
+def _start(parent: int, threads: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
-    _task = work.prepare()
 
 
 def _end_with(parent: int) -> None:
@@ -140,5 +183,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _make(shard: Path, folder: Path) -> None:
+def _make(work: Work, shard: Path, folder: Path) -> None:
+    global _task
+    if _task is None:  # not in `_start`, whose errors would be lost
+        _task = prepared(work, folder)
     make(shard, folder, _task)

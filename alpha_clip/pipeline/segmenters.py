@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..hashes import fingerprint
+from . import fingerprints
 from .samples import Box
 
 
@@ -45,6 +46,12 @@ def place(name: str) -> str | None:
     if name != "colour" and (kind != "hf" or not where):
         raise ValueError(f"the segmenter is {name!r}, expected 'colour', 'hf:FOLDER' or 'hf:USER/REPOSITORY'")
     return where or None
+
+
+def weights(name: str) -> str | None:
+    """The fingerprint of a SAM's files; None: of ``"colour"``, which has none, or they are not on this disk."""
+    where = place(name)
+    return None if where is None else fingerprints.of_transformers(where)
 
 
 class SamSegmenter:

@@ -1,0 +1,135 @@
+"""Pictures of a run that are alike, in whatever shards: how many there are, and a second run that leaves them out."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..training.shards import Entry, scanned
+from . import fingerprints
+from .ledger import Ledger
+
+Alike = Literal["both", "picture", "caption"]
+
+HASHES = "hashes"  # folder, with a file for each shard: of each picture that was written `looks` and `words`
+
+_BYTES = 16  # of both
+
+
+def hashes_in(file: Path) -> NDArray[np.uint64]:
+    """(N, 2) of a shard's N pictures: how they look, and what they are called."""
+    return np.fromfile(file, np.uint64).reshape(-1, 2)
+
+
+def repeated(files: Sequence[Path], by: Alike = "both") -> list[NDArray[np.bool_]]:
+    """For each file of hashes which of its N pictures are like an earlier one, of it or of a file before it: (N,).
+
+    Holds some 30 bytes for each picture of all files while it sorts.
+    """
+    ends = np.cumsum([file.stat().st_size // _BYTES for file in files])
+    keys = np.empty(ends[-1] if files else 0, np.uint64)
+    for key, file in zip(np.split(keys, ends[:-1]), files, strict=bool(files)):
+        look, text = hashes_in(file).T
+        # Texts have random hashes: if two differ, those of look and text together are the same as rarely as any two.
+        key[:] = {"both": look ^ text, "picture": look, "caption": text}[by]
+    order = np.argsort(keys, kind="stable")  # of those that are alike, the first one stays the first
+    keys = keys[order]
+    again = np.zeros(len(keys), bool)
+    again[order[1:]] = keys[1:] == keys[:-1]
+    return np.split(again, ends[:-1])
+
+
+@dataclass(frozen=True)
+class Deduplicate:
+    """The shards of a run without the pictures that are like an earlier one, in the order of the shards' names.
+
+    Raises:
+        ValueError: there is no such way to be alike.
+    """
+
+    folder: Path  # of annotate-grounding or annotate-classification
+    by: Alike = "both"
+
+    def __post_init__(self) -> None:
+        if self.by not in get_args(Alike):
+            raise ValueError(f"by is {self.by!r}, expected one of {', '.join(get_args(Alike))}")
+
+    def shards(self) -> list[Path]:
+        """What the run wrote.
+
+        Raises:
+            FileNotFoundError: there is no report. ValueError: the run has not ended, or files are not as it left them.
+        """
+        if not (self.folder / "report.json").is_file():
+            raise FileNotFoundError(f"{self.folder} holds no report.json: run annotate-... to its end first")
+        expected = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))["shards"]
+        manifests = [json.loads(path.read_text(encoding="utf-8")) for path in self._manifests()]
+        sizes = {name: file["bytes"] for found in manifests for name, file in found["files"].items()}
+        wrong = [name for name, size in sizes.items() if not _has(self.folder / name, size)]
+        hashes = sorted(name for name in sizes if name.startswith(f"{HASHES}/"))
+        if wrong or not len(hashes) == len(manifests) == expected:
+            found = f"{wrong[0]} is not as it was" if wrong else f"{len(hashes)} hashes, {len(manifests)} manifests"
+            remedy = "run annotate-... over all its shards again"
+            raise ValueError(f"{self.folder} holds a report of {expected} shards, and {found}: {remedy}")
+        return [self.folder / f"{Path(name).stem}.tar" for name in hashes]
+
+    def _manifests(self) -> list[Path]:
+        return sorted((self.folder / "manifests").glob("[!.]*.json"))
+
+    def settings(self) -> dict[str, Any]:
+        """What the files depend on."""
+        pictures = fingerprints.of_files((self.folder / HASHES).iterdir(), self.folder)
+        return {"command": "deduplicate", "by": self.by, "pictures": pictures}
+
+    def prepare(self) -> Deduplication:
+        """Find the pictures that are like an earlier one. Raises: as `shards`."""
+        names = [shard.stem for shard in self.shards()]
+        files = [self.folder / HASHES / f"{name}.bin" for name in names]
+        models = json.loads(self._manifests()[0].read_text(encoding="utf-8"))["models"] if names else {}
+        return Deduplication(dict(zip(names, repeated(files, self.by), strict=True)), models)
+
+
+def _has(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
+@dataclass
+class Deduplication:
+    """The work with what it needs to know of all shards: a shard in, a shard out."""
+
+    again: Mapping[str, NDArray[np.bool_]]  # for each shard which of its pictures are left out
+    models: Mapping[str, str]
+    suffix: str = field(default=".tar", init=False)
+
+    def __call__(self, shard: Path, file: BinaryIO, ledger: Ledger) -> None:
+        again, entries = self.again[shard.stem], scanned(shard)
+        if len(entries) != len(again) or any(entry.wrong for entry in entries):
+            raise ValueError(f"{shard} does not hold the {len(again)} pictures that it had: run annotate-... again")
+        kept = [entry for entry, left_out in zip(entries, again, strict=True) if not left_out]
+        self._count(shard, entries, kept, ledger)
+        ledger.hashes = bytearray(hashes_in(shard.parent / HASHES / f"{shard.stem}.bin")[~again].tobytes())
+        starts = {start for entry in kept for start in (entry.image_at, entry.json_at)}
+        with tarfile.open(shard, "r:") as source, tarfile.open(fileobj=file, mode="w") as target:
+            for member in source:
+                if member.offset_data in starts:
+                    target.addfile(member, source.extractfile(member))
+
+    def _count(self, shard: Path, entries: Sequence[Entry], kept: Sequence[Entry], ledger: Ledger) -> None:
+        ledger.pictures.update(read=len(entries), written=len(kept))
+        written = {entry.key for entry in kept}
+        with shard.open("rb") as file:
+            for entry in entries:
+                file.seek(entry.json_at)
+                regions = len(json.loads(file.read(entry.json_size))["regions"])
+                ledger.regions["read"] += regions
+                if entry.key in written:
+                    ledger.regions["written"] += regions
+                else:
+                    ledger.drop("duplicate", regions)

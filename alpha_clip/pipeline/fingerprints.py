@@ -1,0 +1,107 @@
+"""What the name of a model stands for at the moment: a hash of its files, which are not loaded for it.
+
+None is of what cannot be told so: a repository that is not in the Hub's cache yet, a tag of open_clip. What was loaded
+is compared with what made the shards before in any case (`tasks.prepared`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from .. import catalogue, weights
+from ..checkpoints import WEIGHT_FILES
+from ..hashes import known_sha256, sha256
+
+WEIGHTS = "weights of the "  # and then the model's role: the name of a setting
+
+_SMALL = 1 << 20  # bytes: what is hashed as quickly as what is remembered of it is read
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def of_files(paths: Iterable[Path], root: Path, hashed: Callable[[Path], str] = sha256) -> str:
+    """16 hex digits of the names below `root` and the contents of all files; what is not there is left out."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in paths if path.is_file()):
+        digest.update(f"{path.relative_to(root).as_posix()} {hashed(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _hashed(path: Path) -> str:
+    """Of large files the hash is remembered beside them."""
+    return sha256(path) if path.stat().st_size < _SMALL else known_sha256(path)
+
+
+def of_transformers(where: str) -> str | None:
+    """Of a model of transformers: a folder, or a repository on the Hub, of which the weights and config.json count.
+
+    Raises:
+        FileNotFoundError: it is neither, by its name.
+    """
+    if where and Path(where).is_dir():
+        return of_path(Path(where))
+    if not _REPOSITORY.fullmatch(where):
+        expected = "expected one that save_pretrained wrote, or a repository on the Hub, USER/NAME"
+        raise FileNotFoundError(f"there is no folder {where}: {expected}")
+    return _cached(where)
+
+
+def of_clip(name: str) -> str | None:
+    """Of a model by the name that `evaluation.subjects.find` takes."""
+    kind, _, rest = name.partition(":")
+    if not rest and kind in ("", "hf"):  # for whoever loads it to complain of
+        return None
+    if kind == "hf":
+        return of_transformers(rest)
+    if kind == "open_clip":
+        file = Path(rest.partition(":")[2])
+        return of_path(file) if file.is_file() else None
+    base, plus, alpha = (name, "", "") if Path(name).expanduser().exists() else name.partition("+")
+    known = catalogue.ALPHA.get(base, {})
+    found = [_of_base(base), _of_alpha(base, alpha if plus else next(iter(known), ""))]
+    return None if None in found else " ".join(filter(None, found))
+
+
+def _of_base(name: str) -> str | None:
+    if name in catalogue.BASES:
+        entry = catalogue.BASES[name]
+        return entry.sha256[:16] if entry.sha256 else of_path(weights.ASSETS / entry.file)
+    if name.startswith(weights.HUB):
+        repo, _, revision = name.removeprefix(weights.HUB).partition("@")
+        return _cached(repo, revision or None)
+    return of_path(Path(name).expanduser())
+
+
+def _of_alpha(base: str, tag: str) -> str | None:
+    """Nothing where there are no alpha weights besides those in the base."""
+    if not tag:
+        return ""
+    if entry := catalogue.ALPHA.get(base, {}).get(tag):
+        return entry.sha256[:16] if entry.sha256 else of_path(weights.ASSETS / entry.file)
+    return of_path(Path(tag).expanduser())
+
+
+def of_path(path: Path) -> str | None:
+    """Of a file, or of all files in a folder that are not hidden; None: it is not there."""
+    if path.is_dir():
+        files = (file for file in path.rglob("*") if not _is_hidden(file.relative_to(path)))
+        return of_files(files, path, _hashed)
+    return of_files([path], path.parent, _hashed) if path.is_file() else None
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _cached(repo: str, revision: str | None = None) -> str | None:
+    """Of the weights in the Hub's cache. Other files come and go there with what other programs ask for."""
+    from huggingface_hub import try_to_load_from_cache
+
+    asked = (try_to_load_from_cache(repo, file, revision=revision) for file in ("config.json", *WEIGHT_FILES))
+    folder = next((Path(file).parent for file in asked if isinstance(file, str)), None)
+    if folder is None:
+        return None
+    found = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+    return of_files([*found, folder / "config.json"], folder, _hashed) if found else None
