@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
@@ -27,7 +28,9 @@ from alpha_clip.demo.__main__ import _is_loopback, main
 from alpha_clip.demo.bars import bars, message
 from alpha_clip.demo.finder import HITS, Finder
 from alpha_clip.demo.leftovers import Leftovers
+from alpha_clip.demo.pictures import Pictures
 from alpha_clip.demo.samples import samples
+from alpha_clip.demo.session import Session
 from alpha_clip.demo.uploads import SIDE, Refused, decode, limit_pixels
 from alpha_clip.demo.viewer import Viewer, read_labels
 from alpha_clip.scenes import draw_scene
@@ -323,6 +326,173 @@ def test_a_folder_without_pictures_and_an_index_of_another_model_are_errors(view
         other, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=None)
     with pytest.raises(ValueError, match="use that model, or another folder"):
         Finder(folder, tmp_path / "index", other, "tiny")
+
+
+# --- what one visitor does, in any order ---
+
+
+def test_of_marks_and_of_what_is_typed_the_latest_by_the_visitors_clock_counts():
+    session = Session()
+    first = session.begin(5, "a cat", False)
+    assert session.begin(4, "a dog", True) is None and (session.labels, session.looks) == ("a cat", False)
+    second = session.begin(5, "a cow", False)  # no clock is fine enough for all
+    assert first != second == session.turn and session.labels == "a cow"
+    session.hear(7, "an owl", True)
+    assert session.begin(6, "a cow", False) == session.turn != second  # a mark, told after what was typed later
+    assert (session.labels, session.looks) == ("an owl", True)
+
+
+class Squares:
+    """In place of SAM: a square around each point, and something that happens while it is looked for."""
+
+    def __init__(self) -> None:
+        self.embedded: list[Image.Image] = []
+        self.meanwhile = lambda: None
+
+    def embed(self, picture: Image.Image) -> Image.Image:
+        self.embedded.append(picture)
+        return picture
+
+    def mask(self, picture: Image.Image, embedding: Image.Image, point: tuple[float, float]) -> np.ndarray:
+        assert embedding is picture
+        (meanwhile, self.meanwhile), (x, y) = (self.meanwhile, lambda: None), map(int, point)
+        meanwhile()
+        mask = np.zeros(picture.size[::-1], bool)
+        mask[max(0, y - 20) : y + 20, max(0, x - 20) : x + 20] = x > 0
+        return mask
+
+
+@pytest.fixture
+def page(viewer, tmp_path, monkeypatch):
+    """A page that nobody serves, whose clicks are `Squares`."""
+    pytest.importorskip("gradio", reason=INSTALL)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
+    from alpha_clip.demo.page import Page
+
+    async def build() -> Page:
+        return Page(viewer, samples(), clicks=Squares())
+
+    return asyncio.run(build())  # without a loop gradio would leave one of its own open
+
+
+@pytest.fixture
+def session(page) -> Session:
+    return page._enter(Session(), 0, "a cat, a car, a tree, a balloon", False)
+
+
+def heard(clock: float, looks: bool = False) -> tuple[float, str, bool]:
+    return clock, "a cat, a car, a tree, a balloon", looks
+
+
+def edited(*layers: np.ndarray) -> dict:
+    return {"background": None, "layers": [*layers], "composite": None}
+
+
+SIZE = (SAMPLE, SAMPLE)
+
+
+def test_a_click_marks_and_the_picture_is_embedded_once(page, session):
+    for x in (25, 75):
+        shown = page._clicked(x, 50, session, *heard(x))
+        assert "a cat" in shown[page._answers] and Path(shown[page._target]).exists()
+        assert session.region.sum() == 1600
+    assert page._clicks.embedded == [samples()[0].picture] == [session.photo.image]
+
+
+def test_a_click_answered_after_another_picture_was_chosen_is_dropped_and_so_is_its_embedding(page, session):
+    page._clicks.meanwhile = lambda: page._choose(samples()[1], "Click", session, *heard(2))
+    assert page._clicked(50, 50, session, *heard(1)) == {page._session: session}
+    assert session.region is None and session.photo.image == samples()[1].picture
+    page._clicked(50, 50, session, *heard(3))  # the embedding is asked for again: `Squares` refuses the other one
+    assert page._clicks.embedded[1] is session.photo.image and session.region.sum() == 1600
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        lambda page, session: page._restart("Click", session, *heard(1)),  # a dropped file has no time of its own
+        lambda page, session: page._switch("Paint", None, *[0] * 4, session, *heard(2)),
+        lambda page, session: page._boxed(0, 0, 10, 10, session, *heard(2)),
+    ],
+)
+def test_a_click_answered_after_something_else_was_marked_is_dropped(page, session, meanwhile):
+    page._clicks.meanwhile = lambda: meanwhile(page, session)
+    assert page._clicked(50, 50, session, *heard(1)) == {page._session: session}
+    assert session.region is None or session.region[0, 0]
+
+
+def test_a_click_on_nothing_says_so(page, session, monkeypatch):
+    import gradio
+
+    said = []
+    monkeypatch.setattr(gradio, "Info", said.append)
+    assert page._clicked(0, 50, session, *heard(1))[page._answers].count("Mark something") == 2
+    assert said == ["Nothing was found at that point: try another one."] and session.region is None
+
+
+def test_strokes_that_are_told_late_are_dropped(page, session):
+    one, other = layer((0, 0, 100, 100), SIZE), layer((200, 200, 300, 300), SIZE)
+    page._painted("Paint", edited(one, other), session, *heard(2))
+    assert page._painted("Paint", edited(one), session, *heard(1)) == {page._session: session}
+    assert session.region.sum() == 20_000
+    page._choose(samples()[1], "Paint", session, *heard(4))
+    assert page._painted("Paint", edited(one), session, *heard(3)) == {page._session: session}
+    assert session.region is None and session.labels.startswith("a dog")
+
+
+def test_what_is_typed_while_the_model_looks_is_answered_and_nothing_older(page, session, monkeypatch):
+    shares, typed = page._viewer.shares, []
+
+    def slowly(*asked):
+        if not typed:
+            typed.append(None)
+            typed[0] = page._typed(session, 2, "an owl", False)
+        return shares(*asked)
+
+    monkeypatch.setattr(page._viewer, "shares", slowly)
+    shown = page._painted("Paint", edited(layer((0, 0, 100, 100), SIZE)), session, *heard(1))
+    assert page._answers not in shown and page._heat in shown
+    assert "an owl" in typed[0][page._answers] and "Mark something" not in typed[0][page._answers]
+
+
+def test_two_taps_make_a_box_and_a_box_without_area_none(page, session):
+    tap = lambda x, y: type("Tap", (), {"index": (x, y)})()  # noqa: E731
+    page._tapped_corner(tap(300, 100), session, *heard(1))
+    assert session.corner and session.region is None
+    shown = page._tapped_corner(tap(100, 200), session, *heard(2))
+    np.testing.assert_allclose([shown[side] for side in page._sides], [26.2, 26.2, 78.3, 52.2], atol=0.11)
+    assert session.corner is None and session.region.sum() == pytest.approx(200 * 100, rel=0.02)
+    for clock in (3, 4):
+        shown = page._tapped_corner(tap(100, 200), session, *heard(clock))
+    assert session.region is None and shown[page._answers].count("Mark something") == 2
+
+
+def test_a_session_that_gradio_has_forgotten_is_told_so_until_a_picture_is_chosen(page, tmp_path):
+    import gradio
+
+    forgotten = Session()
+    for event in (
+        lambda: page._painted("Paint", None, forgotten, *heard(1)),
+        lambda: page._typed(forgotten, *heard(1)),
+        lambda: page._restart("Paint", forgotten, *heard(1)),
+        lambda: page._clicked(50, 50, forgotten, *heard(1)),
+    ):
+        with pytest.raises(gradio.Error, match="Choose a picture, or send yours again"):
+            event()
+    saved(tmp_path / "photo.png")
+    assert page._answers in page._take(str(tmp_path / "photo.png"), "Paint", forgotten, *heard(1))
+    assert forgotten.photo.size == (60, 40)
+
+
+def test_a_picture_is_written_once_and_is_as_young_as_it_was_last_shown(tmp_path):
+    pictures = Pictures(tmp_path / "files")
+    path = pictures.path(samples()[0].picture)
+    before = os.stat(path)
+    os.utime(path, (0, 0))
+    assert pictures.path(samples()[0].picture) == path and pictures.path(samples()[1].picture) != path
+    assert os.stat(path).st_ino == before.st_ino and os.stat(path).st_mtime >= before.st_mtime
+    assert Pictures(tmp_path).path(samples()[0].picture).split("/")[-1] != path.split("/")[-1]
+    assert len(list((tmp_path / "files").iterdir())) == 2
 
 
 # --- the command ---

@@ -1,6 +1,7 @@
 """The page: what is on it, and which events lead to what.
 
-All that a session has is in its `gr.State`; the model is the one thing that sessions share.
+All that a session has is in its `gr.State`, a `Session`; the model is the one thing that sessions share. Every handler
+is told the session, the visitor's clock, and what is typed and ticked.
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ from PIL import Image
 
 try:
     import gradio as gr
+    from gradio.utils import get_upload_folder
 except ImportError as error:
     raise ImportError(f'the demo needs {error.name}: pip install "alpha-clip[demo]"') from error
 
-from . import marks, style
+from . import marks, script, style
 from .bars import bars, message
 from .finder import Finder
 from .marks import Mask
+from .pictures import Pictures
 from .samples import Sample
+from .session import Session
 from .uploads import Refused, decode
 from .viewer import Photo, Viewer, read_labels
 
 if TYPE_CHECKING:
     from .clicks import Clicks
+
+_Shown = dict[Any, Any]  # components, and what they show now
 
 PAINT, BOX, CLICK = "Paint", "Box", "Click"
 SESSIONS = 100  # pictures of so many are in memory at a time
@@ -63,7 +69,7 @@ class Page:
         megapixels: float = 50,
     ) -> None:
         self._viewer, self._clicks, self._finder, self._megapixels = viewer, clicks, finder, megapixels
-        self._samples = samples
+        self._samples, self._pictures = samples, Pictures(get_upload_folder())
         title = "Point at a part of a picture"
         with gr.Blocks(title=title, analytics_enabled=False) as self.blocks:
             gr.HTML(_TITLE.format(note=f'<p class="model">{escape(note)}</p>' if note else ""))
@@ -92,7 +98,7 @@ class Page:
             theme=style.THEME,
             css=style.css([sample.picture for sample in self._samples]),
             head=style.HEAD,
-            js=style.READY,
+            js=script.READY,
             quiet=True,
             prevent_thread_lock=True,
         )
@@ -102,11 +108,9 @@ class Page:
 
     def _lay_out(self) -> None:
         first = self._samples[0]
-        photo, names = self._viewer.photo(first.picture), ", ".join(first.labels)
-        self._photo = gr.State(photo)
-        self._region = gr.State(None)
-        self._corner = gr.State(None)  # the first of a box, in percent, until the second is there
-        self._embedding = gr.State(None)  # SAM's, of the photo
+        self._first, names = self._viewer.photo(first.picture), ", ".join(first.labels)
+        self._session = gr.State(Session())
+        self._clock = gr.Number(0, visible="hidden", elem_id="clock")  # set by the page's script
         with gr.Row(elem_classes="pictures"):
             self._choices = [
                 gr.Button(sample.name, elem_id=f"sample-{i}", elem_classes="sample", min_width=90)
@@ -118,7 +122,7 @@ class Page:
             )
         with gr.Row(elem_classes="desk"):
             with gr.Column(scale=5, min_width=320):
-                self._lay_out_tools(first.picture)
+                self._lay_out_tools(self._pictures.path(first.picture))
                 with gr.Row(elem_classes="below"):
                     self._looks = gr.Checkbox(label="Show where the model looks", container=False, elem_id="looks")
                     self._again = gr.Button("Start over", size="sm", elem_id="again")
@@ -131,7 +135,7 @@ class Page:
                     elem_id="heat",
                 )
             with gr.Column(scale=4, min_width=320):
-                self._answers = gr.HTML(self._answer(photo, None, names), padding=False, elem_id="answers")
+                self._answers = gr.HTML(self._answer(self._first, None, names), padding=False, elem_id="answers")
                 self._labels = gr.Textbox(
                     names,
                     label="What could it be?",
@@ -141,7 +145,7 @@ class Page:
                     elem_id="labels",
                 )
 
-    def _lay_out_tools(self, picture: Image.Image) -> None:
+    def _lay_out_tools(self, picture: str) -> None:
         tools = [PAINT, BOX, *([CLICK] if self._clicks else [])]
         self._tool = gr.Radio(tools, value=PAINT, label="Mark a part of it", elem_id="tool")
         with gr.Column(elem_classes="tool paint"):
@@ -159,7 +163,7 @@ class Page:
             )
             self._editor.blob_storage = _KeepsNothing()
         with gr.Column(elem_classes="tool box"):
-            about = "Tap two corners of a box, or move its edges below."
+            about = "Draw a box, or tap two of its corners, or move its edges below."
             self._frame = gr.Image(picture, label=about, interactive=False, buttons=[], elem_id="frame", height=430)
             names = ("Left", "Top", "Right", "Bottom")
             with gr.Row(elem_classes="sliders"):
@@ -193,120 +197,161 @@ class Page:
     # --- what leads to what ---
 
     def _listen(self) -> None:
-        seen = [self._photo, self._labels, self._looks]
-        said = [self._region, self._answers, self._heat]
-        fresh = [self._photo, self._corner, self._embedding, self._editor, self._frame, self._target, *self._sides]
+        told = [self._session, self._clock, self._labels, self._looks]
+        said = [self._session, self._answers, self._heat]
+        fresh = [self._editor, self._frame, self._target, *self._sides]
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         slow = quick | {"show_progress": "minimal"}
 
+        self.blocks.load(self._enter, told, self._session, **quick)
         for choice, sample in zip(self._choices, self._samples, strict=True):
-            chosen = partial(self._choose, sample)
-            choice.click(chosen, [self._tool, self._looks], [*fresh, self._labels, *said], **slow)
-        self._upload.upload(
-            self._take, [self._upload, self._tool, self._labels, self._looks], [self._upload, *fresh, *said], **quick
-        )
-        self._again.click(self._restart, [self._tool, *seen], [*fresh, *said], **quick)
-        self._tool.change(
-            self._switch,
-            [self._tool, self._editor, *self._sides, *seen],
-            [self._corner, self._frame, self._target, *said],
-            **quick,
-        )
+            choice.click(partial(self._choose, sample), [self._tool, *told], [*fresh, self._labels, *said], **slow)
+        self._upload.upload(self._take, [self._upload, self._tool, *told], [self._upload, *fresh, *said], **quick)
+        self._again.click(self._restart, [self._tool, *told], [*fresh, *said], **quick)
+        switching = [self._tool, self._editor, *self._sides, *told]
+        self._tool.change(self._switch, switching, [self._frame, self._target, *said], **quick)
         # `change` does not fire on strokes.
-        self._editor.input(self._painted, [self._tool, self._editor, *seen], said, **quick)
-        self._frame.select(
-            self._tapped_corner, [self._corner, *seen], [self._corner, *self._sides, self._frame, *said], **quick
-        )
-        gr.on(
-            [s.input for s in self._sides],
-            self._boxed,
-            [*self._sides, *seen],
-            [self._corner, self._frame, *said],
-            **quick,
-        )
+        self._editor.input(self._painted, [self._tool, self._editor, *told], said, **quick)
+        self._frame.select(self._tapped_corner, told, [*self._sides, self._frame, *said], **quick)
+        gr.on([s.input for s in self._sides], self._boxed, [*self._sides, *told], [self._frame, *said], **quick)
         if self._clicks:
-            told = [self._embedding, self._target, *said]
-            self._target.select(self._tapped, [self._embedding, *seen], [*self._point, *told], **slow)
-            gr.on([s.input for s in self._point], self._clicked, [*self._point, self._embedding, *seen], told, **slow)
+            self._target.select(self._tapped, told, [*self._point, self._target, *said], **slow)
+            gr.on([s.input for s in self._point], self._clicked, [*self._point, *told], [self._target, *said], **slow)
         # `input` fires on keys alone.
-        self._labels.change(self._answer, [self._photo, self._region, self._labels], self._answers, **quick)
-        self._looks.input(self._look, [self._photo, self._region, self._looks], self._heat, **quick)
+        self._labels.change(self._typed, told, [self._session, self._answers], **quick)
+        self._looks.input(self._ticked, told, [self._session, self._heat], **quick)
         if self._finder:
             gr.on([self._search.click, self._wanted.submit], self._find, self._wanted, self._found, **slow)
 
+    def _enter(self, session: Session, *heard: Any) -> Session:
+        if session.photo is None:
+            session.hear(*heard)
+            session.open(self._first)
+        return session
+
     # another picture
 
-    def _choose(self, sample: Sample, tool: str, looks: bool) -> tuple[Any, ...]:
+    def _choose(self, sample: Sample, tool: str, session: Session, clock: float, _: str, looks: bool) -> _Shown:
         names = ", ".join(sample.labels)
-        *fresh, region, answers, heat = self._show(sample.picture, tool, names, looks)
-        return *fresh, names, region, answers, heat
+        shown = self._show(sample.picture, tool, session, clock, names, looks)
+        return {**shown, self._labels: names} if shown else self._nothing(session)
 
-    def _take(self, path: str, tool: str, labels: str, looks: bool) -> tuple[Any, ...]:
+    def _take(self, path: str, tool: str, session: Session, *heard: Any) -> _Shown:
         try:
             picture = decode(path, self._megapixels)
         except Refused as error:
             gr.Warning(str(error), title="This picture was not taken")
-            return None, *(gr.skip(),) * 13
-        return None, *self._show(picture, tool, labels, looks)
+            return {self._upload: None}
+        return {self._upload: None, **self._show(picture, tool, session, *heard)}
 
-    def _show(self, picture: Image.Image, tool: str, labels: str, looks: bool) -> tuple[Any, ...]:
+    def _restart(self, tool: str, session: Session, *heard: Any) -> _Shown:
+        return self._show(_known(session).image, tool, session, *heard) or self._nothing(session)
+
+    def _show(self, picture: Image.Image, tool: str, session: Session, *heard: Any) -> _Shown:
+        """Empty: another one was chosen meanwhile."""
+        turn = session.begin(*heard)
         photo = self._viewer.photo(picture)
-        region = marks.box(MIDDLE, photo.size) if tool == BOX else None
-        fresh = (photo, None, None, _editable(picture), marks.shown(picture, region), picture, *MIDDLE)
-        return *fresh, *self._say(photo, region, labels, looks)
-
-    def _restart(self, tool: str, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
-        return self._show(photo.image, tool, labels, looks)
+        if session.turn != turn:
+            return {}
+        session.open(photo, marks.box(MIDDLE, photo.size) if tool == BOX else None)
+        path = self._pictures.path(picture)
+        fresh = {self._editor: _editable(path), self._target: path, self._frame: self._marked(session)}
+        return fresh | dict(zip(self._sides, MIDDLE, strict=True)) | self._say(session)
 
     # another mark
 
     def _switch(
-        self, tool: str, editor: Any, x0: float, y0: float, x1: float, y1: float, photo: Photo, labels: str, looks: bool
-    ) -> tuple[Any, ...]:
-        region = None
+        self, tool: str, editor: Any, x0: float, y0: float, x1: float, y1: float, session: Session, *heard: Any
+    ) -> _Shown:
+        photo = _known(session)
+        if session.begin(*heard) is None:
+            return self._nothing(session)
+        session.corner, region = None, None
         if tool == PAINT:
             region = marks.strokes(_layers(editor), photo.size)
         elif tool == BOX:
             region = marks.box((x0, y0, x1, y1), photo.size)
-        return None, marks.shown(photo.image, region), photo.image, *self._say(photo, region, labels, looks)
+        session.region = region
+        target = self._pictures.path(photo.image)
+        return {self._frame: self._marked(session), self._target: target, **self._say(session)}
 
-    def _painted(self, tool: str, editor: Any, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
+    def _painted(self, tool: str, editor: Any, session: Session, *heard: Any) -> _Shown:
         if tool != PAINT:  # the editor tells of itself when it is hidden, too
-            return (gr.skip(),) * 3
-        return self._say(photo, marks.strokes(_layers(editor), photo.size), labels, looks)
+            return self._nothing(session)
+        photo = _known(session)
+        if session.begin(*heard) is None:
+            return self._nothing(session)
+        session.region = marks.strokes(_layers(editor), photo.size)
+        return self._say(session)
 
-    def _tapped_corner(
-        self, event: gr.SelectData, corner: tuple[float, float] | None, photo: Photo, labels: str, looks: bool
-    ) -> tuple[Any, ...]:
+    def _tapped_corner(self, event: gr.SelectData, session: Session, *heard: Any) -> _Shown:
+        photo = _known(session)
         here = marks.percent(event.index, photo.size)
-        if corner is None:
-            return here, *(gr.skip(),) * 4, marks.shown(photo.image, None, here), *(gr.skip(),) * 3
-        (x0, x1), (y0, y1) = sorted([corner[0], here[0]]), sorted([corner[1], here[1]])
-        return None, x0, y0, x1, y1, *self._boxed(x0, y0, x1, y1, photo, labels, looks)[1:]
+        if session.corner is None:
+            if session.begin(*heard) is None:
+                return self._nothing(session)
+            session.corner = here
+            return {self._frame: self._marked(session, here)}
+        (x0, x1), (y0, y1) = sorted([session.corner[0], here[0]]), sorted([session.corner[1], here[1]])
+        return dict(zip(self._sides, (x0, y0, x1, y1), strict=True)) | self._boxed(x0, y0, x1, y1, session, *heard)
 
-    def _boxed(
-        self, x0: float, y0: float, x1: float, y1: float, photo: Photo, labels: str, looks: bool
-    ) -> tuple[Any, ...]:
-        region = marks.box((x0, y0, x1, y1), photo.size)
-        return None, marks.shown(photo.image, region), *self._say(photo, region, labels, looks)
+    def _boxed(self, x0: float, y0: float, x1: float, y1: float, session: Session, *heard: Any) -> _Shown:
+        photo = _known(session)
+        if session.begin(*heard) is None:
+            return self._nothing(session)
+        session.corner = None
+        session.region = marks.box((x0, y0, x1, y1), photo.size)
+        return {self._frame: self._marked(session), **self._say(session)}
 
-    def _tapped(self, event: gr.SelectData, embedding: Any, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
-        x, y = marks.percent(event.index, photo.size)
-        return x, y, *self._clicked(x, y, embedding, photo, labels, looks)
+    def _tapped(self, event: gr.SelectData, session: Session, *heard: Any) -> _Shown:
+        x, y = marks.percent(event.index, _known(session).size)
+        return {self._point[0]: x, self._point[1]: y, **self._clicked(x, y, session, *heard)}
 
-    def _clicked(self, x: float, y: float, embedding: Any, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
+    def _clicked(self, x: float, y: float, session: Session, *heard: Any) -> _Shown:
         assert self._clicks is not None
-        if embedding is None or embedding[0] is not photo:  # a slow click on the picture before may come late
-            embedding = photo, self._clicks.embed(photo.image)
+        photo = _known(session)
+        if (turn := session.begin(*heard)) is None:
+            return self._nothing(session)
+        embedding = session.embedding
+        if embedding is None or embedding[0] is not photo:
+            embedding = session.embedding = photo, self._clicks.embed(photo.image)
         region = marks.worth_it(self._clicks.mask(photo.image, embedding[1], marks.pixel((x, y), photo.size)))
+        if session.turn != turn:
+            return self._nothing(session)
         if region is None:
             gr.Info("Nothing was found at that point: try another one.")
-        return embedding, marks.shown(photo.image, region, (x, y)), *self._say(photo, region, labels, looks)
+        session.region = region
+        return {self._target: self._marked(session, (x, y)), **self._say(session)}
 
     # what is said
 
-    def _say(self, photo: Photo, region: Mask | None, labels: str, looks: bool) -> tuple[Any, ...]:
-        return region, self._answer(photo, region, labels), self._look(photo, region, looks)
+    def _typed(self, session: Session, *heard: Any) -> _Shown:
+        session.hear(*heard)
+        return self._say(session, looks=False)
+
+    def _ticked(self, session: Session, *heard: Any) -> _Shown:
+        session.hear(*heard)
+        return self._say(session, names=False)
+
+    def _say(self, session: Session, names: bool = True, looks: bool = True) -> _Shown:
+        """Nothing of what has changed meanwhile: whatever changed it says so itself."""
+        photo, region, labels, ticked = _known(session), session.region, session.labels, session.looks
+        answers = self._answer(photo, region, labels) if names else None
+        heat = self._look(photo, region, ticked) if looks else None
+        said = self._nothing(session)
+        if session.photo is photo and session.region is region:
+            if names and session.labels == labels:
+                said[self._answers] = answers
+            if looks and session.looks == ticked:
+                said[self._heat] = heat
+        return said
+
+    def _nothing(self, session: Session) -> _Shown:
+        """But the session: gradio forgets it an hour after it was last given, once its window was closed."""
+        return {self._session: session}
+
+    def _marked(self, session: Session, dot: Sequence[float] | None = None) -> str:
+        return self._pictures.path(marks.shown(_known(session).image, session.region, dot))
 
     def _answer(self, photo: Photo, region: Mask | None, typed: str) -> str:
         try:
@@ -320,21 +365,31 @@ class Page:
         return bars(labels, shares, f"This small model has never read {unread}: it can only guess." if unread else "")
 
     def _look(self, photo: Photo, region: Mask | None, looks: bool) -> Any:
-        return gr.Image(self._viewer.attention(photo, region) if looks else None, visible=looks)
+        return gr.Image(self._pictures.path(self._viewer.attention(photo, region)) if looks else None, visible=looks)
 
     def _find(self, text: str) -> Any:
         assert self._finder is not None
         if not text.strip():
             raise gr.Error("Type what you are looking for.", title="Nothing to search for", print_exception=False)
-        return gr.Gallery(self._finder(text), visible=True)
+        return gr.Gallery([(self._pictures.path(hit), name) for hit, name in self._finder(text)], visible=True)
+
+
+def _known(session: Session) -> Photo:
+    if session.photo is None:
+        raise gr.Error(
+            "It was away for long, or many others came. Choose a picture, or send yours again.",
+            title="This page has forgotten its picture",
+            print_exception=False,
+        )
+    return session.photo
 
 
 def _slider(label: str, at: float) -> gr.Slider:
     return gr.Slider(0, 100, at, step=1, label=f"{label}, %", buttons=[], min_width=130)
 
 
-def _editable(picture: Image.Image) -> Any:  # an `EditorValue`
-    return {"background": picture, "layers": [], "composite": None}
+def _editable(path: str) -> Any:  # an `EditorValue`
+    return {"background": path, "layers": [], "composite": None}
 
 
 def _layers(editor: Any) -> Any:
