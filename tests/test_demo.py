@@ -331,15 +331,38 @@ def test_a_folder_without_pictures_and_an_index_of_another_model_are_errors(view
 # --- what one visitor does, in any order ---
 
 
-def test_of_marks_and_of_what_is_typed_the_latest_by_the_visitors_clock_counts():
+def heard(
+    clock: float, number: int = 1, tool: str = "Paint", labels: str = "a cat, a car", looks: bool = False
+) -> tuple:
+    """What comes with an event: the visitor's clock, the number of the picture that is shown, how the page is set."""
+    return clock, number, tool, labels, looks
+
+
+def test_of_marks_and_of_how_the_page_is_set_the_latest_by_the_visitors_clock_counts(viewer):
     session = Session()
-    first = session.begin(5, "a cat", False)
-    assert session.begin(4, "a dog", True) is None and (session.labels, session.looks) == ("a cat", False)
-    second = session.begin(5, "a cow", False)  # no clock is fine enough for all
+    session.open(viewer.photo(samples()[0].picture))
+    first = session.begin_mark(*heard(5))
+    assert session.begin_mark(*heard(4, tool="Box", labels="a dog", looks=True)) is None
+    assert (session.tool, session.labels, session.looks) == ("Paint", "a cat, a car", False)
+    second = session.begin_mark(*heard(5, labels="a cow"))  # no clock is fine enough for all
     assert first != second == session.turn and session.labels == "a cow"
-    session.hear(7, "an owl", True)
-    assert session.begin(6, "a cow", False) == session.turn != second  # a mark, told after what was typed later
-    assert (session.labels, session.looks) == ("an owl", True)
+    session.hear(*heard(7, tool="Box", labels="an owl", looks=True))
+    assert (
+        session.begin_mark(*heard(6)) == session.turn != second
+    )  # made earlier than that was typed, but no mark since
+    assert (session.tool, session.labels, session.looks) == ("Box", "an owl", True)
+    assert session.begin_mark(*heard(8, number=2)) is None
+
+
+def test_a_picture_ends_what_is_being_marked_and_only_a_later_picture_ends_it(viewer):
+    session, photo = Session(), viewer.photo(samples()[0].picture)
+    session.open(photo)
+    choice = session.begin_choice(*heard(5))
+    turn = session.begin_mark(*heard(6))
+    assert session.choice == choice and session.turn == turn
+    session.open(photo)
+    assert session.turn != turn and session.begin_mark(*heard(7)) is None
+    assert session.begin_choice(*heard(4)) is None and session.begin_choice(*heard(5)) == session.choice != choice
 
 
 class Squares:
@@ -377,11 +400,7 @@ def page(viewer, tmp_path, monkeypatch):
 
 @pytest.fixture
 def session(page) -> Session:
-    return page._enter(Session(), 0, "a cat, a car, a tree, a balloon", False)
-
-
-def heard(clock: float, looks: bool = False) -> tuple[float, str, bool]:
-    return clock, "a cat, a car, a tree, a balloon", looks
+    return page._enter(Session(), *heard(0))
 
 
 def edited(*layers: np.ndarray) -> dict:
@@ -400,18 +419,20 @@ def test_a_click_marks_and_the_picture_is_embedded_once(page, session):
 
 
 def test_a_click_answered_after_another_picture_was_chosen_is_dropped_and_so_is_its_embedding(page, session):
-    page._clicks.meanwhile = lambda: page._choose(samples()[1], "Click", session, *heard(2))
+    page._clicks.meanwhile = lambda: page._choose(samples()[1], session, *heard(2))
     assert page._clicked(50, 50, session, *heard(1)) == {page._session: session}
     assert session.region is None and session.photo.image == samples()[1].picture
-    page._clicked(50, 50, session, *heard(3))  # the embedding is asked for again: `Squares` refuses the other one
+    page._clicked(
+        50, 50, session, *heard(3, number=2)
+    )  # the embedding is asked for again: `Squares` refuses the other one
     assert page._clicks.embedded[1] is session.photo.image and session.region.sum() == 1600
 
 
 @pytest.mark.parametrize(
     "meanwhile",
     [
-        lambda page, session: page._restart("Click", session, *heard(1)),  # a dropped file has no time of its own
-        lambda page, session: page._switch("Paint", None, *[0] * 4, session, *heard(2)),
+        lambda page, session: page._restart(session, *heard(1)),  # a dropped file has no time of its own
+        lambda page, session: page._switch(None, *[0] * 4, session, *heard(2)),
         lambda page, session: page._boxed(0, 0, 10, 10, session, *heard(2)),
     ],
 )
@@ -432,12 +453,32 @@ def test_a_click_on_nothing_says_so(page, session, monkeypatch):
 
 def test_strokes_that_are_told_late_are_dropped(page, session):
     one, other = layer((0, 0, 100, 100), SIZE), layer((200, 200, 300, 300), SIZE)
-    page._painted("Paint", edited(one, other), session, *heard(2))
-    assert page._painted("Paint", edited(one), session, *heard(1)) == {page._session: session}
+    page._painted(edited(one, other), session, *heard(2))
+    assert page._painted(edited(one), session, *heard(1)) == {page._session: session}
     assert session.region.sum() == 20_000
-    page._choose(samples()[1], "Paint", session, *heard(4))
-    assert page._painted("Paint", edited(one), session, *heard(3)) == {page._session: session}
-    assert session.region is None and session.labels.startswith("a dog")
+    page._choose(samples()[1], session, *heard(3))
+    assert page._painted(edited(one), session, *heard(4)) == {page._session: session}  # the other was not yet shown
+    assert session.region is None and session.photo.image == samples()[1].picture
+
+
+def test_a_tool_chosen_while_a_picture_is_on_its_way_is_the_new_pictures(page, session, monkeypatch):
+    photo, strokes = page._viewer.photo, edited(layer((0, 0, 100, 100), SIZE))
+
+    def slowly(picture):
+        page._switch(strokes, *[0] * 4, session, *heard(2, tool="Box"))
+        return photo(picture)
+
+    monkeypatch.setattr(page._viewer, "photo", slowly)
+    page._choose(samples()[1], session, *heard(1))
+    assert session.photo.image == samples()[1].picture and session.region.sum() == pytest.approx(154**2, rel=0.01)
+    monkeypatch.undo()
+    page._choose(samples()[2], session, *heard(3, number=2, tool="Paint"))
+    page._switch(strokes, *[0] * 4, session, *heard(4, number=2, tool="Box"))  # which the browser has yet to show
+    assert session.region.sum() == pytest.approx(154**2, rel=0.01)
+    page._switch(strokes, *[0] * 4, session, *heard(5, number=2, tool="Paint"))
+    assert session.region is None
+    page._switch(strokes, *[0] * 4, session, *heard(6, number=3, tool="Paint"))
+    assert session.region.sum() == 10_000
 
 
 def test_what_is_typed_while_the_model_looks_is_answered_and_nothing_older(page, session, monkeypatch):
@@ -446,11 +487,11 @@ def test_what_is_typed_while_the_model_looks_is_answered_and_nothing_older(page,
     def slowly(*asked):
         if not typed:
             typed.append(None)
-            typed[0] = page._typed(session, 2, "an owl", False)
+            typed[0] = page._typed(session, *heard(2, labels="an owl"))
         return shares(*asked)
 
     monkeypatch.setattr(page._viewer, "shares", slowly)
-    shown = page._painted("Paint", edited(layer((0, 0, 100, 100), SIZE)), session, *heard(1))
+    shown = page._painted(edited(layer((0, 0, 100, 100), SIZE)), session, *heard(1))
     assert page._answers not in shown and page._heat in shown
     assert "an owl" in typed[0][page._answers] and "Mark something" not in typed[0][page._answers]
 
@@ -472,15 +513,15 @@ def test_a_session_that_gradio_has_forgotten_is_told_so_until_a_picture_is_chose
 
     forgotten = Session()
     for event in (
-        lambda: page._painted("Paint", None, forgotten, *heard(1)),
+        lambda: page._painted(None, forgotten, *heard(1)),
         lambda: page._typed(forgotten, *heard(1)),
-        lambda: page._restart("Paint", forgotten, *heard(1)),
+        lambda: page._restart(forgotten, *heard(1)),
         lambda: page._clicked(50, 50, forgotten, *heard(1)),
     ):
         with pytest.raises(gradio.Error, match="Choose a picture, or send yours again"):
             event()
     saved(tmp_path / "photo.png")
-    assert page._answers in page._take(str(tmp_path / "photo.png"), "Paint", forgotten, *heard(1))
+    assert page._answers in page._take(str(tmp_path / "photo.png"), forgotten, *heard(1))
     assert forgotten.photo.size == (60, 40)
 
 
@@ -500,7 +541,7 @@ def test_a_picture_is_written_once_and_is_as_young_as_it_was_last_shown(tmp_path
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in ("style", "page"):
+    for name in ("page", "layout", "style"):
         monkeypatch.delitem(sys.modules, f"alpha_clip.demo.{name}", raising=False)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert main([]) == 1
@@ -619,12 +660,27 @@ class Visitor:
         self.page, self.asked = self.context.new_page(), []
         self.page.set_default_timeout(120_000)
         self.page.on("request", lambda request: self.asked.append(request.url))
-        with self.page.expect_response(lambda response: "queue/join" in response.url):  # the editor has its picture
+        with self.page.expect_response(
+            lambda response: self.tells(response, "background")
+        ):  # the editor has its picture
             self.page.goto(url)
+
+    @staticmethod
+    def tells(response, words: str) -> bool:
+        """Whether it is the server's to an event in which these are found."""
+        return "queue/join" in response.url and words in response.request.post_data
 
     def best(self, way: str, label: str) -> None:
         """Wait until the label wins."""
         self.page.locator(f"#answers .{way} .best .name", has_text=re.compile(f"^{label}$")).wait_for()
+
+    def edges(self, box: tuple[float, ...]) -> None:
+        """Wait until the sliders have the edges of a box in pixels."""
+        self.page.wait_for_function(
+            """box => [...document.querySelectorAll(".box input[type=number]")].every(
+                (field, i) => Math.abs(field.value - box[i]) < 0.5)""",
+            arg=[100 * edge / SAMPLE for edge in box],
+        )
 
     def place(self, x: float, y: float, side: int = SAMPLE) -> tuple[float, float]:
         """A pixel of a square picture, on the screen: the editor shows it in its middle."""
@@ -687,12 +743,56 @@ def test_a_box_by_two_taps_its_edges_and_the_attention_over_the_picture(server, 
         if i == 1:
             visitor.best("alpha", "a house")
     visitor.best("crop", "a house")
-    sides = [float(field.input_value()) for field in page.locator(".box input[type=number]").all()]
-    np.testing.assert_allclose(sides, [100 * x / SAMPLE for x in (x0, y0, x1, y1)], atol=0.5)
+    visitor.edges((x0, y0, x1, y1))
     page.get_by_label("Show where the model looks").check()
     page.locator("#heat img").wait_for()
     page.get_by_role("button", name="Start over").click()
     visitor.best("alpha", "a flower")
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_a_box_is_drawn_from_corner_to_corner(server, browser):
+    visitor, (sample, *_) = Visitor(browser, server.url), samples()
+    page, (x0, y0, x1, y1) = visitor.page, sample.boxes[0]
+    page.get_by_label("Box", exact=True).check()
+    frame = page.locator("#frame img")
+    frame.wait_for()
+    place, mouse = frame.bounding_box(), page.mouse
+    left, top = (place[way] + (place[length] - SAMPLE) / 2 for way, length in (("x", "width"), ("y", "height")))
+    mouse.move(left + x1, top + y0)
+    mouse.down()
+    mouse.move(left + x0, top + y1, steps=3)
+    drawn = page.locator("#drawn").bounding_box()
+    np.testing.assert_allclose([drawn["x"], drawn["y"]], [left + x0, top + y0], atol=1)
+    mouse.up()
+    visitor.edges(sample.boxes[0])
+    visitor.best("alpha", "a cat")
+    assert page.locator("#drawn").count() == 0
+    mouse.move(left + x0, top + y0)
+    mouse.down()
+    mouse.move(0, 0, steps=3)
+    mouse.up()  # outside: as far as the picture goes
+    visitor.edges((0, 0, x0, y0))
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_a_stroke_that_is_told_after_another_picture_was_chosen_is_not_taken_for_one_on_it(server, browser):
+    visitor, (first, *_) = Visitor(browser, server.url), samples()
+    page, held = visitor.page, []
+    page.route("**/upload*", lambda route: held.append(route))  # the pictures of a stroke go before it
+    with page.expect_request("**/upload*"):
+        visitor.paint(*first.boxes[0])
+    page.unroute("**/upload*")
+    page.locator("#sample-1").click()
+    visitor.best("whole", "a flower")
+    with page.expect_response(lambda response: visitor.tells(response, '"layers":[{')):
+        for upload in held:
+            upload.continue_()
+    page.get_by_label("What could it be?").fill("a bird, a flower, a cat")
+    page.locator("#answers .whole .name", has_text="a cat").wait_for()  # all before has been heard
+    assert page.locator("#answers .waiting").count() == 2
     visitor.leave()
 
 

@@ -1,14 +1,13 @@
-"""The page: what is on it, and which events lead to what.
+"""The page: which events lead to what.
 
 All that a session has is in its `gr.State`, a `Session`; the model is the one thing that sessions share. Every handler
-is told the session, the visitor's clock, and what is typed and ticked.
+is told the session, and how the page is set: `Session.hear`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -22,6 +21,7 @@ except ImportError as error:
 from . import marks, script, style
 from .bars import bars, message
 from .finder import Finder
+from .layout import BOX, MIDDLE, PAINT, Layout, editable
 from .marks import Mask
 from .pictures import Pictures
 from .samples import Sample
@@ -34,22 +34,10 @@ if TYPE_CHECKING:
 
 _Shown = dict[Any, Any]  # components, and what they show now
 
-PAINT, BOX, CLICK = "Paint", "Box", "Click"
 SESSIONS = 100  # pictures of so many are in memory at a time
-MIDDLE = (30, 30, 70, 70)  # percent: the box before anyone moves it
-_TITLE = """<h1>Point at a part of a picture</h1>
-<p>Mark something, and see which of your names fits it best: judged by the whole picture, by the part you marked, and
-by a cut-out of that part.</p>{note}"""
 
 
-class _KeepsNothing(dict[str, Any]):
-    """In place of `ImageEditor.blob_storage`, in which gradio 6 leaves a copy of every stroke that it never reads."""
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        pass
-
-
-class Page:
+class Page(Layout):
     """The page of a viewer, with clicks and a folder to search if they are given; ``blocks`` is gradio's.
 
     Args:
@@ -70,10 +58,11 @@ class Page:
     ) -> None:
         self._viewer, self._clicks, self._finder, self._megapixels = viewer, clicks, finder, megapixels
         self._samples, self._pictures = samples, Pictures(get_upload_folder())
-        title = "Point at a part of a picture"
-        with gr.Blocks(title=title, analytics_enabled=False) as self.blocks:
-            gr.HTML(_TITLE.format(note=f'<p class="model">{escape(note)}</p>' if note else ""))
-            self._lay_out()
+        first = samples[0]
+        self._first, names = self._viewer.photo(first.picture), ", ".join(first.labels)
+        with gr.Blocks(title="Point at a part of a picture", analytics_enabled=False) as self.blocks:
+            answers = self._answer(self._first, None, names)
+            self._lay_out(samples, self._pictures.path(first.picture), answers, note, clicks is not None)
             if finder:
                 self._lay_out_search(finder)
             self._listen()
@@ -104,114 +93,24 @@ class Page:
         )
         return url
 
-    # --- what is on it ---
-
-    def _lay_out(self) -> None:
-        first = self._samples[0]
-        self._first, names = self._viewer.photo(first.picture), ", ".join(first.labels)
-        self._session = gr.State(Session())
-        self._clock = gr.Number(0, visible="hidden", elem_id="clock")  # set by the page's script
-        with gr.Row(elem_classes="pictures"):
-            self._choices = [
-                gr.Button(sample.name, elem_id=f"sample-{i}", elem_classes="sample", min_width=90)
-                for i, sample in enumerate(self._samples)
-            ]
-            # Not `UploadButton`: of a file above `max_file_size` it says nothing.
-            self._upload = gr.File(
-                label="My own picture", file_types=["image"], min_width=90, height=110, elem_id="upload"
-            )
-        with gr.Row(elem_classes="desk"):
-            with gr.Column(scale=5, min_width=320):
-                self._lay_out_tools(self._pictures.path(first.picture))
-                with gr.Row(elem_classes="below"):
-                    self._looks = gr.Checkbox(label="Show where the model looks", container=False, elem_id="looks")
-                    self._again = gr.Button("Start over", size="sm", elem_id="again")
-                self._heat = gr.Image(
-                    visible=False,
-                    label="Bright: where the model looks",
-                    alt_text="The picture in grey; what the model looks at is red and yellow",
-                    interactive=False,
-                    buttons=[],
-                    elem_id="heat",
-                )
-            with gr.Column(scale=4, min_width=320):
-                self._answers = gr.HTML(self._answer(self._first, None, names), padding=False, elem_id="answers")
-                self._labels = gr.Textbox(
-                    names,
-                    label="What could it be?",
-                    info="Names, with commas between them or one in a line.",
-                    lines=2,
-                    max_lines=6,
-                    elem_id="labels",
-                )
-
-    def _lay_out_tools(self, picture: str) -> None:
-        tools = [PAINT, BOX, *([CLICK] if self._clicks else [])]
-        self._tool = gr.Radio(tools, value=PAINT, label="Mark a part of it", elem_id="tool")
-        with gr.Column(elem_classes="tool paint"):
-            self._editor = gr.ImageEditor(
-                _editable(picture),
-                label="Paint over a part",
-                sources=(),  # what is dropped here would be read without a word where it cannot be
-                transforms=(),
-                layers=False,
-                brush=gr.Brush(28, colors=[(marks.COLOUR, 0.5)], color_mode="fixed"),
-                eraser=gr.Eraser(28),
-                buttons=[],
-                height=470,
-                elem_id="editor",
-            )
-            self._editor.blob_storage = _KeepsNothing()
-        with gr.Column(elem_classes="tool box"):
-            about = "Draw a box, or tap two of its corners, or move its edges below."
-            self._frame = gr.Image(picture, label=about, interactive=False, buttons=[], elem_id="frame", height=430)
-            names = ("Left", "Top", "Right", "Bottom")
-            with gr.Row(elem_classes="sliders"):
-                self._sides = [_slider(f"{name} edge", at) for name, at in zip(names, MIDDLE, strict=True)]
-        with gr.Column(elem_classes="tool click"):
-            about = "Tap a thing, or move the point below."
-            self._target = gr.Image(picture, label=about, interactive=False, buttons=[], elem_id="target", height=430)
-            with gr.Row(elem_classes="sliders"):
-                self._point = [_slider("From the left", 50), _slider("From the top", 50)]
-
-    def _lay_out_search(self, finder: Finder) -> None:
-        about = f"{finder.pictures} pictures in the folder “{finder.folder.name}” on the computer that runs this page."
-        gr.HTML(f"<h2>Search this folder</h2><p>{escape(about)}</p>")
-        with gr.Row(elem_classes="search"):
-            self._wanted = gr.Textbox(
-                label="What are you looking for?", placeholder="a boat", scale=4, elem_id="wanted"
-            )
-            self._search = gr.Button("Search this folder", variant="primary", scale=1, elem_id="search")
-        self._found = gr.Gallery(
-            label="Found, best first",
-            columns=4,
-            height="auto",
-            object_fit="contain",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            visible=False,
-            elem_id="found",
-        )
-
     # --- what leads to what ---
 
     def _listen(self) -> None:
-        told = [self._session, self._clock, self._labels, self._looks]
+        told = [self._session, self._clock, self._number, self._tool, self._labels, self._looks]
         said = [self._session, self._answers, self._heat]
-        fresh = [self._editor, self._frame, self._target, *self._sides]
+        fresh = [self._number, self._editor, self._frame, self._target, *self._sides, *said]
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         slow = quick | {"show_progress": "minimal"}
 
         self.blocks.load(self._enter, told, self._session, **quick)
         for choice, sample in zip(self._choices, self._samples, strict=True):
-            choice.click(partial(self._choose, sample), [self._tool, *told], [*fresh, self._labels, *said], **slow)
-        self._upload.upload(self._take, [self._upload, self._tool, *told], [self._upload, *fresh, *said], **quick)
-        self._again.click(self._restart, [self._tool, *told], [*fresh, *said], **quick)
-        switching = [self._tool, self._editor, *self._sides, *told]
-        self._tool.change(self._switch, switching, [self._frame, self._target, *said], **quick)
+            choice.click(partial(self._choose, sample), told, [*fresh, self._labels], **slow)
+        self._upload.upload(self._take, [self._upload, *told], [self._upload, *fresh], **quick)
+        self._again.click(self._restart, told, fresh, **quick)
+        held = [self._editor, *self._sides, *told]
+        self._tool.change(self._switch, held, [self._frame, self._target, *said], **quick)
         # `change` does not fire on strokes.
-        self._editor.input(self._painted, [self._tool, self._editor, *told], said, **quick)
+        self._editor.input(self._painted, [self._editor, *told], said, **quick)
         self._frame.select(self._tapped_corner, told, [*self._sides, self._frame, *said], **quick)
         gr.on([s.input for s in self._sides], self._boxed, [*self._sides, *told], [self._frame, *said], **quick)
         if self._clicks:
@@ -231,55 +130,66 @@ class Page:
 
     # another picture
 
-    def _choose(self, sample: Sample, tool: str, session: Session, clock: float, _: str, looks: bool) -> _Shown:
+    def _choose(
+        self, sample: Sample, session: Session, clock: float, number: int, tool: str, _: str, looks: bool
+    ) -> _Shown:
         names = ", ".join(sample.labels)
-        shown = self._show(sample.picture, tool, session, clock, names, looks)
+        shown = self._show(sample.picture, session, clock, number, tool, names, looks)
         return {**shown, self._labels: names} if shown else self._nothing(session)
 
-    def _take(self, path: str, tool: str, session: Session, *heard: Any) -> _Shown:
+    def _take(self, path: str, session: Session, *heard: Any) -> _Shown:
         try:
             picture = decode(path, self._megapixels)
         except Refused as error:
             gr.Warning(str(error), title="This picture was not taken")
             return {self._upload: None}
-        return {self._upload: None, **self._show(picture, tool, session, *heard)}
+        return {self._upload: None, **self._show(picture, session, *heard)}
 
-    def _restart(self, tool: str, session: Session, *heard: Any) -> _Shown:
-        return self._show(_known(session).image, tool, session, *heard) or self._nothing(session)
+    def _restart(self, session: Session, *heard: Any) -> _Shown:
+        return self._show(_known(session).image, session, *heard) or self._nothing(session)
 
-    def _show(self, picture: Image.Image, tool: str, session: Session, *heard: Any) -> _Shown:
+    def _show(self, picture: Image.Image, session: Session, *heard: Any) -> _Shown:
         """Empty: another one was chosen meanwhile."""
-        turn = session.begin(*heard)
+        turn = session.begin_choice(*heard)
         photo = self._viewer.photo(picture)
-        if session.turn != turn:
+        if session.choice != turn:
             return {}
-        session.open(photo, marks.box(MIDDLE, photo.size) if tool == BOX else None)
+        session.open(photo, marks.box(MIDDLE, photo.size) if session.tool == BOX else None)
         path = self._pictures.path(picture)
-        fresh = {self._editor: _editable(path), self._target: path, self._frame: self._marked(session)}
-        return fresh | dict(zip(self._sides, MIDDLE, strict=True)) | self._say(session)
+        fresh = {self._number: session.number, self._editor: editable(path), self._target: path}
+        edges = dict(zip(self._sides, MIDDLE, strict=True))
+        return {**fresh, **edges, self._frame: self._marked(session), **self._say(session)}
 
     # another mark
 
     def _switch(
-        self, tool: str, editor: Any, x0: float, y0: float, x1: float, y1: float, session: Session, *heard: Any
+        self,
+        editor: Any,
+        x0: float,
+        y0: float,
+        x1: float,
+        y1: float,
+        session: Session,
+        clock: float,
+        number: int,
+        *heard: Any,
     ) -> _Shown:
         photo = _known(session)
-        if session.begin(*heard) is None:
+        if session.begin_mark(clock, session.number, *heard) is None:
             return self._nothing(session)
-        session.corner, region = None, None
-        if tool == PAINT:
-            region = marks.strokes(_layers(editor), photo.size)
-        elif tool == BOX:
-            region = marks.box((x0, y0, x1, y1), photo.size)
-        session.region = region
+        here = number == session.number  # else another picture is on its way
+        session.corner = session.region = None
+        if session.tool == PAINT and here:
+            session.region = marks.strokes(_layers(editor), photo.size)
+        elif session.tool == BOX:
+            session.region = marks.box((x0, y0, x1, y1) if here else MIDDLE, photo.size)
         target = self._pictures.path(photo.image)
         return {self._frame: self._marked(session), self._target: target, **self._say(session)}
 
-    def _painted(self, tool: str, editor: Any, session: Session, *heard: Any) -> _Shown:
-        if tool != PAINT:  # the editor tells of itself when it is hidden, too
-            return self._nothing(session)
+    def _painted(self, editor: Any, session: Session, clock: float, number: int, tool: str, *heard: Any) -> _Shown:
         photo = _known(session)
-        if session.begin(*heard) is None:
+        # The editor tells of itself when it is hidden, too.
+        if tool != PAINT or session.begin_mark(clock, number, tool, *heard) is None:
             return self._nothing(session)
         session.region = marks.strokes(_layers(editor), photo.size)
         return self._say(session)
@@ -288,7 +198,7 @@ class Page:
         photo = _known(session)
         here = marks.percent(event.index, photo.size)
         if session.corner is None:
-            if session.begin(*heard) is None:
+            if session.begin_mark(*heard) is None:
                 return self._nothing(session)
             session.corner = here
             return {self._frame: self._marked(session, here)}
@@ -297,7 +207,7 @@ class Page:
 
     def _boxed(self, x0: float, y0: float, x1: float, y1: float, session: Session, *heard: Any) -> _Shown:
         photo = _known(session)
-        if session.begin(*heard) is None:
+        if session.begin_mark(*heard) is None:
             return self._nothing(session)
         session.corner = None
         session.region = marks.box((x0, y0, x1, y1), photo.size)
@@ -310,7 +220,7 @@ class Page:
     def _clicked(self, x: float, y: float, session: Session, *heard: Any) -> _Shown:
         assert self._clicks is not None
         photo = _known(session)
-        if (turn := session.begin(*heard)) is None:
+        if (turn := session.begin_mark(*heard)) is None:
             return self._nothing(session)
         embedding = session.embedding
         if embedding is None or embedding[0] is not photo:
@@ -382,14 +292,6 @@ def _known(session: Session) -> Photo:
             print_exception=False,
         )
     return session.photo
-
-
-def _slider(label: str, at: float) -> gr.Slider:
-    return gr.Slider(0, 100, at, step=1, label=f"{label}, %", buttons=[], min_width=130)
-
-
-def _editable(path: str) -> Any:  # an `EditorValue`
-    return {"background": path, "layers": [], "composite": None}
 
 
 def _layers(editor: Any) -> Any:
