@@ -7,6 +7,7 @@ import io
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -81,6 +82,46 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
 @pytest.mark.parametrize("kind", ["jpg", "png"])
 def test_a_large_picture_is_made_smaller(tmp_path, kind):
     assert decode(saved(tmp_path / f"photo.{kind}", (2000, 1000)), 5).size == (SIDE, SIDE // 2)
+
+
+def ramp(mode: str = "RGB") -> Image.Image:
+    """Dark on the left, bright on the right."""
+    return Image.fromarray(np.tile(np.linspace(0, 255, 200).astype(np.uint8), (150, 1))).convert("RGB").convert(mode)
+
+
+def unusual() -> dict[str, tuple[Image.Image, dict]]:
+    """Names of files, with pictures of the ramp as cameras and other programs write them."""
+    deep = Image.fromarray(np.tile(np.linspace(0, 65535, 200).astype(np.uint16), (150, 1)))
+    clear = ramp("RGBA")
+    clear.putalpha(128)
+    frames = {"save_all": True, "append_images": [ramp().transpose(Image.Transpose.ROTATE_180)] * 2}
+    return {
+        "moving.gif": (ramp(), frames),
+        "moving.webp": (ramp(), frames),
+        "inks.jpg": (ramp("CMYK"), {}),
+        "deep.png": (deep, {}),
+        "clear.png": (clear, {}),
+        "palette.png": (ramp().quantize(64), {}),
+        "grey.jpg": (ramp("L"), {}),
+    }
+
+
+@pytest.mark.parametrize("name", unusual())
+def test_an_unusual_picture_looks_as_it_should_and_of_a_moving_one_its_first_is_taken(tmp_path, name):
+    picture, how = unusual()[name]
+    picture.save(tmp_path / name, **how)
+    shown = decode(tmp_path / name, 1)
+    assert (shown.size, shown.mode) == ((200, 150), "RGB")
+    np.testing.assert_allclose(np.asarray(shown, float)[75, [20, 100, 180]].mean(-1), [26, 128, 231], atol=8)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "gif", "webp", "bmp"])
+@pytest.mark.parametrize("share", [0, 0.05, 0.5])
+def test_a_file_that_ends_early_is_refused(tmp_path, kind, share):
+    whole = saved(tmp_path / f"whole.{kind}").read_bytes()
+    (tmp_path / f"part.{kind}").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(Refused, match="cannot be read as a picture"):
+        decode(tmp_path / f"part.{kind}", 1)
 
 
 def test_what_is_no_picture_is_refused(tmp_path):
@@ -557,7 +598,8 @@ def test_importing_the_package_does_not_import_gradio():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--max-megabytes", "0"], "0 is not more than 0"),
+        (["--max-megabytes", "4"], "4 is less than 5, which a picture with strokes on it can take"),
+        (["--port", "99999"], "99999 is not between 1 and 65535"),
         (["--max-megapixels", "-1"], "-1 is not more than 0"),
         (["--keep", "0"], "0 is less than 1"),
         (["--prot", "1"], "unrecognized arguments"),
@@ -584,6 +626,20 @@ def test_a_folder_that_is_none_ends_with_1_and_one_line(tmp_path, monkeypatch, c
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert main(["--folder", str(tmp_path / "none"), "--device", "cpu"]) == 1
     assert re.fullmatch(r"alpha_clip\.demo: .*none is no folder.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_an_address_that_is_taken_or_not_there_is_told_before_anything_is_loaded(taken, monkeypatch, capsys):
+    pytest.importorskip("gradio", reason=INSTALL)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "set by the command")
+    monkeypatch.setattr("alpha_clip.demo.__main__.load", None)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert main(["--port", port] if taken else ["--host", "300.1.1.1"]) == 1
+    said = f"port {port} of 127.0.0.1 (Address already in use" if taken else "300.1.1.1 ("
+    assert f"cannot listen at {said}" in (err := capsys.readouterr().err) and err.count("\n") == 1
 
 
 # --- in a browser ---
@@ -648,7 +704,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     pytest.importorskip("gradio", reason=INSTALL)
-    with Server(tmp_path_factory.mktemp("plain"), "--max-megabytes", "1", "--max-megapixels", "50") as server:
+    with Server(tmp_path_factory.mktemp("plain"), "--max-megabytes", "5", "--max-megapixels", "50") as server:
         yield server
 
 
@@ -692,9 +748,14 @@ class Visitor:
         )
 
     def paint(self, x0: float, y0: float, x1: float, y1: float) -> None:
-        self.page.mouse.move(*self.place(x0, y0))
+        (left, top), (right, bottom) = self.place(x0, y0), self.place(x1, y1)
+        self.stroke(left, right, top, bottom)
+
+    def stroke(self, x0: float, x1: float, y0: float, y1: float) -> None:
+        """As `paint`, on the screen."""
+        self.page.mouse.move(x0, y0)
         self.page.mouse.down()
-        self.page.mouse.move(*self.place(x1, y1), steps=1)
+        self.page.mouse.move(x1, y1)
         self.page.mouse.up()
 
     def paint_over(self, box: tuple[int, int, int, int]) -> None:
@@ -782,8 +843,9 @@ def test_a_stroke_that_is_told_after_another_picture_was_chosen_is_not_taken_for
     visitor, (first, *_) = Visitor(browser, server.url), samples()
     page, held = visitor.page, []
     page.route("**/upload*", lambda route: held.append(route))  # the pictures of a stroke go before it
-    with page.expect_request("**/upload*"):
-        visitor.paint(*first.boxes[0])
+    visitor.paint(*first.boxes[0])
+    while not held:
+        page.wait_for_timeout(50)
     page.unroute("**/upload*")
     page.locator("#sample-1").click()
     visitor.best("whole", "a flower")
@@ -855,7 +917,7 @@ def test_bad_uploads_get_a_message_and_the_page_goes_on(server, browser, tmp_pat
     refused = {
         tmp_path / "text.png": "cannot be read as a picture",
         bomb(tmp_path / "bomb.png", 16000, 12000): "too large: up to 50 million pixels",
-        saved(tmp_path / "many.png", (800, 600)): "exceed the maximum allowed size of 1.0 Mb",
+        saved(tmp_path / "many.png", (1500, 1200)): "exceed the maximum allowed size of 5.0 Mb",
         saved(tmp_path / "small.png", (20, 20)): "too small to point at",
     }
     for path, words in refused.items():
@@ -905,11 +967,14 @@ def test_no_file_but_the_pages_own_can_be_fetched(server, browser):
 def test_fifty_strokes_in_a_row_leave_nothing_behind_and_the_page_opens_again(browser, tmp_path):
     (tmp_path / "kept").mkdir()
     with Server(tmp_path / "kept", "--keep", "3") as server:
-        before, visitor, random = server.files(), Visitor(browser, server.url), np.random.default_rng(0)
+        before, visitor, random = server.files(), Visitor(browser, server.url, 390, 844), np.random.default_rng(0)
+        visitor.page.locator("#editor").scroll_into_view_if_needed()
+        (left, top), (right, bottom) = visitor.place(0, 0), visitor.place(SAMPLE, SAMPLE)
 
         def scribble(strokes: int) -> float:
             for _ in range(strokes):
-                visitor.paint(*random.integers(60, 320, 4))
+                at = random.uniform(0.2, 0.8, 4)
+                visitor.stroke(*(left + at[:2] * (right - left)), *(top + at[2:] * (bottom - top)))
             asked = -1
             while asked != (asked := len(visitor.asked)):  # until all are told
                 visitor.page.wait_for_timeout(3000)
