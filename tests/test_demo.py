@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -27,7 +29,9 @@ from alpha_clip.demo.__main__ import _is_loopback, main
 from alpha_clip.demo.bars import bars, message
 from alpha_clip.demo.finder import HITS, Finder
 from alpha_clip.demo.leftovers import Leftovers
+from alpha_clip.demo.pictures import Pictures
 from alpha_clip.demo.samples import samples
+from alpha_clip.demo.session import Session
 from alpha_clip.demo.uploads import SIDE, Refused, decode, limit_pixels
 from alpha_clip.demo.viewer import Viewer, read_labels
 from alpha_clip.scenes import draw_scene
@@ -78,6 +82,46 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
 @pytest.mark.parametrize("kind", ["jpg", "png"])
 def test_a_large_picture_is_made_smaller(tmp_path, kind):
     assert decode(saved(tmp_path / f"photo.{kind}", (2000, 1000)), 5).size == (SIDE, SIDE // 2)
+
+
+def ramp(mode: str = "RGB") -> Image.Image:
+    """Dark on the left, bright on the right."""
+    return Image.fromarray(np.tile(np.linspace(0, 255, 200).astype(np.uint8), (150, 1))).convert("RGB").convert(mode)
+
+
+def unusual() -> dict[str, tuple[Image.Image, dict]]:
+    """Names of files, with pictures of the ramp as cameras and other programs write them."""
+    deep = Image.fromarray(np.tile(np.linspace(0, 65535, 200).astype(np.uint16), (150, 1)))
+    clear = ramp("RGBA")
+    clear.putalpha(128)
+    frames = {"save_all": True, "append_images": [ramp().transpose(Image.Transpose.ROTATE_180)] * 2}
+    return {
+        "moving.gif": (ramp(), frames),
+        "moving.webp": (ramp(), frames),
+        "inks.jpg": (ramp("CMYK"), {}),
+        "deep.png": (deep, {}),
+        "clear.png": (clear, {}),
+        "palette.png": (ramp().quantize(64), {}),
+        "grey.jpg": (ramp("L"), {}),
+    }
+
+
+@pytest.mark.parametrize("name", unusual())
+def test_an_unusual_picture_looks_as_it_should_and_of_a_moving_one_its_first_is_taken(tmp_path, name):
+    picture, how = unusual()[name]
+    picture.save(tmp_path / name, **how)
+    shown = decode(tmp_path / name, 1)
+    assert (shown.size, shown.mode) == ((200, 150), "RGB")
+    np.testing.assert_allclose(np.asarray(shown, float)[75, [20, 100, 180]].mean(-1), [26, 128, 231], atol=8)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "gif", "webp", "bmp"])
+@pytest.mark.parametrize("share", [0, 0.05, 0.5])
+def test_a_file_that_ends_early_is_refused(tmp_path, kind, share):
+    whole = saved(tmp_path / f"whole.{kind}").read_bytes()
+    (tmp_path / f"part.{kind}").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(Refused, match="cannot be read as a picture"):
+        decode(tmp_path / f"part.{kind}", 1)
 
 
 def test_what_is_no_picture_is_refused(tmp_path):
@@ -325,12 +369,220 @@ def test_a_folder_without_pictures_and_an_index_of_another_model_are_errors(view
         Finder(folder, tmp_path / "index", other, "tiny")
 
 
+# --- what one visitor does, in any order ---
+
+
+def heard(
+    clock: float, number: int = 1, tool: str = "Paint", labels: str = "a cat, a car", looks: bool = False
+) -> tuple:
+    """What comes with an event: the visitor's clock, the number of the picture that is shown, how the page is set."""
+    return clock, number, tool, labels, looks
+
+
+def test_of_marks_and_of_how_the_page_is_set_the_latest_by_the_visitors_clock_counts(viewer):
+    session = Session()
+    session.open(viewer.photo(samples()[0].picture))
+    first = session.begin_mark(*heard(5))
+    assert session.begin_mark(*heard(4, tool="Box", labels="a dog", looks=True)) is None
+    assert (session.tool, session.labels, session.looks) == ("Paint", "a cat, a car", False)
+    second = session.begin_mark(*heard(5, labels="a cow"))  # no clock is fine enough for all
+    assert first != second == session.turn and session.labels == "a cow"
+    session.hear(*heard(7, tool="Box", labels="an owl", looks=True))
+    assert (
+        session.begin_mark(*heard(6)) == session.turn != second
+    )  # made earlier than that was typed, but no mark since
+    assert (session.tool, session.labels, session.looks) == ("Box", "an owl", True)
+    assert session.begin_mark(*heard(8, number=2)) is None
+
+
+def test_a_picture_ends_what_is_being_marked_and_only_a_later_picture_ends_it(viewer):
+    session, photo = Session(), viewer.photo(samples()[0].picture)
+    session.open(photo)
+    choice = session.begin_choice(*heard(5))
+    turn = session.begin_mark(*heard(6))
+    assert session.choice == choice and session.turn == turn
+    session.open(photo)
+    assert session.turn != turn and session.begin_mark(*heard(7)) is None
+    assert session.begin_choice(*heard(4)) is None and session.begin_choice(*heard(5)) == session.choice != choice
+
+
+class Squares:
+    """In place of SAM: a square around each point, and something that happens while it is looked for."""
+
+    def __init__(self) -> None:
+        self.embedded: list[Image.Image] = []
+        self.meanwhile = lambda: None
+
+    def embed(self, picture: Image.Image) -> Image.Image:
+        self.embedded.append(picture)
+        return picture
+
+    def mask(self, picture: Image.Image, embedding: Image.Image, point: tuple[float, float]) -> np.ndarray:
+        assert embedding is picture
+        (meanwhile, self.meanwhile), (x, y) = (self.meanwhile, lambda: None), map(int, point)
+        meanwhile()
+        mask = np.zeros(picture.size[::-1], bool)
+        mask[max(0, y - 20) : y + 20, max(0, x - 20) : x + 20] = x > 0
+        return mask
+
+
+@pytest.fixture
+def page(viewer, tmp_path, monkeypatch):
+    """A page that nobody serves, whose clicks are `Squares`."""
+    pytest.importorskip("gradio", reason=INSTALL)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
+    from alpha_clip.demo.page import Page
+
+    async def build() -> Page:
+        return Page(viewer, samples(), clicks=Squares())
+
+    return asyncio.run(build())  # without a loop gradio would leave one of its own open
+
+
+@pytest.fixture
+def session(page) -> Session:
+    return page._enter(Session(), *heard(0))
+
+
+def edited(*layers: np.ndarray) -> dict:
+    return {"background": None, "layers": [*layers], "composite": None}
+
+
+SIZE = (SAMPLE, SAMPLE)
+
+
+def test_a_click_marks_and_the_picture_is_embedded_once(page, session):
+    for x in (25, 75):
+        shown = page._clicked(x, 50, session, *heard(x))
+        assert "a cat" in shown[page._answers] and Path(shown[page._target]).exists()
+        assert session.region.sum() == 1600
+    assert page._clicks.embedded == [samples()[0].picture] == [session.photo.image]
+
+
+def test_a_click_answered_after_another_picture_was_chosen_is_dropped_and_so_is_its_embedding(page, session):
+    page._clicks.meanwhile = lambda: page._choose(samples()[1], session, *heard(2))
+    assert page._clicked(50, 50, session, *heard(1)) == {page._session: session}
+    assert session.region is None and session.photo.image == samples()[1].picture
+    page._clicked(
+        50, 50, session, *heard(3, number=2)
+    )  # the embedding is asked for again: `Squares` refuses the other one
+    assert page._clicks.embedded[1] is session.photo.image and session.region.sum() == 1600
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        lambda page, session: page._restart(session, *heard(1)),  # a dropped file has no time of its own
+        lambda page, session: page._switch(None, *[0] * 4, session, *heard(2)),
+        lambda page, session: page._boxed(0, 0, 10, 10, session, *heard(2)),
+    ],
+)
+def test_a_click_answered_after_something_else_was_marked_is_dropped(page, session, meanwhile):
+    page._clicks.meanwhile = lambda: meanwhile(page, session)
+    assert page._clicked(50, 50, session, *heard(1)) == {page._session: session}
+    assert session.region is None or session.region[0, 0]
+
+
+def test_a_click_on_nothing_says_so(page, session, monkeypatch):
+    import gradio
+
+    said = []
+    monkeypatch.setattr(gradio, "Info", said.append)
+    assert page._clicked(0, 50, session, *heard(1))[page._answers].count("Mark something") == 2
+    assert said == ["Nothing was found at that point: try another one."] and session.region is None
+
+
+def test_strokes_that_are_told_late_are_dropped(page, session):
+    one, other = layer((0, 0, 100, 100), SIZE), layer((200, 200, 300, 300), SIZE)
+    page._painted(edited(one, other), session, *heard(2))
+    assert page._painted(edited(one), session, *heard(1)) == {page._session: session}
+    assert session.region.sum() == 20_000
+    page._choose(samples()[1], session, *heard(3))
+    assert page._painted(edited(one), session, *heard(4)) == {page._session: session}  # the other was not yet shown
+    assert session.region is None and session.photo.image == samples()[1].picture
+
+
+def test_a_tool_chosen_while_a_picture_is_on_its_way_is_the_new_pictures(page, session, monkeypatch):
+    photo, strokes = page._viewer.photo, edited(layer((0, 0, 100, 100), SIZE))
+
+    def slowly(picture):
+        page._switch(strokes, *[0] * 4, session, *heard(2, tool="Box"))
+        return photo(picture)
+
+    monkeypatch.setattr(page._viewer, "photo", slowly)
+    page._choose(samples()[1], session, *heard(1))
+    assert session.photo.image == samples()[1].picture and session.region.sum() == pytest.approx(154**2, rel=0.01)
+    monkeypatch.undo()
+    page._choose(samples()[2], session, *heard(3, number=2, tool="Paint"))
+    page._switch(strokes, *[0] * 4, session, *heard(4, number=2, tool="Box"))  # which the browser has yet to show
+    assert session.region.sum() == pytest.approx(154**2, rel=0.01)
+    page._switch(strokes, *[0] * 4, session, *heard(5, number=2, tool="Paint"))
+    assert session.region is None
+    page._switch(strokes, *[0] * 4, session, *heard(6, number=3, tool="Paint"))
+    assert session.region.sum() == 10_000
+
+
+def test_what_is_typed_while_the_model_looks_is_answered_and_nothing_older(page, session, monkeypatch):
+    shares, typed = page._viewer.shares, []
+
+    def slowly(*asked):
+        if not typed:
+            typed.append(None)
+            typed[0] = page._typed(session, *heard(2, labels="an owl"))
+        return shares(*asked)
+
+    monkeypatch.setattr(page._viewer, "shares", slowly)
+    shown = page._painted(edited(layer((0, 0, 100, 100), SIZE)), session, *heard(1))
+    assert page._answers not in shown and page._heat in shown
+    assert "an owl" in typed[0][page._answers] and "Mark something" not in typed[0][page._answers]
+
+
+def test_two_taps_make_a_box_and_a_box_without_area_none(page, session):
+    tap = lambda x, y: type("Tap", (), {"index": (x, y)})()  # noqa: E731
+    page._tapped_corner(tap(300, 100), session, *heard(1))
+    assert session.corner and session.region is None
+    shown = page._tapped_corner(tap(100, 200), session, *heard(2))
+    np.testing.assert_allclose([shown[side] for side in page._sides], [26.2, 26.2, 78.3, 52.2], atol=0.11)
+    assert session.corner is None and session.region.sum() == pytest.approx(200 * 100, rel=0.02)
+    for clock in (3, 4):
+        shown = page._tapped_corner(tap(100, 200), session, *heard(clock))
+    assert session.region is None and shown[page._answers].count("Mark something") == 2
+
+
+def test_a_session_that_gradio_has_forgotten_is_told_so_until_a_picture_is_chosen(page, tmp_path):
+    import gradio
+
+    forgotten = Session()
+    for event in (
+        lambda: page._painted(None, forgotten, *heard(1)),
+        lambda: page._typed(forgotten, *heard(1)),
+        lambda: page._restart(forgotten, *heard(1)),
+        lambda: page._clicked(50, 50, forgotten, *heard(1)),
+    ):
+        with pytest.raises(gradio.Error, match="Choose a picture, or send yours again"):
+            event()
+    saved(tmp_path / "photo.png")
+    assert page._answers in page._take(str(tmp_path / "photo.png"), forgotten, *heard(1))
+    assert forgotten.photo.size == (60, 40)
+
+
+def test_a_picture_is_written_once_and_is_as_young_as_it_was_last_shown(tmp_path):
+    pictures = Pictures(tmp_path / "files")
+    path = pictures.path(samples()[0].picture)
+    before = os.stat(path)
+    os.utime(path, (0, 0))
+    assert pictures.path(samples()[0].picture) == path and pictures.path(samples()[1].picture) != path
+    assert os.stat(path).st_ino == before.st_ino and os.stat(path).st_mtime >= before.st_mtime
+    assert Pictures(tmp_path).path(samples()[0].picture).split("/")[-1] != path.split("/")[-1]
+    assert len(list((tmp_path / "files").iterdir())) == 2
+
+
 # --- the command ---
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in ("style", "page"):
+    for name in ("page", "layout", "style"):
         monkeypatch.delitem(sys.modules, f"alpha_clip.demo.{name}", raising=False)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert main([]) == 1
@@ -346,7 +598,8 @@ def test_importing_the_package_does_not_import_gradio():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--max-megabytes", "0"], "0 is not more than 0"),
+        (["--max-megabytes", "4"], "4 is less than 5, which a picture with strokes on it can take"),
+        (["--port", "99999"], "99999 is not between 1 and 65535"),
         (["--max-megapixels", "-1"], "-1 is not more than 0"),
         (["--keep", "0"], "0 is less than 1"),
         (["--prot", "1"], "unrecognized arguments"),
@@ -373,6 +626,20 @@ def test_a_folder_that_is_none_ends_with_1_and_one_line(tmp_path, monkeypatch, c
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert main(["--folder", str(tmp_path / "none"), "--device", "cpu"]) == 1
     assert re.fullmatch(r"alpha_clip\.demo: .*none is no folder.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_an_address_that_is_taken_or_not_there_is_told_before_anything_is_loaded(taken, monkeypatch, capsys):
+    pytest.importorskip("gradio", reason=INSTALL)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "set by the command")
+    monkeypatch.setattr("alpha_clip.demo.__main__.load", None)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert main(["--port", port] if taken else ["--host", "300.1.1.1"]) == 1
+    said = f"port {port} of 127.0.0.1 (Address already in use" if taken else "300.1.1.1 ("
+    assert f"cannot listen at {said}" in (err := capsys.readouterr().err) and err.count("\n") == 1
 
 
 # --- in a browser ---
@@ -437,7 +704,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     pytest.importorskip("gradio", reason=INSTALL)
-    with Server(tmp_path_factory.mktemp("plain"), "--max-megabytes", "1", "--max-megapixels", "50") as server:
+    with Server(tmp_path_factory.mktemp("plain"), "--max-megabytes", "5", "--max-megapixels", "50") as server:
         yield server
 
 
@@ -449,12 +716,27 @@ class Visitor:
         self.page, self.asked = self.context.new_page(), []
         self.page.set_default_timeout(120_000)
         self.page.on("request", lambda request: self.asked.append(request.url))
-        with self.page.expect_response(lambda response: "queue/join" in response.url):  # the editor has its picture
+        with self.page.expect_response(
+            lambda response: self.tells(response, "background")
+        ):  # the editor has its picture
             self.page.goto(url)
+
+    @staticmethod
+    def tells(response, words: str) -> bool:
+        """Whether it is the server's to an event in which these are found."""
+        return "queue/join" in response.url and words in response.request.post_data
 
     def best(self, way: str, label: str) -> None:
         """Wait until the label wins."""
         self.page.locator(f"#answers .{way} .best .name", has_text=re.compile(f"^{label}$")).wait_for()
+
+    def edges(self, box: tuple[float, ...]) -> None:
+        """Wait until the sliders have the edges of a box in pixels."""
+        self.page.wait_for_function(
+            """box => [...document.querySelectorAll(".box input[type=number]")].every(
+                (field, i) => Math.abs(field.value - box[i]) < 0.5)""",
+            arg=[100 * edge / SAMPLE for edge in box],
+        )
 
     def place(self, x: float, y: float, side: int = SAMPLE) -> tuple[float, float]:
         """A pixel of a square picture, on the screen: the editor shows it in its middle."""
@@ -466,9 +748,14 @@ class Visitor:
         )
 
     def paint(self, x0: float, y0: float, x1: float, y1: float) -> None:
-        self.page.mouse.move(*self.place(x0, y0))
+        (left, top), (right, bottom) = self.place(x0, y0), self.place(x1, y1)
+        self.stroke(left, right, top, bottom)
+
+    def stroke(self, x0: float, x1: float, y0: float, y1: float) -> None:
+        """As `paint`, on the screen."""
+        self.page.mouse.move(x0, y0)
         self.page.mouse.down()
-        self.page.mouse.move(*self.place(x1, y1), steps=1)
+        self.page.mouse.move(x1, y1)
         self.page.mouse.up()
 
     def paint_over(self, box: tuple[int, int, int, int]) -> None:
@@ -517,12 +804,57 @@ def test_a_box_by_two_taps_its_edges_and_the_attention_over_the_picture(server, 
         if i == 1:
             visitor.best("alpha", "a house")
     visitor.best("crop", "a house")
-    sides = [float(field.input_value()) for field in page.locator(".box input[type=number]").all()]
-    np.testing.assert_allclose(sides, [100 * x / SAMPLE for x in (x0, y0, x1, y1)], atol=0.5)
+    visitor.edges((x0, y0, x1, y1))
     page.get_by_label("Show where the model looks").check()
     page.locator("#heat img").wait_for()
     page.get_by_role("button", name="Start over").click()
     visitor.best("alpha", "a flower")
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_a_box_is_drawn_from_corner_to_corner(server, browser):
+    visitor, (sample, *_) = Visitor(browser, server.url), samples()
+    page, (x0, y0, x1, y1) = visitor.page, sample.boxes[0]
+    page.get_by_label("Box", exact=True).check()
+    frame = page.locator("#frame img")
+    frame.wait_for()
+    place, mouse = frame.bounding_box(), page.mouse
+    left, top = (place[way] + (place[length] - SAMPLE) / 2 for way, length in (("x", "width"), ("y", "height")))
+    mouse.move(left + x1, top + y0)
+    mouse.down()
+    mouse.move(left + x0, top + y1, steps=3)
+    drawn = page.locator("#drawn").bounding_box()
+    np.testing.assert_allclose([drawn["x"], drawn["y"]], [left + x0, top + y0], atol=1)
+    mouse.up()
+    visitor.edges(sample.boxes[0])
+    visitor.best("alpha", "a cat")
+    assert page.locator("#drawn").count() == 0
+    mouse.move(left + x0, top + y0)
+    mouse.down()
+    mouse.move(0, 0, steps=3)
+    mouse.up()  # outside: as far as the picture goes
+    visitor.edges((0, 0, x0, y0))
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_a_stroke_that_is_told_after_another_picture_was_chosen_is_not_taken_for_one_on_it(server, browser):
+    visitor, (first, *_) = Visitor(browser, server.url), samples()
+    page, held = visitor.page, []
+    # The pictures of a stroke go before it.
+    page.route("**/upload*", lambda route: held.append(route) if len(held) < 3 else route.continue_())
+    visitor.paint(*first.boxes[0])
+    while len(held) < 3:
+        page.wait_for_timeout(50)
+    page.locator("#sample-1").click()
+    visitor.best("whole", "a flower")
+    with page.expect_response(lambda response: visitor.tells(response, '"layers":[{')):
+        for upload in held:
+            upload.continue_()
+    page.get_by_label("What could it be?").fill("a bird, a flower, a cat")
+    page.locator("#answers .whole .name", has_text="a cat").wait_for()  # all before has been heard
+    assert page.locator("#answers .waiting").count() == 2
     visitor.leave()
 
 
@@ -585,7 +917,7 @@ def test_bad_uploads_get_a_message_and_the_page_goes_on(server, browser, tmp_pat
     refused = {
         tmp_path / "text.png": "cannot be read as a picture",
         bomb(tmp_path / "bomb.png", 16000, 12000): "too large: up to 50 million pixels",
-        saved(tmp_path / "many.png", (800, 600)): "exceed the maximum allowed size of 1.0 Mb",
+        saved(tmp_path / "many.png", (1500, 1200)): "exceed the maximum allowed size of 5.0 Mb",
         saved(tmp_path / "small.png", (20, 20)): "too small to point at",
     }
     for path, words in refused.items():
@@ -635,11 +967,14 @@ def test_no_file_but_the_pages_own_can_be_fetched(server, browser):
 def test_fifty_strokes_in_a_row_leave_nothing_behind_and_the_page_opens_again(browser, tmp_path):
     (tmp_path / "kept").mkdir()
     with Server(tmp_path / "kept", "--keep", "3") as server:
-        before, visitor, random = server.files(), Visitor(browser, server.url), np.random.default_rng(0)
+        before, visitor, random = server.files(), Visitor(browser, server.url, 390, 844), np.random.default_rng(0)
+        visitor.page.locator("#editor").scroll_into_view_if_needed()
+        (left, top), (right, bottom) = visitor.place(0, 0), visitor.place(SAMPLE, SAMPLE)
 
         def scribble(strokes: int) -> float:
             for _ in range(strokes):
-                visitor.paint(*random.integers(60, 320, 4))
+                at = random.uniform(0.2, 0.8, 4)
+                visitor.stroke(*(left + at[:2] * (right - left)), *(top + at[2:] * (bottom - top)))
             asked = -1
             while asked != (asked := len(visitor.asked)):  # until all are told
                 visitor.page.wait_for_timeout(3000)

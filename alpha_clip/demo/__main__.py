@@ -13,6 +13,7 @@ import argparse
 import ipaddress
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -28,6 +29,7 @@ from .uploads import limit_pixels
 from .viewer import Viewer
 
 MODEL = "tiny"
+STROKES = 5  # MB: the page sends each stroke as pictures of up to 1024 x 1024 pixels of four bytes
 DRAWINGS = "The model here is small and knows drawings only. For photos, start this page with a larger one."
 
 
@@ -56,6 +58,7 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from .page import Page
 
+    _check_free(args.host, args.port)
     limit_pixels(args.max_megapixels)
     model, preprocess = load(args.model, args.device, alpha_vision_ckpt_pth=args.alpha or "auto")
     clicks = finder = None
@@ -84,6 +87,16 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
         page.blocks.close(verbose=False)
 
 
+def _check_free(host: str, port: int | None) -> None:
+    """Gradio would try a host that is not there a hundred times, and tell of a taken port once the model is loaded."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        at = host if port is None else f"port {port} of {host}"
+        raise OSError(f"cannot listen at {at} ({error.strerror}): choose another --port or --host") from error
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -109,8 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, metavar="DIR", help="pictures that whoever opens the page may search")
     parser.add_argument("--index", type=Path, metavar="DIR", help="where the index of the folder is kept [nowhere]")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at [127.0.0.1: this computer alone]")
-    parser.add_argument("--port", type=int, help="[the first free one from 7860 on]")
-    parser.add_argument("--max-megabytes", type=_positive, default=20, metavar="N", help="of an uploaded file [20]")
+    parser.add_argument("--port", type=_port, metavar="N", help="[the first free one from 7860 on]")
+    parser.add_argument("--max-megabytes", type=_megabytes, default=20, metavar="N", help="of an uploaded file [20]")
     parser.add_argument("--max-megapixels", type=_positive, default=50, metavar="N", help="of an uploaded picture [50]")
     parser.add_argument(
         "--keep",
@@ -125,6 +138,18 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> float:
     if not (number := float(text)) > 0:
         raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return number
+
+
+def _megabytes(text: str) -> float:
+    if (number := float(text)) < STROKES:
+        raise argparse.ArgumentTypeError(f"{text} is less than {STROKES}, which a picture with strokes on it can take")
+    return number
+
+
+def _port(text: str) -> int:
+    if not 0 < (number := int(text)) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 65535")
     return number
 
 

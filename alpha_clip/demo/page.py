@@ -1,49 +1,43 @@
-"""The page: what is on it, and which events lead to what.
+"""The page: which events lead to what.
 
-All that a session has is in its `gr.State`; the model is the one thing that sessions share.
+All that a session has is in its `gr.State`, a `Session`; the model is the one thing that sessions share. Every handler
+is told the session, and how the page is set: `Session.hear`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 try:
     import gradio as gr
+    from gradio.utils import get_upload_folder
 except ImportError as error:
     raise ImportError(f'the demo needs {error.name}: pip install "alpha-clip[demo]"') from error
 
-from . import marks, style
+from . import marks, script, style
 from .bars import bars, message
 from .finder import Finder
+from .layout import BOX, MIDDLE, PAINT, Layout, editable
 from .marks import Mask
+from .pictures import Pictures
 from .samples import Sample
+from .session import Session
 from .uploads import Refused, decode
 from .viewer import Photo, Viewer, read_labels
 
 if TYPE_CHECKING:
     from .clicks import Clicks
 
-PAINT, BOX, CLICK = "Paint", "Box", "Click"
+_Shown = dict[Any, Any]  # components, and what they show now
+
 SESSIONS = 100  # pictures of so many are in memory at a time
-MIDDLE = (30, 30, 70, 70)  # percent: the box before anyone moves it
-_TITLE = """<h1>Point at a part of a picture</h1>
-<p>Mark something, and see which of your names fits it best: judged by the whole picture, by the part you marked, and
-by a cut-out of that part.</p>{note}"""
 
 
-class _KeepsNothing(dict[str, Any]):
-    """In place of `ImageEditor.blob_storage`, in which gradio 6 leaves a copy of every stroke that it never reads."""
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        pass
-
-
-class Page:
+class Page(Layout):
     """The page of a viewer, with clicks and a folder to search if they are given; ``blocks`` is gradio's.
 
     Args:
@@ -63,11 +57,12 @@ class Page:
         megapixels: float = 50,
     ) -> None:
         self._viewer, self._clicks, self._finder, self._megapixels = viewer, clicks, finder, megapixels
-        self._samples = samples
-        title = "Point at a part of a picture"
-        with gr.Blocks(title=title, analytics_enabled=False) as self.blocks:
-            gr.HTML(_TITLE.format(note=f'<p class="model">{escape(note)}</p>' if note else ""))
-            self._lay_out()
+        self._samples, self._pictures = samples, Pictures(get_upload_folder())
+        first = samples[0]
+        self._first, names = self._viewer.photo(first.picture), ", ".join(first.labels)
+        with gr.Blocks(title="Point at a part of a picture", analytics_enabled=False) as self.blocks:
+            answers = self._answer(self._first, None, names)
+            self._lay_out(samples, self._pictures.path(first.picture), answers, note, clicks is not None)
             if finder:
                 self._lay_out_search(finder)
             self._listen()
@@ -92,221 +87,181 @@ class Page:
             theme=style.THEME,
             css=style.css([sample.picture for sample in self._samples]),
             head=style.HEAD,
-            js=style.READY,
+            js=script.READY,
             quiet=True,
             prevent_thread_lock=True,
         )
         return url
 
-    # --- what is on it ---
-
-    def _lay_out(self) -> None:
-        first = self._samples[0]
-        photo, names = self._viewer.photo(first.picture), ", ".join(first.labels)
-        self._photo = gr.State(photo)
-        self._region = gr.State(None)
-        self._corner = gr.State(None)  # the first of a box, in percent, until the second is there
-        self._embedding = gr.State(None)  # SAM's, of the photo
-        with gr.Row(elem_classes="pictures"):
-            self._choices = [
-                gr.Button(sample.name, elem_id=f"sample-{i}", elem_classes="sample", min_width=90)
-                for i, sample in enumerate(self._samples)
-            ]
-            # Not `UploadButton`: of a file above `max_file_size` it says nothing.
-            self._upload = gr.File(
-                label="My own picture", file_types=["image"], min_width=90, height=110, elem_id="upload"
-            )
-        with gr.Row(elem_classes="desk"):
-            with gr.Column(scale=5, min_width=320):
-                self._lay_out_tools(first.picture)
-                with gr.Row(elem_classes="below"):
-                    self._looks = gr.Checkbox(label="Show where the model looks", container=False, elem_id="looks")
-                    self._again = gr.Button("Start over", size="sm", elem_id="again")
-                self._heat = gr.Image(
-                    visible=False,
-                    label="Bright: where the model looks",
-                    alt_text="The picture in grey; what the model looks at is red and yellow",
-                    interactive=False,
-                    buttons=[],
-                    elem_id="heat",
-                )
-            with gr.Column(scale=4, min_width=320):
-                self._answers = gr.HTML(self._answer(photo, None, names), padding=False, elem_id="answers")
-                self._labels = gr.Textbox(
-                    names,
-                    label="What could it be?",
-                    info="Names, with commas between them or one in a line.",
-                    lines=2,
-                    max_lines=6,
-                    elem_id="labels",
-                )
-
-    def _lay_out_tools(self, picture: Image.Image) -> None:
-        tools = [PAINT, BOX, *([CLICK] if self._clicks else [])]
-        self._tool = gr.Radio(tools, value=PAINT, label="Mark a part of it", elem_id="tool")
-        with gr.Column(elem_classes="tool paint"):
-            self._editor = gr.ImageEditor(
-                _editable(picture),
-                label="Paint over a part",
-                sources=(),  # what is dropped here would be read without a word where it cannot be
-                transforms=(),
-                layers=False,
-                brush=gr.Brush(28, colors=[(marks.COLOUR, 0.5)], color_mode="fixed"),
-                eraser=gr.Eraser(28),
-                buttons=[],
-                height=470,
-                elem_id="editor",
-            )
-            self._editor.blob_storage = _KeepsNothing()
-        with gr.Column(elem_classes="tool box"):
-            about = "Tap two corners of a box, or move its edges below."
-            self._frame = gr.Image(picture, label=about, interactive=False, buttons=[], elem_id="frame", height=430)
-            names = ("Left", "Top", "Right", "Bottom")
-            with gr.Row(elem_classes="sliders"):
-                self._sides = [_slider(f"{name} edge", at) for name, at in zip(names, MIDDLE, strict=True)]
-        with gr.Column(elem_classes="tool click"):
-            about = "Tap a thing, or move the point below."
-            self._target = gr.Image(picture, label=about, interactive=False, buttons=[], elem_id="target", height=430)
-            with gr.Row(elem_classes="sliders"):
-                self._point = [_slider("From the left", 50), _slider("From the top", 50)]
-
-    def _lay_out_search(self, finder: Finder) -> None:
-        about = f"{finder.pictures} pictures in the folder “{finder.folder.name}” on the computer that runs this page."
-        gr.HTML(f"<h2>Search this folder</h2><p>{escape(about)}</p>")
-        with gr.Row(elem_classes="search"):
-            self._wanted = gr.Textbox(
-                label="What are you looking for?", placeholder="a boat", scale=4, elem_id="wanted"
-            )
-            self._search = gr.Button("Search this folder", variant="primary", scale=1, elem_id="search")
-        self._found = gr.Gallery(
-            label="Found, best first",
-            columns=4,
-            height="auto",
-            object_fit="contain",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            visible=False,
-            elem_id="found",
-        )
-
     # --- what leads to what ---
 
     def _listen(self) -> None:
-        seen = [self._photo, self._labels, self._looks]
-        said = [self._region, self._answers, self._heat]
-        fresh = [self._photo, self._corner, self._embedding, self._editor, self._frame, self._target, *self._sides]
+        told = [self._session, self._clock, self._number, self._tool, self._labels, self._looks]
+        said = [self._session, self._answers, self._heat]
+        fresh = [self._number, self._editor, self._frame, self._target, *self._sides, *said]
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         slow = quick | {"show_progress": "minimal"}
 
+        self.blocks.load(self._enter, told, self._session, **quick)
         for choice, sample in zip(self._choices, self._samples, strict=True):
-            chosen = partial(self._choose, sample)
-            choice.click(chosen, [self._tool, self._looks], [*fresh, self._labels, *said], **slow)
-        self._upload.upload(
-            self._take, [self._upload, self._tool, self._labels, self._looks], [self._upload, *fresh, *said], **quick
-        )
-        self._again.click(self._restart, [self._tool, *seen], [*fresh, *said], **quick)
-        self._tool.change(
-            self._switch,
-            [self._tool, self._editor, *self._sides, *seen],
-            [self._corner, self._frame, self._target, *said],
-            **quick,
-        )
+            choice.click(partial(self._choose, sample), told, [*fresh, self._labels], **slow)
+        self._upload.upload(self._take, [self._upload, *told], [self._upload, *fresh], **quick)
+        self._again.click(self._restart, told, fresh, **quick)
+        held = [self._editor, *self._sides, *told]
+        self._tool.change(self._switch, held, [self._frame, self._target, *said], **quick)
         # `change` does not fire on strokes.
-        self._editor.input(self._painted, [self._tool, self._editor, *seen], said, **quick)
-        self._frame.select(
-            self._tapped_corner, [self._corner, *seen], [self._corner, *self._sides, self._frame, *said], **quick
-        )
-        gr.on(
-            [s.input for s in self._sides],
-            self._boxed,
-            [*self._sides, *seen],
-            [self._corner, self._frame, *said],
-            **quick,
-        )
+        self._editor.input(self._painted, [self._editor, *told], said, **quick)
+        self._frame.select(self._tapped_corner, told, [*self._sides, self._frame, *said], **quick)
+        gr.on([s.input for s in self._sides], self._boxed, [*self._sides, *told], [self._frame, *said], **quick)
         if self._clicks:
-            told = [self._embedding, self._target, *said]
-            self._target.select(self._tapped, [self._embedding, *seen], [*self._point, *told], **slow)
-            gr.on([s.input for s in self._point], self._clicked, [*self._point, self._embedding, *seen], told, **slow)
+            self._target.select(self._tapped, told, [*self._point, self._target, *said], **slow)
+            gr.on([s.input for s in self._point], self._clicked, [*self._point, *told], [self._target, *said], **slow)
         # `input` fires on keys alone.
-        self._labels.change(self._answer, [self._photo, self._region, self._labels], self._answers, **quick)
-        self._looks.input(self._look, [self._photo, self._region, self._looks], self._heat, **quick)
+        self._labels.change(self._typed, told, [self._session, self._answers], **quick)
+        self._looks.input(self._ticked, told, [self._session, self._heat], **quick)
         if self._finder:
             gr.on([self._search.click, self._wanted.submit], self._find, self._wanted, self._found, **slow)
 
+    def _enter(self, session: Session, *heard: Any) -> Session:
+        if session.photo is None:
+            session.hear(*heard)
+            session.open(self._first)
+        return session
+
     # another picture
 
-    def _choose(self, sample: Sample, tool: str, looks: bool) -> tuple[Any, ...]:
+    def _choose(
+        self, sample: Sample, session: Session, clock: float, number: int, tool: str, _: str, looks: bool
+    ) -> _Shown:
         names = ", ".join(sample.labels)
-        *fresh, region, answers, heat = self._show(sample.picture, tool, names, looks)
-        return *fresh, names, region, answers, heat
+        shown = self._show(sample.picture, session, clock, number, tool, names, looks)
+        return {**shown, self._labels: names} if shown else self._nothing(session)
 
-    def _take(self, path: str, tool: str, labels: str, looks: bool) -> tuple[Any, ...]:
+    def _take(self, path: str, session: Session, *heard: Any) -> _Shown:
         try:
             picture = decode(path, self._megapixels)
         except Refused as error:
             gr.Warning(str(error), title="This picture was not taken")
-            return None, *(gr.skip(),) * 13
-        return None, *self._show(picture, tool, labels, looks)
+            return {self._upload: None}
+        return {self._upload: None, **self._show(picture, session, *heard)}
 
-    def _show(self, picture: Image.Image, tool: str, labels: str, looks: bool) -> tuple[Any, ...]:
+    def _restart(self, session: Session, *heard: Any) -> _Shown:
+        return self._show(_known(session).image, session, *heard) or self._nothing(session)
+
+    def _show(self, picture: Image.Image, session: Session, *heard: Any) -> _Shown:
+        """Empty: another one was chosen meanwhile."""
+        turn = session.begin_choice(*heard)
         photo = self._viewer.photo(picture)
-        region = marks.box(MIDDLE, photo.size) if tool == BOX else None
-        fresh = (photo, None, None, _editable(picture), marks.shown(picture, region), picture, *MIDDLE)
-        return *fresh, *self._say(photo, region, labels, looks)
-
-    def _restart(self, tool: str, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
-        return self._show(photo.image, tool, labels, looks)
+        if session.choice != turn:
+            return {}
+        session.open(photo, marks.box(MIDDLE, photo.size) if session.tool == BOX else None)
+        path = self._pictures.path(picture)
+        fresh = {self._number: session.number, self._editor: editable(path), self._target: path}
+        edges = dict(zip(self._sides, MIDDLE, strict=True))
+        return {**fresh, **edges, self._frame: self._marked(session), **self._say(session)}
 
     # another mark
 
     def _switch(
-        self, tool: str, editor: Any, x0: float, y0: float, x1: float, y1: float, photo: Photo, labels: str, looks: bool
-    ) -> tuple[Any, ...]:
-        region = None
-        if tool == PAINT:
-            region = marks.strokes(_layers(editor), photo.size)
-        elif tool == BOX:
-            region = marks.box((x0, y0, x1, y1), photo.size)
-        return None, marks.shown(photo.image, region), photo.image, *self._say(photo, region, labels, looks)
+        self,
+        editor: Any,
+        x0: float,
+        y0: float,
+        x1: float,
+        y1: float,
+        session: Session,
+        clock: float,
+        number: int,
+        *heard: Any,
+    ) -> _Shown:
+        photo = _known(session)
+        if session.begin_mark(clock, session.number, *heard) is None:
+            return self._nothing(session)
+        here = number == session.number  # else another picture is on its way
+        session.corner = session.region = None
+        if session.tool == PAINT and here:
+            session.region = marks.strokes(_layers(editor), photo.size)
+        elif session.tool == BOX:
+            session.region = marks.box((x0, y0, x1, y1) if here else MIDDLE, photo.size)
+        target = self._pictures.path(photo.image)
+        return {self._frame: self._marked(session), self._target: target, **self._say(session)}
 
-    def _painted(self, tool: str, editor: Any, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
-        if tool != PAINT:  # the editor tells of itself when it is hidden, too
-            return (gr.skip(),) * 3
-        return self._say(photo, marks.strokes(_layers(editor), photo.size), labels, looks)
+    def _painted(self, editor: Any, session: Session, clock: float, number: int, tool: str, *heard: Any) -> _Shown:
+        photo = _known(session)
+        # The editor tells of itself when it is hidden, too.
+        if tool != PAINT or session.begin_mark(clock, number, tool, *heard) is None:
+            return self._nothing(session)
+        session.region = marks.strokes(_layers(editor), photo.size)
+        return self._say(session)
 
-    def _tapped_corner(
-        self, event: gr.SelectData, corner: tuple[float, float] | None, photo: Photo, labels: str, looks: bool
-    ) -> tuple[Any, ...]:
+    def _tapped_corner(self, event: gr.SelectData, session: Session, *heard: Any) -> _Shown:
+        photo = _known(session)
         here = marks.percent(event.index, photo.size)
-        if corner is None:
-            return here, *(gr.skip(),) * 4, marks.shown(photo.image, None, here), *(gr.skip(),) * 3
-        (x0, x1), (y0, y1) = sorted([corner[0], here[0]]), sorted([corner[1], here[1]])
-        return None, x0, y0, x1, y1, *self._boxed(x0, y0, x1, y1, photo, labels, looks)[1:]
+        if session.corner is None:
+            if session.begin_mark(*heard) is None:
+                return self._nothing(session)
+            session.corner = here
+            return {self._frame: self._marked(session, here)}
+        (x0, x1), (y0, y1) = sorted([session.corner[0], here[0]]), sorted([session.corner[1], here[1]])
+        return dict(zip(self._sides, (x0, y0, x1, y1), strict=True)) | self._boxed(x0, y0, x1, y1, session, *heard)
 
-    def _boxed(
-        self, x0: float, y0: float, x1: float, y1: float, photo: Photo, labels: str, looks: bool
-    ) -> tuple[Any, ...]:
-        region = marks.box((x0, y0, x1, y1), photo.size)
-        return None, marks.shown(photo.image, region), *self._say(photo, region, labels, looks)
+    def _boxed(self, x0: float, y0: float, x1: float, y1: float, session: Session, *heard: Any) -> _Shown:
+        photo = _known(session)
+        if session.begin_mark(*heard) is None:
+            return self._nothing(session)
+        session.corner = None
+        session.region = marks.box((x0, y0, x1, y1), photo.size)
+        return {self._frame: self._marked(session), **self._say(session)}
 
-    def _tapped(self, event: gr.SelectData, embedding: Any, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
-        x, y = marks.percent(event.index, photo.size)
-        return x, y, *self._clicked(x, y, embedding, photo, labels, looks)
+    def _tapped(self, event: gr.SelectData, session: Session, *heard: Any) -> _Shown:
+        x, y = marks.percent(event.index, _known(session).size)
+        return {self._point[0]: x, self._point[1]: y, **self._clicked(x, y, session, *heard)}
 
-    def _clicked(self, x: float, y: float, embedding: Any, photo: Photo, labels: str, looks: bool) -> tuple[Any, ...]:
+    def _clicked(self, x: float, y: float, session: Session, *heard: Any) -> _Shown:
         assert self._clicks is not None
-        if embedding is None or embedding[0] is not photo:  # a slow click on the picture before may come late
-            embedding = photo, self._clicks.embed(photo.image)
+        photo = _known(session)
+        if (turn := session.begin_mark(*heard)) is None:
+            return self._nothing(session)
+        embedding = session.embedding
+        if embedding is None or embedding[0] is not photo:
+            embedding = session.embedding = photo, self._clicks.embed(photo.image)
         region = marks.worth_it(self._clicks.mask(photo.image, embedding[1], marks.pixel((x, y), photo.size)))
+        if session.turn != turn:
+            return self._nothing(session)
         if region is None:
             gr.Info("Nothing was found at that point: try another one.")
-        return embedding, marks.shown(photo.image, region, (x, y)), *self._say(photo, region, labels, looks)
+        session.region = region
+        return {self._target: self._marked(session, (x, y)), **self._say(session)}
 
     # what is said
 
-    def _say(self, photo: Photo, region: Mask | None, labels: str, looks: bool) -> tuple[Any, ...]:
-        return region, self._answer(photo, region, labels), self._look(photo, region, looks)
+    def _typed(self, session: Session, *heard: Any) -> _Shown:
+        session.hear(*heard)
+        return self._say(session, looks=False)
+
+    def _ticked(self, session: Session, *heard: Any) -> _Shown:
+        session.hear(*heard)
+        return self._say(session, names=False)
+
+    def _say(self, session: Session, names: bool = True, looks: bool = True) -> _Shown:
+        """Nothing of what has changed meanwhile: whatever changed it says so itself."""
+        photo, region, labels, ticked = _known(session), session.region, session.labels, session.looks
+        answers = self._answer(photo, region, labels) if names else None
+        heat = self._look(photo, region, ticked) if looks else None
+        said = self._nothing(session)
+        if session.photo is photo and session.region is region:
+            if names and session.labels == labels:
+                said[self._answers] = answers
+            if looks and session.looks == ticked:
+                said[self._heat] = heat
+        return said
+
+    def _nothing(self, session: Session) -> _Shown:
+        """But the session: gradio forgets it an hour after it was last given, once its window was closed."""
+        return {self._session: session}
+
+    def _marked(self, session: Session, dot: Sequence[float] | None = None) -> str:
+        return self._pictures.path(marks.shown(_known(session).image, session.region, dot))
 
     def _answer(self, photo: Photo, region: Mask | None, typed: str) -> str:
         try:
@@ -320,21 +275,23 @@ class Page:
         return bars(labels, shares, f"This small model has never read {unread}: it can only guess." if unread else "")
 
     def _look(self, photo: Photo, region: Mask | None, looks: bool) -> Any:
-        return gr.Image(self._viewer.attention(photo, region) if looks else None, visible=looks)
+        return gr.Image(self._pictures.path(self._viewer.attention(photo, region)) if looks else None, visible=looks)
 
     def _find(self, text: str) -> Any:
         assert self._finder is not None
         if not text.strip():
             raise gr.Error("Type what you are looking for.", title="Nothing to search for", print_exception=False)
-        return gr.Gallery(self._finder(text), visible=True)
+        return gr.Gallery([(self._pictures.path(hit), name) for hit, name in self._finder(text)], visible=True)
 
 
-def _slider(label: str, at: float) -> gr.Slider:
-    return gr.Slider(0, 100, at, step=1, label=f"{label}, %", buttons=[], min_width=130)
-
-
-def _editable(picture: Image.Image) -> Any:  # an `EditorValue`
-    return {"background": picture, "layers": [], "composite": None}
+def _known(session: Session) -> Photo:
+    if session.photo is None:
+        raise gr.Error(
+            "It was away for long, or many others came. Choose a picture, or send yours again.",
+            title="This page has forgotten its picture",
+            print_exception=False,
+        )
+    return session.photo
 
 
 def _layers(editor: Any) -> Any:

@@ -20,12 +20,6 @@ HEAD = """
 <meta http-equiv="Content-Security-Policy" content="default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'">
 """
 
-# One look, dark on light, which the bars are made for; and whoever listens to the page hears them change.
-READY = """() => {
-  document.body.classList.remove("dark");
-  document.querySelector("#answers").setAttribute("aria-live", "polite");
-}"""
-
 
 def css(thumbnails: Sequence[Image.Image]) -> str:
     """The page's style, with the pictures of the buttons `#sample-0`, `#sample-1`, ... in it."""
@@ -71,6 +65,8 @@ _CSS = """
 #editor .top-panel { padding-right: 0.4rem; }
 .sliders .form { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); flex-grow: 1; }
 .below { align-items: center; }
+#frame img { touch-action: none; cursor: crosshair; }
+#drawn { position: fixed; z-index: 9; border: 2px solid #d6204e; background: #d6204e40; pointer-events: none; }
 #again { flex-grow: 0; min-width: 7rem; }
 
 #answers, #answers .html-container { padding: 0 !important; }
