@@ -33,7 +33,7 @@ setup(
         "ftfy",
         "regex",
         "tqdm",
-        "huggingface_hub",
+        "huggingface_hub>=0.26",
         "safetensors",
         "pillow",
         "numpy",

@@ -81,7 +81,7 @@ def load(
 
     if dtype is None:
         dtype = torch.float16 if chosen.type == "cuda" else torch.float32
-    _cast(model, dtype)
+    _cast(model, dtype, copy=found.overwritable and chosen.type == "cpu")
     if chosen.type != "cpu":  # where the weights are
         model.to(chosen)
     return model, Preprocess(model.visual.input_resolution)
@@ -101,14 +101,17 @@ def _warn_of_zeros(name: str, silenced: bool) -> None:
     warnings.warn(text, stacklevel=3)  # the caller of `load`
 
 
-def _cast(model: CLIP, dtype: torch.dtype) -> None:
-    """Every weight once, in place: to `dtype`, but for half precision what multiplies no matrix to float32."""
+def _cast(model: CLIP, dtype: torch.dtype, copy: bool) -> None:
+    """Every weight once, in place: to `dtype`, but for half precision what multiplies no matrix to float32.
+
+    With `copy` none stays in the file that it was read from.
+    """
     half = dtype in (torch.float16, torch.bfloat16)
     halved = {id(p) for p in matrices(model)}
     for p in model.parameters():
         wanted = torch.float32 if half and id(p) not in halved else dtype
-        if p.dtype != wanted:
-            p.data = p.data.to(wanted)
+        if copy or p.dtype != wanted:
+            p.data = p.data.to(wanted, copy=True)
 
 
 def _as_name(what: str, name: Any) -> str:
@@ -124,7 +127,7 @@ def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype is {dtype!r}, expected a floating torch.dtype, such as torch.float16")
     path = os.fspath(device) if isinstance(device, (str, os.PathLike)) else ""
-    if path.endswith((".pth", ".pt", ".safetensors")) or os.path.isfile(path):
+    if path.endswith((".pth", ".pt", ".safetensors")) or (os.sep in path and os.path.isfile(path)):
         raise TypeError(
             f"device is {path!r}, a file: the second argument is the device, as in clip.load. "
             f"Pass alpha weights as load({name!r}, alpha_vision_ckpt_pth={path!r})."
@@ -140,14 +143,22 @@ def as_device(device: str | torch.device | None) -> torch.device:
     """The device of that name; None: CUDA if there is one, else MPS, else the CPU.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: there is no such device, or none in this computer.
     """
     if device is None:
         return _default_device()
     try:
-        return torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}, expected 'cpu', 'cuda', 'cuda:1', 'mps' or None, to choose") from error
+    try:
+        torch.empty(0, device=chosen)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:  # as each kind has it
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device is {device!r}, which cannot be used here ({reason}): expected None, to choose"
+        ) from error
+    return chosen
 
 
 def _default_device() -> torch.device:

@@ -113,7 +113,7 @@ def write(
         mode = part.stat().st_mode
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata)
         part.chmod(mode)
-        with part.open("rb") as file:
+        with part.open("r+b") as file:  # Windows flushes what can be written alone
             os.fsync(file.fileno())
         os.replace(part, path)
     except SafetensorError as error:

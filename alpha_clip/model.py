@@ -119,7 +119,7 @@ class VisionTransformer(nn.Module):
         x = self.conv1(image) + self.conv1_alpha(alpha)  # (B, width, h, w)
         h, w = x.shape[-2:]
         x = x.flatten(2).permute(0, 2, 1)  # (B, h * w, width)
-        cls = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([cls, x], dim=1) + self._positions(h, w).to(x.dtype)  # (B, 1 + h * w, width)
         return self.ln_pre(x).permute(1, 0, 2)
 
@@ -155,15 +155,19 @@ class VisionTransformer(nn.Module):
     def _check_alpha(self, alpha: Tensor) -> None:
         """Warn once of weights that ignore the mask, and once of a mask that was not normalised.
 
-        Each check reads values back from the device, so it runs on the first call it applies to and never again.
+        Reading values back from a device waits for it, so that is done on the first call it applies to and never again;
+        masks on the CPU are looked at until one is wrong.
         """
         if "mask" in self._unseen and not self.training:  # in training, zero is where alpha weights start
             self._unseen.discard("mask")
             if not self.conv1_alpha.weight.any():
                 warnings.warn(_BLIND, stacklevel=2)
-        if "floating alpha" in self._unseen and alpha.is_floating_point():
+        if (
+            "floating alpha" in self._unseen
+            and alpha.is_floating_point()
+            and (_warn_of_a_plain_mask(alpha) or alpha.device.type != "cpu")
+        ):
             self._unseen.discard("floating alpha")
-            _warn_of_a_plain_mask(alpha)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         conv1, conv1_alpha = f"{prefix}conv1.weight", f"{prefix}conv1_alpha.weight"
@@ -267,7 +271,7 @@ class CLIP(nn.Module):
             ValueError: `text` is not (N, L), or too long.
         """
         ends = _as_tokens(text, self.context_length).argmax(dim=-1)  # the end-of-text token has the highest id of all
-        if len(text) and is_readable(text) and self._is_cuttable():
+        if is_readable(text) and len(text) and self._is_cuttable():
             return self._encode_parts(text, ends)
         return self._encode(text, ends)
 
@@ -278,7 +282,7 @@ class CLIP(nn.Module):
         x = x.permute(1, 0, 2)  # (L, N, D)
         if is_changed(self.ln_final):
             x = self.ln_final(self.transformer(x).permute(1, 0, 2))
-            x = x[torch.arange(len(x), device=x.device), ends]
+            x = x[torch.arange(x.shape[0], device=x.device), ends]
         else:
             x = self.ln_final(rows_of(self.transformer, x, ends))
         return x @ self.text_projection
@@ -364,7 +368,8 @@ def _as_alpha(alpha: Tensor, image: Tensor) -> Tensor:
             f"alpha is {shape}, expected (B, 1, {h}, {w}), (B, {h}, {w}) or ({h}, {w}) to fit the image "
             f"{tuple(image.shape)}: transform the two together with `preprocess(image, mask)`"
         )
-    if len(alpha) != len(image) and 1 not in (len(alpha), len(image)):
+    # Not len(), which would fix the size of the batch in torch.export.
+    if alpha.shape[0] != image.shape[0] and alpha.shape[0] != 1 and image.shape[0] != 1:
         raise ValueError(
             f"{len(image)} images and {len(alpha)} alphas: the two batches must be equal, or one of them 1"
         )
@@ -378,21 +383,23 @@ def _normalised(alpha: Tensor, dtype: torch.dtype) -> Tensor:
     return alpha.to(dtype)
 
 
-def _warn_of_a_plain_mask(alpha: Tensor) -> None:
+def _warn_of_a_plain_mask(alpha: Tensor) -> bool:
+    """Whether there was something to warn of."""
     if not alpha.numel():
-        return
+        return False
     low, high = alpha.min(), alpha.max()
     if low >= 0 and high <= 1:
         where = "lie within [0, 1]"
     elif max(high, -low) > 5 * FOREGROUND:  # less may be an alpha that is being optimised
         where = f"reach from {low:.4g} to {high:.4g}, far beyond ±{FOREGROUND:.3f}"
     else:
-        return
+        return False
     warnings.warn(
         f"the values of this floating alpha {where}, so it is almost surely a mask that was not normalised. Pass a "
         "bool mask, or (mask - 0.5) / 0.26, as `preprocess(image, mask)` returns it.",
         stacklevel=3,
     )
+    return True
 
 
 def _as_tokens(text: Tensor, context_length: int) -> Tensor:

@@ -52,7 +52,7 @@ def embed_regions(
         image: a picture as `Preprocess` takes it.
         masks: (K, H, W), a list of K, or one, as `Preprocess` takes them.
         method: a name in `METHODS`, or a function of this signature.
-        chunk: masks at a time, which bounds the memory.
+        chunk: masks that the model sees at a time, which bounds its memory; all are held in float32, (K, H, W).
         options: of the method.
 
     Raises:
@@ -163,7 +163,7 @@ def maskclip(
     rgb, covered = _patches(tower, picture, masks, geometry)
     features = []
     for share in covered:
-        under = torch.cat([torch.ones(1, dtype=torch.bool), share >= min(0.5, float(share.max()))])
+        under = torch.cat([torch.ones(1, dtype=torch.bool, device=share.device), share >= min(0.5, float(share.max()))])
         with tower.last_block_sees(lambda x, under=under: x[:, under.to(x.device)]):  # type: ignore[misc]
             features.append(tower.encode(rgb))
     return torch.cat(features)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from . import checkpoints, vocabulary
-from .model import CLIP
+from .model import CLIP, empty_model
 
 _FILES = {".pt", ".pth", ".bin", ".safetensors"}  # what others save weights as
 
@@ -58,7 +60,8 @@ def save(model: CLIP, folder: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        TypeError: `model` is not one of ours. ValueError: `folder` is the name of a file of weights, such as
+        TypeError: `model` is not one of ours. ValueError: `model` has other weights than `load` takes, as an adapter
+            brings; or `folder` is the name of a file of weights, such as
             "model.pt". OSError: the folder cannot be written to, or holds weights that `load`
             would read in place of these.
     """
@@ -111,6 +114,7 @@ def _save(model: CLIP, folder: Path, title: str, name: str) -> Path:
             f"{other} is there, which load would read in place of what is saved: choose another folder"
         )
     tensors = model.state_dict()
+    _check_names(tensors)
     if model.known_tokens is not None:
         tensors = vocabulary.pack(tensors, model.known_tokens)
     checkpoints.write(tensors, folder / "model.safetensors", confirmed=model.confirmed)
@@ -120,6 +124,18 @@ def _save(model: CLIP, folder: Path, title: str, name: str) -> Path:
         part.write_text(_card(model, title, name), encoding="utf-8")
         os.replace(part, card)
     return folder
+
+
+def _check_names(tensors: Mapping[str, Tensor]) -> None:
+    try:
+        needed = empty_model(tensors).state_dict().keys()
+    except ValueError as error:
+        raise ValueError(f"model cannot be saved, as load would not take it: {error}") from error
+    if wrong := sorted(needed ^ tensors.keys()):
+        raise ValueError(
+            f"model has not the weights that load expects ({', '.join(wrong[:4])}{', ...' if wrong[4:] else ''}): "
+            "merge or remove parametrisations and adapters first"
+        )
 
 
 def _card(model: CLIP, title: str, name: str) -> str:

@@ -5,6 +5,7 @@ Neither package is imported: a model is known by what it has.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ class Tower:
 
     @contextmanager
     def last_block_sees(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """For a while, the last block's input, (B, 1 + N, width), goes through `change`.
+        """For a while, the last block's input, (B, 1 + N, width), goes through `change`, in this thread.
 
         What comes out of the block may be another batch of other lengths; the first token of each is the class token.
 
@@ -59,7 +60,11 @@ class Tower:
                 "CLIP's ViTs have: use a method that changes the picture, such as 'crop'"
             )
 
+        caller = threading.get_ident()
+
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if threading.get_ident() != caller:  # others use the same model meanwhile
+                return args, kwargs
             tokens = args[0] if args else kwargs["hidden_states"]
             turned = (lambda x: x.transpose(0, 1)) if self.tokens_first else (lambda x: x)
             changed = turned(change(turned(tokens)))

@@ -33,7 +33,7 @@ class QuickGELU(nn.Module):
     """The approximation of GELU that OpenAI's CLIP was trained with, x * sigmoid(1.702 x)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
             return x * torch.sigmoid(1.702 * x)
         if x.requires_grad and torch.is_grad_enabled():
             return cast(Tensor, _QuickGELU.apply(x))
@@ -96,7 +96,7 @@ class Attention(nn.MultiheadAttention):
         if mask is not None:
             mask = mask.to(q.dtype)
             mask = mask if mask.ndim == 2 else mask.unflatten(0, (-1, self.num_heads))
-        if q.device.type == "cpu" and q.element_size() == 2 and len(key) <= _PRODUCTS_UP_TO and not q.requires_grad:
+        if q.device.type == "cpu" and q.element_size() == 2 and key.shape[0] <= _PRODUCTS_UP_TO and not q.requires_grad:
             logits = q * self.head_dim**-0.5 @ k.mT
             x = (logits if mask is None else logits + mask).softmax(-1) @ v
         else:
@@ -144,7 +144,7 @@ class ResidualAttentionBlock(nn.Module):
         self._read: tuple[Tensor, int, bool] | None = None  # by `is_causal`
 
     def attention(self, x: Tensor) -> Tensor:
-        mask = None if self.attn_mask is None else self.attn_mask[: len(x), : len(x)].to(x.dtype)
+        mask = None if self.attn_mask is None else self.attn_mask[: x.shape[0], : x.shape[0]].to(x.dtype)
         return self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,10 +157,10 @@ class ResidualAttentionBlock(nn.Module):
 
     def only(self, x: Tensor, rows: Tensor) -> Tensor:
         """Row ``rows[i]`` of `forward` of each member i, (1, N, D), at a fraction of its cost: one query for each."""
-        each = torch.arange(len(rows), device=rows.device)
+        each = torch.arange(rows.shape[0], device=rows.device)
         mask = None
         if self.attn_mask is not None:
-            mask = self.attn_mask[rows, : len(x)].repeat_interleave(self.attn.num_heads, 0)[:, None].to(x.dtype)
+            mask = self.attn_mask[rows, : x.shape[0]].repeat_interleave(self.attn.num_heads, 0)[:, None].to(x.dtype)
         y = self.ln_1(x)
         x = x[rows, each][None] + self.attn(y[rows, each][None], y, y, need_weights=False, attn_mask=mask)[0]
         return x + self.mlp(self.ln_2(x))
@@ -213,7 +213,7 @@ def rows_of(transformer: Transformer, x: Tensor, rows: Tensor | None = None) -> 
     """
     if is_watched(transformer, slice(-1, None)):
         y = transformer(x)
-        return y[0] if rows is None else y[rows, torch.arange(len(rows), device=rows.device)]
+        return y[0] if rows is None else y[rows, torch.arange(rows.shape[0], device=rows.device)]
     *before, last = transformer.blocks
     one = last.first if rows is None else partial(last.only, rows=rows)
     return transformer.run([*before, one], x)[0]

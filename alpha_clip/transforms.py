@@ -41,8 +41,9 @@ class Preprocess(Compose):
     ``mean`` and ``std`` are the pixels', for models of other families.
 
     A picture is a PIL image, a (H, W, 3), (H, W, 4) or (H, W) uint8 array, or a path. Without a mask the result is bit
-    for bit that of CLIP's five steps, which are in ``transforms``; like CLIP, it then ignores an EXIF orientation. With
-    a mask the picture is turned upright first, and the mask is taken to be of the upright picture.
+    for bit that of CLIP's five steps, which are in ``transforms``, but for grey of 16 bits, of which CLIP makes white;
+    like CLIP, it then ignores an EXIF orientation. With a mask the picture is turned upright first, and the mask is
+    taken to be of the upright picture.
 
     A mask is (H, W), K of them are (K, H, W) or a list. Each is 1 (foreground) where the model should look and 0
     elsewhere, anything in between stays soft, and may be given as
@@ -77,6 +78,10 @@ class Preprocess(Compose):
             ]
         )
         self.n = n
+        self._own = self._names()
+
+    def _names(self) -> list[str]:
+        return [type(step).__name__ for step in self.transforms]
 
     @overload
     def __call__(self, image: Picture, mask: None = None, *, geometry: Geometry = "crop") -> Tensor: ...
@@ -98,13 +103,21 @@ class Preprocess(Compose):
             TypeError: the picture or a mask is of another kind than those above.
 
         Warns:
-            UserWarning: the crop takes more than a tenth of a mask that is not the whole picture.
+            UserWarning: the crop takes more than a tenth of a mask that is not the whole picture; or ``transforms``
+                was changed.
         """
         if geometry not in get_args(Geometry):
             raise ValueError(f"geometry is {geometry!r}, expected one of {', '.join(get_args(Geometry))}")
         if mask is None:
             return self._rgb(_as_picture(image), geometry)
-        picture, masks, one = _read(image, mask)
+        if self._names() != self._own:
+            warnings.warn(
+                "`transforms` of this preprocess was changed: what moves the picture there does not move the mask. "
+                "Change picture and mask before it instead",
+                stacklevel=2,
+            )
+        picture, masks, count = _read(image, mask)
+        one = count is None
         alphas, kept = zip(*(self._alpha(mask, geometry) for mask in masks), strict=True)
         _check_kept(kept, one)
         alpha = torch.stack(alphas)  # (K, n, n)
@@ -149,12 +162,15 @@ def read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Tens
 
     Both are given as `Preprocess` takes them, and what does not fit raises the same errors.
     """
-    picture, masks, _ = _read(image, mask)
-    return _to_rgb(picture), torch.stack(list(masks))
+    picture, masks, count = _read(image, mask)
+    found = torch.empty(count or 1, picture.height, picture.width)  # a list of them would take as much again
+    for row, values in zip(found, masks, strict=True):
+        row.copy_(values)
+    return _to_rgb(picture), found
 
 
-def _read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Iterator[Tensor], bool]:
-    """The picture upright, its masks, (H, W) each, and whether it was one mask without K.
+def _read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Iterator[Tensor], int | None]:
+    """The picture upright, its masks, (H, W) each, and K; None: it was one mask without K.
 
     Masks are scaled when their turn comes: all of them in float32 would fill the memory.
     """
@@ -231,11 +247,20 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
         return picture
 
 
+def _in_eight_bits(picture: Image.Image) -> Image.Image:
+    """Pillow would make grey of 16 bits white, but for the darkest."""
+    if not picture.mode.startswith("I") or (values := np.asarray(picture)).max() <= 255:
+        return picture
+    eight = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+    eight.info = picture.info  # with its EXIF
+    return eight
+
+
 def _as_picture(image: Picture) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
     if isinstance(image, (str, os.PathLike)):
-        return _open(image)
+        image = _open(image)
+    if isinstance(image, Image.Image):
+        return _in_eight_bits(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"image is {type(image).__name__}, expected a PIL image, a uint8 array (H, W, 3) or a path")
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
@@ -248,8 +273,8 @@ def _as_picture(image: Picture) -> Image.Image:
 
 def _read_masks(
     mask: Mask | Sequence[Mask], upright: tuple[int, int], stored: tuple[int, int]
-) -> tuple[Iterator[Tensor], bool]:
-    """Return masks of any kind, each as (H, W) float32 in [0, 1], and whether it was one mask without K."""
+) -> tuple[Iterator[Tensor], int | None]:
+    """Return masks of any kind, each as (H, W) float32 in [0, 1], and K; None: it was one mask without K."""
     if isinstance(mask, (list, tuple)):
         arrays, one = [mask_values(m, f"mask {i}") for i, m in enumerate(mask)], False
     else:
@@ -261,7 +286,8 @@ def _read_masks(
     names = ["mask"] if one else [f"mask {i}" for i in range(len(arrays))]
     for array, name in zip(arrays, names, strict=True):
         _check_size(array, name, upright, stored)
-    return (torch.from_numpy(unit_mask(array, name)) for array, name in zip(arrays, names, strict=True)), one
+    found = (torch.from_numpy(unit_mask(array, name)) for array, name in zip(arrays, names, strict=True))
+    return found, None if one else len(arrays)
 
 
 def mask_values(mask: Mask, name: str) -> NDArray[Any]:
@@ -331,6 +357,10 @@ def unit_mask(mask: NDArray[Any], name: str) -> NDArray[np.float32]:
         raise ValueError(
             f"{name} has integers from {low} to {high}, expected 0 and 1, or 0 to 255. In a label map choose a label, "
             f"mask == {high}; a soft mask as dim as that make float, mask / 255"
+        )
+    if kind == "f" and 0 < high <= 1 / 255 + _ROUNDING:
+        raise ValueError(
+            f"{name} has floats from {low:g} to {high:g}, which is a mask of 0 and 1 divided by 255: pass mask > 0"
         )
     if not high > 0:
         raise ValueError(f"{name} is 0 everywhere, expected some foreground: leave it out to mean the whole picture")

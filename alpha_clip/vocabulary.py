@@ -27,10 +27,10 @@ def expand(tensors: Mapping[str, Tensor], vocab_size: int = 49408) -> dict[str, 
     """
     tensors = dict(tensors)
     packed, ids = tensors[ROWS], tensors.pop(IDS)
-    rows = torch.zeros(vocab_size, dtype=torch.int64)
+    rows = torch.zeros(vocab_size, dtype=torch.int64, device=packed.device)
     if len(packed) != len(ids) + 1 or not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         raise IncompatibleCheckpoint(f"token_ids are not those of {len(packed) - 1} of {vocab_size} tokens")
-    rows[ids.long()] = torch.arange(1, len(ids) + 1)
+    rows[ids.long()] = torch.arange(1, len(ids) + 1, device=packed.device)
     tensors[ROWS] = packed[rows]
     return tensors
 

@@ -29,18 +29,23 @@ HUB = "hf-hub:"  # before a repository on the Hub, as in open_clip
 ALPHA_KEY = "visual.conv1_alpha.weight"
 
 
+_CATALOGUE = "the catalogue"  # confirms its files
+
+
 @dataclass(frozen=True)
 class Assembled:
     """What a model is built from.
 
     ``tensors`` has OpenAI's names, ``visual.conv1_alpha.weight`` among them: zeros where there is none. ``confirmed``:
     whether something says of all files that heads are 64 wide and the activation is QuickGELU. ``silenced``: whether
-    there were alpha weights, which were left out.
+    there were alpha weights, which were left out. ``overwritable``: whether some are memory-mapped from a file of the
+    user's own that `torch.save` wrote, and would write over in place.
     """
 
     tensors: dict[str, Tensor]
     confirmed: bool
     silenced: bool
+    overwritable: bool
 
 
 def assemble(
@@ -77,11 +82,14 @@ def assemble(
     tensors = dict(base.tensors)  # memory-mapped: what is replaced below is never read
     own = tensors.pop(ALPHA_KEY, None) if alpha is None else None
     if tower is not None:
+        _warn_of_another_text_tower(tower, tensors)
         tensors |= _fitting(tower, tensors)
     if ALPHA_KEY not in tensors:
         tensors[ALPHA_KEY] = torch.zeros_like(tensors["visual.conv1.weight"][:, :1])
     confirmed = base.confirmed is not None and (tower is None or tower.confirmed is not None)
-    return Assembled(tensors, confirmed, silenced=own is not None and bool(own.any()))
+    silenced = own is not None and bool(own.any())
+    users = [c for c in (base, tower) if c is not None and c.confirmed != _CATALOGUE]
+    return Assembled(tensors, confirmed, silenced, overwritable=any(c.format.startswith("torch.save") for c in users))
 
 
 def build(name: str, tensors: Mapping[str, Tensor]) -> CLIP:
@@ -112,7 +120,7 @@ def _base_checkpoint(name: str, root: Root, trust: bool) -> Checkpoint:
         return checkpoints.read(ASSETS / catalogue.BASES[name].file)
     if name in catalogue.BASES:
         path = locate(catalogue.BASES[name], root)
-        return checkpoints.read(path, trusted=catalogue.openais_files(), confirmed="the catalogue")
+        return checkpoints.read(path, trusted=catalogue.openais_files(), confirmed=_CATALOGUE)
     path = repository(name.removeprefix(HUB), root) if name.startswith(HUB) else Path(name)
     return _read_users_file(path, trust)
 
@@ -122,7 +130,7 @@ def _alpha_tower(name: str, alpha: str | os.PathLike[str], root: Root, trust: bo
     if isinstance(alpha, str) and alpha in tags:
         entry = tags[alpha]
         path = locate(entry, root) if entry.sha256 else ASSETS / entry.file
-        return checkpoints.read(path, confirmed="the catalogue")
+        return checkpoints.read(path, confirmed=_CATALOGUE)
     if not os.path.exists(alpha) and not _looks_like_a_path(alpha):
         known = ", ".join(map(repr, tags)) or "none"
         raise WeightsError(f"alpha weights {str(alpha)!r} are neither a file nor a tag for {name} (tags: {known})")
@@ -167,6 +175,17 @@ def _fitting(tower: Checkpoint, base: Mapping[str, Tensor]) -> dict[str, Tensor]
             f"{tower.path} is not an image tower for this base: {report}. Load the base it was trained on."
         )
     return ours
+
+
+def _warn_of_another_text_tower(tower: Checkpoint, base: Mapping[str, Tensor]) -> None:
+    """The image tower alone is taken of alpha weights; one trained together with its text tower belongs to that."""
+    text = (k for k in tower.tensors if k in base and not k.startswith("visual.") and k != vocabulary.ROWS)
+    if any(not torch.equal(tower.tensors[k], base[k].to(tower.tensors[k].dtype)) for k in text):
+        warnings.warn(
+            f"{tower.path} holds a text tower too, other than the base's, which is used here: if the two towers were "
+            f"trained together, pass the file as the name, load({os.fspath(tower.path)!r}).",
+            stacklevel=4,  # the caller of `load`
+        )
 
 
 def _differences(tensors: Mapping[str, Tensor], needed: Mapping[str, torch.Size]) -> str:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import alpha_clip
-from alpha_clip.transforms import Geometry
+from alpha_clip.transforms import Geometry, read
 
 ASSETS = Path(str(files("alpha_clip"))) / "assets"
 LABELS = ["a cat", "a car", "a tree", "a balloon", "a dog", "a bus", "a mushroom", "a moon"]
@@ -103,7 +103,7 @@ def main() -> None:
         image, masks = sample()
     else:
         image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
-        masks = [np.asarray(Image.open(path).convert("L")) / 255 for path in args.mask]
+        masks = list(read(image, args.mask)[1].numpy()) if args.mask else []
         masks += [alpha_clip.box_mask(box, image.size[::-1]) for box in args.box]
         if not masks:
             parser.error("where to look? give --mask or --box")

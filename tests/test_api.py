@@ -113,6 +113,12 @@ def test_a_dtype_that_is_not_floating_is_refused(dtype):
 # --- device and dtype ---
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_a_device_that_is_not_in_this_computer_is_refused_before_any_weights_are_looked_for():
+    with pytest.raises(ValueError, match="device is 'cuda', which cannot be used here"):
+        load("ViT-L/14", "cuda")
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", ""])
 def test_a_device_that_torch_does_not_know_is_refused_before_any_weights_are_looked_for(device):
     with pytest.raises(ValueError, match=f"device is '{device}', expected 'cpu', 'cuda', 'cuda:1', 'mps' or None"):

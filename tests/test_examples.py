@@ -46,7 +46,7 @@ def test_zero_shot_region_takes_a_photo_with_masks_and_boxes(tmp_path):
     scene = draw_scene(3, (200, 300), objects=(2, 2), nouns=["dog", "bus"], overlap=0.0)
     Image.fromarray(scene.image).save(tmp_path / "photo.jpg", quality=95)
     first, second = scene.regions
-    Image.fromarray((first.mask * 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    Image.fromarray((first.mask > 0.5).astype(np.uint8)).save(tmp_path / "mask.png")  # of 0 and 1
     out = run(
         "zero_shot_region.py", "--image", "photo.jpg", "--mask", "mask.png", "--box", *map(str, second.box),
         "--labels", "a dog", "a bus", "--out", "figure.png", cwd=tmp_path,

@@ -78,8 +78,8 @@ def test_masks_change_the_features(model, images, masks):
 @torch.no_grad()
 def test_soft_alpha_is_used_as_it_is(model, images, masks):
     hard = ((masks.float() - 0.5) / 0.26)[:, None]
-    embedded = [block_input(model.visual, images, alpha) for alpha in (hard, 0.5 * hard, 0 * hard)]
-    assert_close(embedded[1], (embedded[0] + embedded[2]) / 2, **TOLERANCE)
+    embedded = [block_input(model.visual, images, alpha) for alpha in (hard, 0.5 * hard, -hard)]
+    assert_close(embedded[1], 0.75 * embedded[0] + 0.25 * embedded[2], **TOLERANCE)
 
 
 @torch.no_grad()
@@ -255,8 +255,10 @@ def test_alpha_far_beyond_the_foreground_warns(model, images, masks):
         model.encode_image(images, masks.float() * 255)
 
 
-def test_only_the_first_floating_alpha_is_inspected(model, images, masks):
+def test_floating_alphas_are_inspected_until_one_is_wrong(model, images, masks):
     model.encode_image(images, (masks.float() - 0.5) / 0.26)
+    with pytest.warns(UserWarning, match=RAW):
+        model.encode_image(images, masks.float())
     model.encode_image(images, masks.float())
 
 
@@ -271,6 +273,42 @@ def test_alpha_within_0_and_1_warns_again_after_loading(model, images, masks):
 def test_nothing_warns_under_compile(plain, images, masks):
     compiled = torch.compile(plain.visual, fullgraph=True, backend="eager")
     compiled(images, masks.float())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_it_exports_with_a_batch_of_any_size(model, images, masks, tokens, masked):
+    many = torch.export.Dim("many", min=1, max=16)
+    inputs = (images, masks[:, None]) if masked else (images,)
+    exported = torch.export.export(model.visual, inputs, dynamic_shapes=({0: many},) * len(inputs)).module()
+    with torch.no_grad():
+        for count in (2, 3):
+            some = [x[:count] for x in inputs]
+            assert_close(exported(*some), model.visual(*some), **TOLERANCE)
+
+
+class Reader(torch.nn.Module):
+    """The text tower."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens):
+        return self.model.encode_text(tokens)
+
+
+def test_texts_export_with_a_batch_of_any_size(model, tokens):
+    reader, many = Reader(model), torch.export.Dim("many", min=1, max=16)
+    exported = torch.export.export(reader, (tokens,), dynamic_shapes=({0: many},)).module()
+    with torch.no_grad():
+        for count in (2, 4):
+            assert_close(exported(tokens[:count]), reader(tokens[:count]), **TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*", "ignore::torch.jit.TracerWarning")
+def test_it_is_traced_with_gradients_on(model, images):
+    traced = torch.jit.trace(model.visual, images)
+    assert_close(traced(images), model.visual(images), **TOLERANCE)
 
 
 # Tokens, projection, attention

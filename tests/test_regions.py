@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -36,6 +37,19 @@ def painted(mask: np.ndarray, elsewhere: np.ndarray) -> Image.Image:
 
 
 # --- the methods ---
+
+
+@torch.no_grad()
+def test_a_method_that_changes_the_last_block_changes_it_in_its_own_thread_alone(model):
+    rgb, expected = Preprocess(32)(PICTURE), by_hand(model, [PICTURE])
+    seen = []
+    with tower_of(model).last_block_sees(lambda x: x[:, :1]):
+        thread = threading.Thread(target=lambda: seen.append(by_hand(model, [PICTURE])))
+        thread.start()
+        thread.join()
+        changed = F.normalize(model.encode_image(rgb[None]), dim=-1)
+    assert_close(seen[0], expected)
+    assert not torch.allclose(changed, expected, atol=1e-3)
 
 
 @torch.no_grad()

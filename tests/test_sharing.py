@@ -8,6 +8,7 @@ from multiprocessing import get_context
 import checkpoints
 import pytest
 import torch
+import torch.nn.utils.parametrize
 
 import alpha_clip
 from alpha_clip.model import build_model
@@ -30,6 +31,28 @@ def test_what_is_saved_loads_again(model, tmp_path, dtype):
     stored = alpha_clip.checkpoints.read(tmp_path / "new" / "folder")
     assert {v.dtype for v in stored.tensors.values()} == {dtype}
     assert stored.confirmed == "its metadata"
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_what_load_would_not_take_is_not_saved(model, tmp_path):
+    torch.nn.utils.parametrize.register_parametrization(
+        model.transformer.resblocks[0].attn.out_proj, "weight", Doubled()
+    )
+    with pytest.raises(
+        ValueError, match=r"out_proj\.parametrizations.*: merge or remove parametrisations and adapters"
+    ):
+        save(model, tmp_path / "adapted")
+    assert not (tmp_path / "adapted").exists()
+
+
+def test_a_model_without_a_projection_is_not_saved(model, tmp_path):
+    model.visual.proj = None
+    with pytest.raises(ValueError, match=r"\(visual\.proj\)"):
+        save(model, tmp_path / "headless")
 
 
 def test_what_nothing_confirmed_stays_unconfirmed(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import multiprocessing
 import pickle
@@ -106,6 +107,28 @@ def test_pickles_to_another_process(preprocess):
         rgb, alpha = pool.apply(preprocess, (np.asarray(picture), disc(90, 131)))
     assert torch.equal(rgb, preprocess(picture))
     assert alpha.shape == (1, N, N)
+
+
+def test_a_changed_list_of_transforms_is_told_of_where_there_is_a_mask(preprocess):
+    changed = copy.deepcopy(preprocess)
+    changed.transforms.insert(0, T.RandomHorizontalFlip(1.0))
+    picture = photo(90, 131)
+    changed(picture)
+    with pytest.warns(UserWarning, match="what moves the picture there does not move the mask"):
+        changed(picture, disc(90, 131))
+
+
+def test_grey_of_sixteen_bits_keeps_its_shades(preprocess):
+    grey = np.arange(N * N, dtype=np.uint16).reshape(N, N) * (65535 // (N * N - 1))
+    sixteen, eight = Image.fromarray(grey), Image.fromarray((grey >> 8).astype(np.uint8))
+    assert sixteen.mode.startswith("I")
+    assert torch.equal(preprocess(sixteen), preprocess(eight))
+    assert torch.equal(preprocess(sixteen, disc(N, N))[0], preprocess(eight, disc(N, N))[0])
+
+
+def test_a_mask_of_0_and_1_divided_by_255_is_refused(preprocess):
+    with pytest.raises(ValueError, match="a mask of 0 and 1 divided by 255: pass mask > 0"):
+        preprocess(photo(90, 131), disc(90, 131).astype(np.float32) / 255)
 
 
 # --- one geometry for both ---

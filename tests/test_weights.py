@@ -230,7 +230,39 @@ def test_the_authors_tower_replaces_the_bases(base, tmp_path):
     assert_equal(weights.assemble(base, alpha).tensors, checkpoints.plain_clip() | expected)
 
 
-@pytest.mark.parametrize("make", [checkpoints.image_tower, lambda: checkpoints.clip(1)])
+def with_the_bases_text() -> dict[str, Tensor]:
+    image = {k: v for k, v in checkpoints.clip(1).items() if k.startswith("visual.")}
+    return checkpoints.plain_clip() | image
+
+
+def test_alpha_weights_of_another_text_tower_are_told_of(base, tmp_path):
+    tuned = checkpoints.plain_clip()
+    tuned["text_projection"] = tuned["text_projection"] + 0.01
+    alpha = written(tuned | with_the_bases_text(), tmp_path / "kept.safetensors")
+    weights.assemble(base, alpha)  # no other text tower, no warning
+    alpha = written(
+        with_the_bases_text() | {"text_projection": tuned["text_projection"]}, tmp_path / "tuned.safetensors"
+    )
+    with pytest.warns(
+        UserWarning, match=r"(?s)tuned\.safetensors holds a text tower too.*load\('.*tuned\.safetensors'\)"
+    ):
+        found = weights.assemble(base, alpha)
+    assert torch.equal(found.tensors["text_projection"], checkpoints.plain_clip()["text_projection"])
+
+
+@pytest.mark.filterwarnings("ignore:nothing confirms")
+@pytest.mark.parametrize("half", [False, True])
+def test_a_model_does_not_stay_in_the_file_that_training_saves_to_again(tmp_path, half):
+    path, state = tmp_path / "best.pt", {k: v.half() if half else v for k, v in checkpoints.clip().items()}
+    torch.save(state, path)
+    model, _ = alpha_clip.load(path, "cpu", dtype=torch.float16 if half else None)
+    with path.open("r+b") as file:  # as torch.save does, which would end the process where the file becomes shorter
+        file.write(bytes(path.stat().st_size))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name].to(value.dtype)), name
+
+
+@pytest.mark.parametrize("make", [checkpoints.image_tower, with_the_bases_text])
 def test_alpha_weights_may_be_a_tower_in_our_names_or_a_whole_model(base, tmp_path, make):
     ours = weights.assemble(base, written(make(), tmp_path / "alpha.safetensors")).tensors
     assert_equal(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..search.indexing import UNREADABLE
 from ..transforms import upright
@@ -40,7 +39,7 @@ def decode(path: str | os.PathLike[str], megapixels: float) -> Image.Image:
         with Image.open(path, formats=FORMATS) as stored:
             _check(stored.size, megapixels)
             stored.draft(None, (SIDE, SIDE))  # a JPEG is decoded no larger than needed
-            picture = upright(_in_eight_bits(ImageOps.exif_transpose(stored)))
+            picture = upright(stored)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refused(_too_large(megapixels)) from error
     except Refused:
@@ -53,13 +52,6 @@ def decode(path: str | os.PathLike[str], megapixels: float) -> Image.Image:
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     _check(picture.size, megapixels)  # a strip of paper is nothing but an edge by now
     return picture
-
-
-def _in_eight_bits(picture: Image.Image) -> Image.Image:
-    """Pillow would make grey of 16 bits white, but for the darkest."""
-    if not picture.mode.startswith("I"):
-        return picture
-    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
 
 
 def _check(size: tuple[int, int], megapixels: float) -> None:

@@ -124,9 +124,8 @@ class OnnxCLIP:
 
     def _mask(self, alpha: Tensor, image: Tensor) -> Tensor:
         alpha = _as_alpha(alpha, image)
-        if alpha.is_floating_point() and self._unseen:
+        if alpha.is_floating_point() and self._unseen and _warn_of_a_plain_mask(alpha):
             self._unseen.clear()
-            _warn_of_a_plain_mask(alpha)
         return _normalised(alpha, torch.float32)
 
     def _encode_text(self, text: Tensor) -> Tensor:
