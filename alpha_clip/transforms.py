@@ -103,8 +103,8 @@ class Preprocess(Compose):
             TypeError: the picture or a mask is of another kind than those above.
 
         Warns:
-            UserWarning: the crop takes more than a tenth of a mask that is not the whole picture; or ``transforms``
-                was changed.
+            UserWarning: the crop takes more than a tenth of a mask that is not the whole picture; a mask is so small
+                or thin that no pixel of n x n is foreground; or ``transforms`` was changed.
         """
         if geometry not in get_args(Geometry):
             raise ValueError(f"geometry is {geometry!r}, expected one of {', '.join(get_args(Geometry))}")
@@ -118,8 +118,9 @@ class Preprocess(Compose):
             )
         picture, masks, count = _read(image, mask)
         one = count is None
-        alphas, kept = zip(*(self._alpha(mask, geometry) for mask in masks), strict=True)
+        alphas, kept, seen = zip(*(self._alpha(mask, geometry) for mask in masks), strict=True)
         _check_kept(kept, one)
+        _check_seen(seen, one, self.n)
         alpha = torch.stack(alphas)  # (K, n, n)
         return self._rgb(picture, geometry), alpha if one else alpha[:, None]
 
@@ -129,16 +130,20 @@ class Preprocess(Compose):
         rgb: Tensor = super().__call__(picture)
         return rgb
 
-    def _alpha(self, mask: Tensor, geometry: Geometry) -> tuple[Tensor, float]:
-        """Turn a mask, (H, W) in [0, 1], into (n, n) normalised, moved as `_rgb` moves the picture; the share kept."""
+    def _alpha(self, mask: Tensor, geometry: Geometry) -> tuple[Tensor, float, bool]:
+        """Turn a mask, (H, W) in [0, 1], into (n, n) normalised, moved as `_rgb` moves the picture.
+
+        Returns also the share of it that the crop keeps, and whether some pixel is still foreground, if one was.
+        """
         square = self._square(mask[None], geometry, InterpolationMode.BILINEAR)
         resized = F.resize(square, self.n, InterpolationMode.BILINEAR)
         alpha: Tensor = F.center_crop(resized, self.n)[0]
         kept = float(alpha.sum() / resized.sum())
         if mask.min() == 1:
             alpha, kept = torch.ones_like(alpha), 1.0
+        seen = bool(alpha.max() > 0.5 or mask.max() <= 0.5)
         # In float64, so that 1 becomes the model's foreground to the last bit.
-        return ((alpha.double() - ALPHA_MEAN) / ALPHA_STD).float(), kept
+        return ((alpha.double() - ALPHA_MEAN) / ALPHA_STD).float(), kept, seen
 
     def _square(self, picture: Any, geometry: Geometry, interpolation: InterpolationMode) -> Any:
         """Pad or squash a PIL image or a (K, H, W) tensor, so that CLIP's resize and crop have nothing left to cut."""
@@ -368,6 +373,16 @@ def unit_mask(mask: NDArray[Any], name: str) -> NDArray[np.float32]:
     if kind == "f":
         return values.clip(0, 1)
     return values / np.float32(255) if high > 1 else values
+
+
+def _check_seen(seen: Sequence[bool], one: bool, n: int) -> None:
+    """Complain of masks of which the resize left no foreground."""
+    if missing := ["the mask" if one else f"mask {i}" for i, there in enumerate(seen) if not there]:
+        warnings.warn(
+            f"no pixel of {n} x {n} is foreground in {', '.join(missing)}, smaller or thinner there than a pixel: "
+            'look closer with embed_regions(model, image, mask, "crop"), or at a larger input size',
+            stacklevel=3,  # at the caller of __call__
+        )
 
 
 def _check_kept(kept: Sequence[float], one: bool) -> None:

@@ -131,6 +131,18 @@ def test_a_mask_of_0_and_1_divided_by_255_is_refused(preprocess):
         preprocess(photo(90, 131), disc(90, 131).astype(np.float32) / 255)
 
 
+def test_a_mask_of_which_the_resize_leaves_no_foreground_is_told_of(preprocess):
+    mask = np.zeros((900, 1200), bool)
+    mask[300:304, 500:504] = True  # a third of a pixel
+    with pytest.warns(
+        UserWarning, match=f"no pixel of {N} x {N} is foreground in the mask, smaller"
+    ):
+        preprocess(photo(900, 1200), mask, geometry="pad")
+    with pytest.warns(UserWarning, match="foreground in mask 1, smaller"):
+        preprocess(photo(900, 1200), [disc(900, 1200), mask])
+    preprocess(photo(900, 1200), mask * 0.4)  # it never was foreground
+
+
 # --- one geometry for both ---
 
 
@@ -140,6 +152,7 @@ def centroid(weights: torch.Tensor) -> torch.Tensor:
     return (grid * weights).sum((1, 2)) / weights.sum()
 
 
+@pytest.mark.filterwarnings("ignore:no pixel of")  # thin ones, but where they land is what counts
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_painted_marker_and_its_mask_land_on_the_same_pixels(preprocess, size, geometry):
