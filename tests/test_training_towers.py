@@ -633,7 +633,11 @@ def test_a_tower_whose_blocks_are_not_known_has_no_such_settings(settings):
     visual = model.visual
     model.visual = Unknown(visual)
     name = next(k for k in settings if k in ("unlock_blocks", "distill_tokens"))
-    with pytest.raises(ValueError, match=rf"TrainConfig\.{name} needs an image tower of transformer blocks, .*Unknown"):
+    remedy = {"unlock_blocks": "leave it out", "distill_tokens": r"set it to 0 \(--distill-tokens 0\)"}[name]
+    expected = (
+        rf"TrainConfig\.{name} needs an image tower of transformer blocks, .*Unknown is not known to be: {remedy}$"
+    )
+    with pytest.raises(ValueError, match=expected):
         finetune(model, Halves(20), config(**settings), tokenize=ids)
     finetune(model, Halves(20), config(steps=2), tokenize=ids)
 
