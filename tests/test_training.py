@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -24,6 +25,7 @@ from alpha_clip.training import PRESETS, Picture, Region, Sample, SecondText, Tr
 from alpha_clip.training.data import Item, Parts, Positions, batches, collate
 from alpha_clip.training.optim import lr_at, make_optimizers
 from alpha_clip.training.pictures import BadSample
+from alpha_clip.training.records import UnreadableData
 from alpha_clip.training.state import Log
 from alpha_clip.training.views import _warn_of_no_caption, views
 from alpha_clip.transforms import Preprocess, mask_box
@@ -273,7 +275,8 @@ def test_a_bad_picture_alone_in_its_part_is_passed_over():
 
 
 def test_a_batch_of_which_nothing_can_be_read_is_refused():
-    with pytest.raises(RuntimeError, match=r"nothing of a whole batch could be read: .*its picture is broken"):
+    found = r"nothing of a whole batch could be read: .*its picture is broken\. `python -m alpha_clip\.training\.check"
+    with pytest.raises(UnreadableData, match=found):
         finetune(tiny_model(), Broken({*range(200)}), config(), tokenize=words_to_ids)
 
 
@@ -921,3 +924,36 @@ def test_tensorboard_forgets_the_steps_that_are_taken_again(tmp_path):
         '{"step": 1, "loss": 1.0}',
         '{"step": 2, "loss": 20.0}',
     ]
+
+
+# ---- how it ends
+
+FAILS = """
+import sys, torch
+from types import SimpleNamespace
+from alpha_clip.training import finetune, loop
+from test_training import Halves, config, tiny_model, words_to_ids
+
+def fail(*arguments, **options):
+    raise torch.OutOfMemoryError("too much")
+
+setattr(loop, sys.argv[1], fail)
+if sys.argv[1] == "evaluate":
+    from alpha_clip.training import validation
+    loop.evaluate = validation.evaluate
+    validation.F = SimpleNamespace(normalize=fail)
+finetune(tiny_model(), Halves(20), config(workers=1), validation=Halves(200), tokenize=words_to_ids)
+"""
+
+
+@pytest.mark.parametrize("where", ["_update", "evaluate"])
+def test_an_error_ends_the_process_that_has_workers(where):
+    paths = [os.path.dirname(__file__), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS, where],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "OutOfMemoryError: too much" in done.stderr, done.stderr

@@ -22,7 +22,7 @@ from ..transforms import Preprocess
 from .config import TrainConfig
 from .loss import Labels
 from .pictures import Picture
-from .records import BadSample, UnreadableData
+from .records import CHECK, BadSample, UnreadableData
 from .views import Sample, views
 
 MASK_GRID = 32  # masks are compared at this size
@@ -234,13 +234,26 @@ def batches(
     )
 
 
+@contextmanager
+def reading(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
+    """Its batches; afterwards its workers are gone.
+
+    An error's traceback would keep them alive, and at the end of the process Python waits for them for ever.
+    """
+    parts = iter(loader)
+    try:
+        yield parts
+    finally:
+        if loader.num_workers:
+            parts._shutdown_workers()  # type: ignore[attr-defined]
+
+
 def check_readable(read: int, unreadable: int, last: Collection[BadSample]) -> None:
     """Raise `UnreadableData` if too many of the pictures could not be read; `last` are some of them."""
     if unreadable and ((read >= BAD_FROM and unreadable > MAX_BAD * read) or unreadable >= read):
         because = f", the last because: {'; '.join(map(str, last))}" if last else ""
         raise UnreadableData(
-            f"{unreadable} of {read} pictures could not be read, more than {MAX_BAD:.0%}{because}. "
-            "`python -m alpha_clip.training.check DATA` lists them all."
+            f"{unreadable} of {read} pictures could not be read, more than {MAX_BAD:.0%}{because}. " + CHECK
         )
 
 

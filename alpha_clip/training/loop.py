@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from .config import TrainConfig
-from .data import Batch, Dataset, batches, check_readable
+from .data import Batch, Dataset, batches, check_readable, reading
 from .foreign import trainable
 from .objective import Objective
 from .optim import lr_at, make_optimizers
@@ -83,14 +83,20 @@ def finetune(
     seen = trainable(model)
     device, words = seen.device, tokenize or seen.tokenizer()
     folder = None if out is None else Path(out)
-    with process_group(device), _in_float32(model), _checkpointing(seen, config), _signals() as told:
+    with (
+        process_group(device),
+        _in_float32(model),
+        _checkpointing(seen, config),
+        _signals() as told,
+        ExitStack() as readers,
+    ):
         rank, world = rank_and_world()
         optimizers = make_optimizers(model, config)
         peak = [group["lr"] for group in _groups(optimizers)]
         objective = Objective(model, config, words)  # before a resume: its base is what training began with
         at = load_state(folder, model, optimizers, config, dataset) if folder else Progress()
         objective.distribute()
-        parts = iter(batches(dataset, config, seen.preprocess, at.step, rank, world))
+        parts = readers.enter_context(reading(batches(dataset, config, seen.preprocess, at.step, rank, world)))
         log = Log(folder, at.step, tensorboard) if folder and rank == 0 else None
         last_bad: deque[BadSample] = deque(maxlen=3)
         evaluated: dict[str, float] = {}  # the scores of the last evaluation

@@ -27,6 +27,7 @@ from .loss import (
     token_drift_sum,
 )
 from .processes import gather, rank_and_world, row_counts, total
+from .records import CHECK, UnreadableData
 from .trainable import Tokenize
 
 
@@ -140,7 +141,7 @@ class Objective:
         )
         if not counts.samples:
             bad = [str(error) for batch in batches for error in batch.bad]
-            raise RuntimeError(f"nothing of a whole batch could be read: {'; '.join(bad[:3])}")
+            raise UnreadableData(f"nothing of a whole batch could be read: {'; '.join(bad[:3])}. {CHECK}")
         if len(parts) == 1:
             seen: Features = self.trained(parts[0])
             terms, loss = self._compare(parts, [seen], counts)
