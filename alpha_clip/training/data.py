@@ -231,7 +231,13 @@ def batches(
         num_workers=config.workers,
         collate_fn=partial(collate, size=preprocess.n),
         worker_init_fn=leave_signals,
+        generator=own_generator(config),
     )
+
+
+def own_generator(config: TrainConfig) -> torch.Generator:
+    """For a DataLoader, which draws when it begins: of the global one, a resumed run's dropout would be another."""
+    return torch.Generator().manual_seed(config.seed)
 
 
 @contextmanager
@@ -253,7 +259,7 @@ def check_readable(read: int, unreadable: int, last: Collection[BadSample]) -> N
     if unreadable and ((read >= BAD_FROM and unreadable > MAX_BAD * read) or unreadable >= read):
         because = f", the last because: {'; '.join(map(str, last))}" if last else ""
         raise UnreadableData(
-            f"{unreadable} of {read} pictures could not be read, more than {MAX_BAD:.0%}{because}. " + CHECK
+            f"{unreadable} of {read} pictures could not be read, more than {MAX_BAD:.0%}{because}. {CHECK}"
         )
 
 

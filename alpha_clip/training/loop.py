@@ -48,6 +48,8 @@ def finetune(
 ) -> Model:
     """Train `model` in place, with a progress bar, and return it in ``eval()`` and in the precision it came in.
 
+    It has no gradients then, and its parameters want one or not as before.
+
     Under ``torchrun`` every process calls it with the same arguments; the batch and its loss are those of one process.
 
     Args:
@@ -57,7 +59,8 @@ def finetune(
         dataset: map-style; an item is a `Picture`, a `Sample`, or the samples of one picture.
         config: all settings.
         out: folder for ``last.pt``, the state of the run, from which a call with the same arguments goes on, to end
-            bit for bit where an uninterrupted one would (CPU, same number of processes and parts);
+            bit for bit where an uninterrupted one would (CPU, same number of processes and parts; of a model with
+            dropout, one process, since the random state that is saved is the first one's);
             ``best.safetensors``, for `load`, or of transformers' models the folder ``best``, for `open_tower`; and
             ``metrics.jsonl``. None: nothing is written.
         validation: pictures whose regions are named now and then; without any, the last weights are the best.
@@ -87,6 +90,7 @@ def finetune(
         process_group(device),
         _in_float32(model),
         _checkpointing(seen, config),
+        _freezing(model),
         _signals() as told,
         ExitStack() as readers,
     ):
@@ -205,6 +209,18 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for tensor, dtype in halves:
             tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def _freezing(model: nn.Module) -> Iterator[None]:
+    """Whatever is frozen meanwhile, afterwards is as it was."""
+    before = [(x, x.requires_grad) for x in model.parameters()]
+    try:
+        yield
+    finally:
+        model.zero_grad()
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
 
 
 @contextmanager

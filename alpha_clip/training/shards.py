@@ -61,7 +61,7 @@ def local(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], cac
         if missing:
             what = f"there is no shard {missing[0]} ({len(missing)} of {len(names)} are missing)"
         elif sources:
-            what = f"there is no shard in {', '.join(map(os.fspath, sources))}"
+            what = f"there is no shard in {', '.join(str(item) for item in sources)}"
         raise FileNotFoundError(f"{what}: expected a folder of *.tar, a shard, a range {{000..009}}.tar, or URLs")
     remote = any(map(is_url, names))
     shown = tqdm(names, "shards", disable=None if remote else True)

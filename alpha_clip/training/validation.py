@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .config import SHARES, TrainConfig
-from .data import Batch, Dataset, Positions, check_readable, collate, leave_signals, reading
+from .data import Batch, Dataset, Positions, check_readable, collate, leave_signals, own_generator, reading
 from .foreign import trainable
 from .processes import gather_objects, rank_and_world, total
 from .records import BadSample
@@ -53,6 +53,7 @@ def evaluate(
         num_workers=config.workers,
         collate_fn=collate,
         worker_init_fn=leave_signals,
+        generator=own_generator(config),
     )
     features, own = [], []
     drift, pictures, bad = 0.0, 0, list[BadSample]()
