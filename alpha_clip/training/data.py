@@ -46,6 +46,7 @@ class Batch:
     labels: Labels
     rivals: Tensor  # (B, U) bool
     bad: list[BadSample]  # what could not be read, and is not in it
+    too_small: int  # regions that are not in it for that
 
     def __len__(self) -> int:
         return len(self.image)
@@ -67,6 +68,7 @@ class Item:
     key: str
     samples: Sequence[Sample]
     bad: BadSample | None = None
+    too_small: int = 0  # regions left out
 
 
 def normalised(text: str) -> str:
@@ -102,7 +104,7 @@ def collate(items: Sequence[Item], size: int = 1) -> Batch:
     keys = [item.key for item in sources]
     return Batch(
         image, alpha, _small(alpha), whole, keys, list(texts.numbers), torch.tensor(first, dtype=torch.int64), of, text,
-        labels, is_rival, bad,
+        labels, is_rival, bad, sum(item.too_small for item in items),
     )  # fmt: skip
 
 
@@ -153,8 +155,8 @@ class Positions:
             with _seeded(source):
                 item = self.dataset[index]
             if isinstance(item, Picture):
-                samples = views(item, self.preprocess, self.config, np.random.default_rng(source))
-                return Item(index, position, item.key, samples)
+                samples, small = views(item, self.preprocess, self.config, np.random.default_rng(source))
+                return Item(index, position, item.key, samples, too_small=small)
         except BadSample as error:  # without the frames it came from
             bad = BadSample(error.key, error.reason, error.problem)
             return Item(index, position, error.key, (), bad)

@@ -123,14 +123,18 @@ def finetune(
                 raise _not_finite("gradient", folder, at.step, terms, batch)
             bad = [error for part in batch for error in part.bad]
             last_bad.extend(bad)
-            samples, unreadable, stop = total(sum(map(len, batch)), len(bad), told.is_set(), device=device)
+            small = sum(part.too_small for part in batch)
+            counts = total(sum(map(len, batch)), len(bad), small, told.is_set(), device=device)
+            samples, unreadable, too_small, stop = counts
             terms |= {"lr_factor": lr_at(at.step, config)}
             at.step += 1
             at.unreadable += int(unreadable)
+            at.too_small += int(too_small)
             check_readable(at.step * config.batch_size, at.unreadable, last_bad)
             terms |= {
                 "samples_per_second": samples / (time.perf_counter() - start),
                 "unreadable": float(at.unreadable),
+                "too_small": float(at.too_small),
             }
 
             finished = at.step == config.steps
@@ -193,6 +197,7 @@ def _not_finite(
 def _summary(terms: dict[str, float]) -> str:
     shown = [f"loss={terms['loss']:.3f}", f"{terms['samples_per_second']:.0f} samples/s"]
     shown += [f"{terms['unreadable']:.0f} unreadable"] * (terms["unreadable"] > 0)
+    shown += [f"{terms['too_small']:.0f} regions too small"] * (terms["too_small"] > 0)
     shown += [f"{name.replace('_', ' ')}={terms[name]:.3f}" for name in ("region_accuracy", "drift") if name in terms]
     return ", ".join(shown)
 

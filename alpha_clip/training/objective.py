@@ -151,8 +151,10 @@ class Objective:
             )
         )
         if not counts.samples:
-            bad = [str(error) for batch in batches for error in batch.bad]
-            raise UnreadableData(f"nothing of a whole batch could be read: {'; '.join(bad[:3])}. {CHECK}")
+            bad = [str(error) for batch in batches for error in batch.bad][:3]
+            if small := sum(batch.too_small for batch in batches):
+                bad.append(f"{small} regions are too small for the model's input")
+            raise UnreadableData(f"nothing of a whole batch could be read: {'; '.join(bad)}. {CHECK}")
         if len(parts) == 1:
             seen: Features = self.trained(parts[0])
             terms, loss = self._compare(parts, [seen], counts)

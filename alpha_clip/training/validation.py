@@ -36,7 +36,8 @@ def evaluate(
 
     Returns:
         "region_accuracy": share of the regions whose own phrase, of all different ones in the data set, is nearest;
-            of a picture that has more than 8, 8 count. Not there if there are no regions.
+            of a picture that has more than 8, 8 count, and none too small for the model's input. Not there if
+            there are no regions.
         "validation_unreadable": pictures that could not be read.
         "drift": mean of 1 - cosine between the features of whole pictures now and those of `base`.
     """
