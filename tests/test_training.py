@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -24,6 +25,7 @@ from alpha_clip.training import PRESETS, Picture, Region, Sample, SecondText, Tr
 from alpha_clip.training.data import Item, Parts, Positions, batches, collate
 from alpha_clip.training.optim import lr_at, make_optimizers
 from alpha_clip.training.pictures import BadSample
+from alpha_clip.training.records import UnreadableData
 from alpha_clip.training.state import Log
 from alpha_clip.training.views import _warn_of_no_caption, views
 from alpha_clip.transforms import Preprocess, mask_box
@@ -273,7 +275,8 @@ def test_a_bad_picture_alone_in_its_part_is_passed_over():
 
 
 def test_a_batch_of_which_nothing_can_be_read_is_refused():
-    with pytest.raises(RuntimeError, match=r"nothing of a whole batch could be read: .*its picture is broken"):
+    found = r"nothing of a whole batch could be read: .*its picture is broken\. `python -m alpha_clip\.training\.check"
+    with pytest.raises(UnreadableData, match=found):
         finetune(tiny_model(), Broken({*range(200)}), config(), tokenize=words_to_ids)
 
 
@@ -291,7 +294,7 @@ def test_a_fixed_temperature_stays_as_it_is():
     model = tiny_model()
     model.logit_scale.data.fill_(5.0)
     finetune(model, Halves(20), config(), tokenize=words_to_ids)
-    assert float(model.logit_scale) == 5.0
+    assert model.logit_scale.detach() == 5.0
 
 
 @pytest.mark.parametrize(
@@ -322,7 +325,7 @@ def picture(objects: int = 3, caption: str | None = "a picture") -> Picture:
 
 def seen(settings: TrainConfig, picture: Picture, count: int = 200, size: int = 32) -> list[Sample]:
     preprocess = Preprocess(size)
-    return [s for i in range(count) for s in views(picture, preprocess, settings, np.random.default_rng(i))]
+    return [s for i in range(count) for s in views(picture, preprocess, settings, np.random.default_rng(i)).samples]
 
 
 def test_views_have_the_shares_that_the_settings_say():
@@ -363,7 +366,7 @@ def masks_of(samples: list[Sample]) -> dict[str, torch.Tensor]:
     return {s.text: s.alpha * ALPHA_STD + ALPHA_MEAN for s in samples}
 
 
-PLAIN_MASKS = masks_of(views(wide(), Preprocess(64), config(**NOTHING_ELSE), np.random.default_rng(0)))
+PLAIN_MASKS = masks_of(views(wide(), Preprocess(64), config(**NOTHING_ELSE), np.random.default_rng(0)).samples)
 
 
 def test_graded_masks_show_the_surroundings_in_part_and_name_them_as_much():
@@ -390,7 +393,7 @@ def test_unions_show_two_or_three_regions_named_together_among_all_such_names():
     every = {"a cat", "a dog", "a car"}
     counts = []
     for i in range(60):
-        samples = views(wide(), Preprocess(64), config(union=0.5, **NOTHING_ELSE), np.random.default_rng(i))
+        samples = views(wide(), Preprocess(64), config(union=0.5, **NOTHING_ELSE), np.random.default_rng(i)).samples
         names = [s.text.replace(" and ", ", ").split(", ") for s in samples]
         assert len(samples) == 3 and all(set(of) <= every and len(set(of)) == len(of) for of in names)
         for sample, of in zip(samples, names, strict=True):
@@ -439,13 +442,33 @@ def test_views_of_a_mask_of_nothing_are_a_bad_sample():
             seen(settings, replace_regions(picture(), (empty,)), 1)
 
 
+def test_regions_too_small_for_the_input_are_left_out_and_counted(tmp_path):
+    speck = np.zeros((600, 800), np.float32)
+    speck[300:302, 400:402] = 1
+    half = np.zeros_like(speck)
+    half[:, :400] = 1
+    image = Image.new("RGB", (800, 600))
+    both = Picture("k", image, None, (Region("red", speck), Region("green", half)))
+    shown = views(both, Preprocess(SIZE), config(whole=0.0), np.random.default_rng(0))
+    assert [sample.text for sample in shown.samples] == ["green"] and shown.too_small == 1
+    finetune(tiny_model(), [both] * 8, config(steps=2), tmp_path, tokenize=words_to_ids)
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["too_small"] for line in logged] == [8, 16] and logged[-1]["unreadable"] == 0
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["too_small"] == 16
+    specks = [Picture("k", image, None, (Region("red", speck),))] * 8
+    with pytest.raises(UnreadableData, match="8 regions are too small for the model's input"):
+        finetune(tiny_model(), specks, config(), tokenize=words_to_ids)
+
+
 def test_many_regions_are_drawn_anew_each_time():
     many = replace_regions(picture(), picture().regions * 5)
-    per_view = [len(views(many, Preprocess(32), config(), np.random.default_rng(i))) for i in range(5)]
+    per_view = [len(views(many, Preprocess(32), config(), np.random.default_rng(i)).samples) for i in range(5)]
     assert per_view == [8] * 5
     numbered = replace_regions(many, tuple(Region(str(i), r.mask) for i, r in enumerate(many.regions)))
     drawn = {frozenset(s.text for s in seen(config(whole=0.0), numbered, 1)) for _ in range(2)}
-    drawn |= {frozenset(s.text for s in views(numbered, Preprocess(32), config(whole=0.0), np.random.default_rng(9)))}
+    drawn |= {
+        frozenset(s.text for s in views(numbered, Preprocess(32), config(whole=0.0), np.random.default_rng(9)).samples)
+    }
     assert len(drawn) == 2  # the same for the same seed, others for another
 
 
@@ -921,3 +944,36 @@ def test_tensorboard_forgets_the_steps_that_are_taken_again(tmp_path):
         '{"step": 1, "loss": 1.0}',
         '{"step": 2, "loss": 20.0}',
     ]
+
+
+# ---- how it ends
+
+FAILS = """
+import sys, torch
+from types import SimpleNamespace
+from alpha_clip.training import finetune, loop
+from test_training import Halves, config, tiny_model, words_to_ids
+
+def fail(*arguments, **options):
+    raise torch.OutOfMemoryError("too much")
+
+setattr(loop, sys.argv[1], fail)
+if sys.argv[1] == "evaluate":
+    from alpha_clip.training import validation
+    loop.evaluate = validation.evaluate
+    validation.F = SimpleNamespace(normalize=fail)
+finetune(tiny_model(), Halves(20), config(workers=1), validation=Halves(200), tokenize=words_to_ids)
+"""
+
+
+@pytest.mark.parametrize("where", ["_update", "evaluate"])
+def test_an_error_ends_the_process_that_has_workers(where):
+    paths = [os.path.dirname(__file__), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS, where],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "OutOfMemoryError: too much" in done.stderr, done.stderr

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import alpha_clip
+import alpha_clip.training.__main__ as command
 from alpha_clip.scenes import NOUNS, draw_scene
 from alpha_clip.training.__main__ import main
 
@@ -50,8 +51,8 @@ SMOKE = ["--preset", "smoke", "--workers", "0", "--device", "cpu"]
 
 
 def test_it_trains_shows_progress_evaluates_goes_on_and_its_result_loads(data, tmp_path):
-    command = ["-m", "alpha_clip.training", "--model", "tiny", "--data", data, "--out", tmp_path, *SMOKE]
-    done = run(*command)
+    typed = ["-m", "alpha_clip.training", "--model", "tiny", "--data", data, "--out", tmp_path, *SMOKE]
+    done = run(*typed)
     assert done.returncode == 0, done.stderr
     assert "20/20" in done.stderr and "samples/s" in done.stderr and "loss=" in done.stderr
     assert f"load it with alpha_clip.load('tiny', alpha_vision_ckpt_pth='{tmp_path}/best.safetensors')" in done.stdout
@@ -60,7 +61,7 @@ def test_it_trains_shows_progress_evaluates_goes_on_and_its_result_loads(data, t
     assert [line["step"] for line in lines if "region_accuracy" in line] == [10, 20]
     model, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=tmp_path / "best.safetensors")
     assert model.visual.conv1_alpha.weight.any()
-    again = run(*command)
+    again = run(*typed)
     assert again.returncode == 0, again.stderr
     assert again.stderr == f"{tmp_path} holds a finished run of 20 steps: there was nothing left to do\n"
     assert again.stdout == done.stdout  # where the weights are
@@ -134,3 +135,25 @@ def test_what_the_run_finds_wrong_is_one_line(data, tmp_path, arguments, message
     main(finished)
     with pytest.raises(SystemExit, match=message):
         main([*finished, *arguments])
+
+
+def test_too_little_memory_is_one_line_with_the_remedy(data, tmp_path, monkeypatch):
+    def finetune(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. See PYTORCH_ALLOC_CONF")
+
+    monkeypatch.setattr(command, "finetune", finetune)
+    remedy = "raise --accumulate, 1, to cut the batch into smaller parts, or lower --batch-size, 16$"
+    with pytest.raises(SystemExit, match=f"^error: CUDA out of memory: {remedy}"):
+        main(["--model", "tiny", "--data", str(data), "--out", str(tmp_path), *SMOKE])
+
+
+@pytest.mark.filterwarnings("ignore:this model has never read")  # some of the drawings' words
+def test_both_towers_come_back_from_the_line_that_is_printed(data, tmp_path, capsys):
+    main(["--model", "tiny", "--data", str(data), "--out", str(tmp_path), *SMOKE, "--steps", "2", "--train-text"])
+    line = capsys.readouterr().out.strip().removeprefix("load it with ")
+    assert line == f"alpha_clip.load('{tmp_path}/best.safetensors')"
+    model, _ = eval(line)
+    trained = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+    found = model.cpu().state_dict()
+    assert all(torch.equal(found[k].float(), v) for k, v in trained.items() if k in found)
+    assert "text_projection" in trained and "text_projection" in found

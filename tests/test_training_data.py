@@ -454,8 +454,11 @@ def test_sources_of_shards(sharded):
     assert shards._expanded("a{8..11}") == ["a8", "a9", "a10", "a11"]
     with pytest.raises(FileNotFoundError, match=r"no shard .*000003\.tar \(1 of 4 are missing\): expected a folder"):
         RegionShards(f"{sharded}/{{000000..000003}}.tar")
-    with pytest.raises(FileNotFoundError, match="no shard: expected a folder"):
+    with pytest.raises(FileNotFoundError, match="no shard is named: expected a folder"):
         RegionShards([])
+    (sharded / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"there is no shard in .*empty: expected a folder"):
+        RegionShards(sharded / "empty")
     with pytest.raises(ValueError, match=r"the range \{2\.\.1\} in a\{2\.\.1\} is empty, expected \{1\.\.2\}"):
         RegionShards("a{2..1}")
 

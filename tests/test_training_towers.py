@@ -34,7 +34,7 @@ from alpha_clip.training.__main__ import main
 from alpha_clip.training.data import Item, collate
 from alpha_clip.training.foreign import trainable
 from alpha_clip.training.loss import sigmoid_sum
-from alpha_clip.training.objective import Objective
+from alpha_clip.training.objective import Objective, _Counts
 from alpha_clip.training.optim import make_optimizers
 
 transformers = pytest.importorskip("transformers", reason='pip install "alpha-clip[test]"')
@@ -633,7 +633,11 @@ def test_a_tower_whose_blocks_are_not_known_has_no_such_settings(settings):
     visual = model.visual
     model.visual = Unknown(visual)
     name = next(k for k in settings if k in ("unlock_blocks", "distill_tokens"))
-    with pytest.raises(ValueError, match=rf"TrainConfig\.{name} needs an image tower of transformer blocks, .*Unknown"):
+    remedy = {"unlock_blocks": "leave it out", "distill_tokens": r"set it to 0 \(--distill-tokens 0\)"}[name]
+    expected = (
+        rf"TrainConfig\.{name} needs an image tower of transformer blocks, .*Unknown is not known to be: {remedy}$"
+    )
+    with pytest.raises(ValueError, match=expected):
         finetune(model, Halves(20), config(**settings), tokenize=ids)
     finetune(model, Halves(20), config(steps=2), tokenize=ids)
 
@@ -647,3 +651,75 @@ class Unknown(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.inner(pixels)
+
+
+# --- dropout, batch norm ---
+
+
+def with_dropout() -> nn.Module:
+    torch.manual_seed(0)
+    config_ = transformers.CLIPConfig(
+        vision_config=_VISION | {"attention_dropout": 0.3}, text_config=_TEXT | _IDS | {"attention_dropout": 0.3}
+    )
+    model = add_alpha(transformers.CLIPModel(config_))
+    nn.init.normal_(alpha_of(model)[1].alpha, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stopped_run_with_dropout_resumes_to_the_bit(workers, tmp_path):
+    settings = config(steps=6, workers=workers, evaluate_every=2, train_text=True)
+    data = {"validation": Halves(4)}
+    straight = finetune(with_dropout(), Halves(20), settings, tmp_path / "straight", tokenize=ids, **data)
+    calls = itertools.count()
+
+    def terminated_in_step_3(texts):
+        if next(calls) == 3:  # the third is the evaluation's
+            signal.raise_signal(signal.SIGTERM)
+        return ids(texts)
+
+    with pytest.raises(SystemExit, match="stopped by a signal after step 3"):
+        finetune(with_dropout(), Halves(20), settings, tmp_path / "stopped", tokenize=terminated_in_step_3, **data)
+    resumed = finetune(with_dropout(), Halves(20), settings, tmp_path / "stopped", tokenize=ids, **data)
+    for (key, a), b in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def test_parts_are_run_again_with_the_same_dropout():
+    model = with_dropout().train()
+    tune = config(accumulate=2, same_image=0.0, train_text=True)
+    make_optimizers(model, tune)
+    objective = Objective(model, tune, ids)
+    batches = [collate([Item(i, i, str(i), Uneven()[i]) for i in range(n, n + 6)], SIZE) for n in (0, 6)]
+    torch.manual_seed(1)
+    objective.backward(batches)
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    torch.manual_seed(1)
+    parts = [objective._inputs(batch) for batch in batches]
+    features = [objective.towers(part) for part in parts]
+    named = sum(int((batch.first >= 0).sum()) for batch in batches)
+    _, loss = objective._compare(parts, features, _Counts(sum(map(len, batches)), named, 0, 0))
+    loss.backward()
+    for name, gradient in found.items():
+        torch.testing.assert_close(
+            model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_batch_norm_is_not_cut_into_parts():
+    model = made("open_clip")
+    model.visual.norm = nn.BatchNorm2d(3)
+    with pytest.raises(
+        ValueError, match=r"TrainConfig\.accumulate is 2 and CLIP has batch norm, .*: set it to 1 \(--acc"
+    ):
+        finetune(model, Halves(20), config(accumulate=2), tokenize=ids)
+    finetune(model, Halves(20), config(steps=2), tokenize=ids)
+
+
+def test_the_model_comes_back_without_gradients_and_with_nothing_frozen():
+    model = made("open_clip")
+    model.logit_scale.requires_grad_(False)
+    finetune(model, Halves(20), config(steps=2, unlock_blocks=1), tokenize=ids)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["logit_scale"]
+    assert all(p.grad is None for p in model.parameters())

@@ -6,6 +6,7 @@
 The same command goes on with a run that was stopped. Then:
 
     alpha_clip.load("ViT-B/16", alpha_vision_ckpt_pth="runs/first/best.safetensors")
+    alpha_clip.load("runs/first/best.safetensors")  # after --train-text
 
 Models of other libraries get an alpha channel with --model hf:FOLDER or open_clip:NAME[:PRETRAINED], and come back as
 integrations.open_tower("hf:runs/first/best") or open_tower("open_clip:NAME:runs/first/best.safetensors").
@@ -61,8 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (ValueError, TypeError, OSError, ImportError, UnreadableData, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]  # the rest is about the allocator
+        sys.exit(
+            f"error: {reason}: raise --accumulate, {config.accumulate}, to cut the batch into smaller parts, or lower "
+            f"--batch-size, {config.batch_size}"
+        )
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"load it with {_how_to_load(args.model, args.out)}")  # noqa: T201
+        print(f"load it with {_how_to_load(args.model, args.out, config.train_text)}")  # noqa: T201
 
 
 def _opened(args: argparse.Namespace) -> tuple[nn.Module, Tokenize | None]:
@@ -76,9 +83,11 @@ def _opened(args: argparse.Namespace) -> tuple[nn.Module, Tokenize | None]:
         return load(args.model, _device(args.device), alpha_vision_ckpt_pth=args.alpha, dtype=torch.float32)[0], None
 
 
-def _how_to_load(model: str, out: str) -> str:
+def _how_to_load(model: str, out: str, with_text: bool) -> str:
     weights = os.path.join(out, "best.safetensors")
     kind, *rest = model.split(":")
+    if kind not in KINDS and with_text:  # both towers are in the file, and the base's text tower is not its own
+        return f"alpha_clip.load({weights!r})"
     if kind not in KINDS:
         return f"alpha_clip.load({model!r}, alpha_vision_ckpt_pth={weights!r})"
     name = f"hf:{os.path.join(out, 'best')}" if kind == "hf" else f"open_clip:{rest[0]}:{weights}"

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A flat record. The defaults fine-tune the image tower as in the paper (arXiv 2312.03818, sections 3.2 and 4).
+    """A flat record. The defaults are this package's own; the paper's (arXiv 2312.03818) are the preset "paper".
+
+    From the paper they have the trained parts, rates and whole pictures; not from it `same_image` and changed masks.
 
     Raises:
         ValueError: a setting is out of its range.

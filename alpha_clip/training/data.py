@@ -22,7 +22,7 @@ from ..transforms import Preprocess
 from .config import TrainConfig
 from .loss import Labels
 from .pictures import Picture
-from .records import BadSample, UnreadableData
+from .records import CHECK, BadSample, UnreadableData
 from .views import Sample, views
 
 MASK_GRID = 32  # masks are compared at this size
@@ -46,6 +46,7 @@ class Batch:
     labels: Labels
     rivals: Tensor  # (B, U) bool
     bad: list[BadSample]  # what could not be read, and is not in it
+    too_small: int  # regions that are not in it for that
 
     def __len__(self) -> int:
         return len(self.image)
@@ -67,6 +68,7 @@ class Item:
     key: str
     samples: Sequence[Sample]
     bad: BadSample | None = None
+    too_small: int = 0  # regions left out
 
 
 def normalised(text: str) -> str:
@@ -102,7 +104,7 @@ def collate(items: Sequence[Item], size: int = 1) -> Batch:
     keys = [item.key for item in sources]
     return Batch(
         image, alpha, _small(alpha), whole, keys, list(texts.numbers), torch.tensor(first, dtype=torch.int64), of, text,
-        labels, is_rival, bad,
+        labels, is_rival, bad, sum(item.too_small for item in items),
     )  # fmt: skip
 
 
@@ -153,8 +155,8 @@ class Positions:
             with _seeded(source):
                 item = self.dataset[index]
             if isinstance(item, Picture):
-                samples = views(item, self.preprocess, self.config, np.random.default_rng(source))
-                return Item(index, position, item.key, samples)
+                samples, small = views(item, self.preprocess, self.config, np.random.default_rng(source))
+                return Item(index, position, item.key, samples, too_small=small)
         except BadSample as error:  # without the frames it came from
             bad = BadSample(error.key, error.reason, error.problem)
             return Item(index, position, error.key, (), bad)
@@ -231,7 +233,27 @@ def batches(
         num_workers=config.workers,
         collate_fn=partial(collate, size=preprocess.n),
         worker_init_fn=leave_signals,
+        generator=own_generator(config),
     )
+
+
+def own_generator(config: TrainConfig) -> torch.Generator:
+    """For a DataLoader, which draws when it begins: of the global one, a resumed run's dropout would be another."""
+    return torch.Generator().manual_seed(config.seed)
+
+
+@contextmanager
+def reading(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
+    """Its batches; afterwards its workers are gone.
+
+    An error's traceback would keep them alive, and at the end of the process Python waits for them for ever.
+    """
+    parts = iter(loader)
+    try:
+        yield parts
+    finally:
+        if loader.num_workers:
+            parts._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def check_readable(read: int, unreadable: int, last: Collection[BadSample]) -> None:
@@ -239,8 +261,7 @@ def check_readable(read: int, unreadable: int, last: Collection[BadSample]) -> N
     if unreadable and ((read >= BAD_FROM and unreadable > MAX_BAD * read) or unreadable >= read):
         because = f", the last because: {'; '.join(map(str, last))}" if last else ""
         raise UnreadableData(
-            f"{unreadable} of {read} pictures could not be read, more than {MAX_BAD:.0%}{because}. "
-            "`python -m alpha_clip.training.check DATA` lists them all."
+            f"{unreadable} of {read} pictures could not be read, more than {MAX_BAD:.0%}{because}. {CHECK}"
         )
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from .config import TrainConfig
-from .data import Batch, Dataset, batches, check_readable
+from .data import Batch, Dataset, batches, check_readable, reading
 from .foreign import trainable
 from .objective import Objective
 from .optim import lr_at, make_optimizers
@@ -48,6 +48,8 @@ def finetune(
 ) -> Model:
     """Train `model` in place, with a progress bar, and return it in ``eval()`` and in the precision it came in.
 
+    It has no gradients then, and its parameters want one or not as before.
+
     Under ``torchrun`` every process calls it with the same arguments; the batch and its loss are those of one process.
 
     Args:
@@ -57,7 +59,8 @@ def finetune(
         dataset: map-style; an item is a `Picture`, a `Sample`, or the samples of one picture.
         config: all settings.
         out: folder for ``last.pt``, the state of the run, from which a call with the same arguments goes on, to end
-            bit for bit where an uninterrupted one would (CPU, same number of processes and parts);
+            bit for bit where an uninterrupted one would (CPU, same number of processes and parts; of a model with
+            dropout, one process, since the random state that is saved is the first one's);
             ``best.safetensors``, for `load`, or of transformers' models the folder ``best``, for `open_tower`; and
             ``metrics.jsonl``. None: nothing is written.
         validation: pictures whose regions are named now and then; without any, the last weights are the best.
@@ -83,14 +86,21 @@ def finetune(
     seen = trainable(model)
     device, words = seen.device, tokenize or seen.tokenizer()
     folder = None if out is None else Path(out)
-    with process_group(device), _in_float32(model), _checkpointing(seen, config), _signals() as told:
+    with (
+        process_group(device),
+        _in_float32(model),
+        _checkpointing(seen, config),
+        _freezing(model),
+        _signals() as told,
+        ExitStack() as readers,
+    ):
         rank, world = rank_and_world()
         optimizers = make_optimizers(model, config)
         peak = [group["lr"] for group in _groups(optimizers)]
         objective = Objective(model, config, words)  # before a resume: its base is what training began with
         at = load_state(folder, model, optimizers, config, dataset) if folder else Progress()
         objective.distribute()
-        parts = iter(batches(dataset, config, seen.preprocess, at.step, rank, world))
+        parts = readers.enter_context(reading(batches(dataset, config, seen.preprocess, at.step, rank, world)))
         log = Log(folder, at.step, tensorboard) if folder and rank == 0 else None
         last_bad: deque[BadSample] = deque(maxlen=3)
         evaluated: dict[str, float] = {}  # the scores of the last evaluation
@@ -113,14 +123,18 @@ def finetune(
                 raise _not_finite("gradient", folder, at.step, terms, batch)
             bad = [error for part in batch for error in part.bad]
             last_bad.extend(bad)
-            samples, unreadable, stop = total(sum(map(len, batch)), len(bad), told.is_set(), device=device)
+            small = sum(part.too_small for part in batch)
+            counts = total(sum(map(len, batch)), len(bad), small, told.is_set(), device=device)
+            samples, unreadable, too_small, stop = counts
             terms |= {"lr_factor": lr_at(at.step, config)}
             at.step += 1
             at.unreadable += int(unreadable)
+            at.too_small += int(too_small)
             check_readable(at.step * config.batch_size, at.unreadable, last_bad)
             terms |= {
                 "samples_per_second": samples / (time.perf_counter() - start),
                 "unreadable": float(at.unreadable),
+                "too_small": float(at.too_small),
             }
 
             finished = at.step == config.steps
@@ -183,6 +197,7 @@ def _not_finite(
 def _summary(terms: dict[str, float]) -> str:
     shown = [f"loss={terms['loss']:.3f}", f"{terms['samples_per_second']:.0f} samples/s"]
     shown += [f"{terms['unreadable']:.0f} unreadable"] * (terms["unreadable"] > 0)
+    shown += [f"{terms['too_small']:.0f} regions too small"] * (terms["too_small"] > 0)
     shown += [f"{name.replace('_', ' ')}={terms[name]:.3f}" for name in ("region_accuracy", "drift") if name in terms]
     return ", ".join(shown)
 
@@ -199,6 +214,18 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for tensor, dtype in halves:
             tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def _freezing(model: nn.Module) -> Iterator[None]:
+    """Whatever is frozen meanwhile, afterwards is as it was."""
+    before = [(x, x.requires_grad) for x in model.parameters()]
+    try:
+        yield
+    finally:
+        model.zero_grad()
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
 
 
 @contextmanager

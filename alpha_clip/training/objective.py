@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import TrainConfig
@@ -27,6 +28,7 @@ from .loss import (
     token_drift_sum,
 )
 from .processes import gather, rank_and_world, row_counts, total
+from .records import CHECK, UnreadableData
 from .trainable import Tokenize
 
 
@@ -107,11 +109,21 @@ class Objective:
     """The loss of a step, its gradients left in the model's parameters.
 
     With several parts, features of all are worked out first without gradients, the loss is taken on them, and each
-    part is run again to carry the features' gradients into the weights (GradCache, arXiv 2101.06983): the gradients
-    are those of the whole batch, the memory is that of a part.
+    part is run again, with the same dropout, to carry the features' gradients into the weights (GradCache,
+    arXiv 2101.06983): the gradients are those of the whole batch, the memory is that of a part.
+
+    Raises:
+        ValueError: several parts, and the model has batch norm.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, tokenize: Tokenize) -> None:
+        if config.accumulate > 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
+            raise ValueError(
+                f"TrainConfig.accumulate is {config.accumulate} and {type(model).__name__} has batch norm, which sees "
+                "one part at a time, so that the gradients would not be the whole batch's: set it to 1 "
+                "(--accumulate 1) with a smaller batch_size, or freeze batch norm first, as "
+                "open_clip.utils.freeze_batch_norm_2d does"
+            )
         self.config, self.tokenize = config, tokenize
         self.towers = Towers(model, config)
         seen = self.towers.seen
@@ -139,8 +151,10 @@ class Objective:
             )
         )
         if not counts.samples:
-            bad = [str(error) for batch in batches for error in batch.bad]
-            raise RuntimeError(f"nothing of a whole batch could be read: {'; '.join(bad[:3])}")
+            bad = [str(error) for batch in batches for error in batch.bad][:3]
+            if small := sum(batch.too_small for batch in batches):
+                bad.append(f"{small} regions are too small for the model's input")
+            raise UnreadableData(f"nothing of a whole batch could be read: {'; '.join(bad)}. {CHECK}")
         if len(parts) == 1:
             seen: Features = self.trained(parts[0])
             terms, loss = self._compare(parts, [seen], counts)
@@ -148,10 +162,14 @@ class Objective:
             (loss + drift).backward()
         else:
             temperature = tuple(x.detach().clone().requires_grad_() for x in self.towers.seen.temperature())
-            leaves = [self.towers.leaves(part, temperature) for part in parts]
+            states, leaves = [], []
+            for part in parts:
+                states.append(self._random_state())
+                leaves.append(self.towers.leaves(part, temperature))
             terms, loss = self._compare(parts, leaves, counts)
             loss.backward()
-            drift = self._replay(parts, leaves, counts)
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                drift = self._replay(parts, leaves, states, counts)
         if self.config.distill:
             terms["distill"] = drift.detach() / self.config.distill
         values = total(*torch.stack(list(terms.values())).tolist(), device=self.device)
@@ -159,10 +177,23 @@ class Objective:
         weights = {"contrast": 1.0, "rivals": self.config.same_image} | vars(self.config)
         return {"loss": sum(value * weights[name] for name, value in means.items())} | means
 
-    def _replay(self, parts: Sequence[Inputs], leaves: Sequence[Features], counts: _Counts) -> Tensor:
-        """Run each part again, and carry the gradients of its features into the weights."""
+    def _random_state(self) -> list[Tensor]:
+        on_device = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.get_rng_state(), *on_device]
+
+    def _replay(
+        self,
+        parts: Sequence[Inputs],
+        leaves: Sequence[Features],
+        states: Sequence[Sequence[Tensor]],
+        counts: _Counts,
+    ) -> Tensor:
+        """Run each part again from its random state, and carry the gradients of its features into the weights."""
         drifts = []
-        for part, leaf in zip(parts, leaves, strict=True):
+        for part, leaf, (state, *on_device) in zip(parts, leaves, states, strict=True):
+            torch.set_rng_state(state)
+            for other in on_device:
+                torch.cuda.set_rng_state(other, self.device)
             last = part is parts[-1]
             waits = not last and isinstance(self.trained, DistributedDataParallel)
             with self.trained.no_sync() if waits else nullcontext():  # type: ignore[operator]

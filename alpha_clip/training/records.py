@@ -16,6 +16,8 @@ from PIL import Image, ImageOps
 from .. import rle
 from ..transforms import box_mask, mask_values, unit_mask
 
+CHECK = "`python -m alpha_clip.training.check DATA` lists them all."
+
 
 class BadSample(ValueError):
     """A sample that cannot be used; the others can. ``problem`` is the kind of it, for counting."""

@@ -57,7 +57,11 @@ def local(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], cac
     names = [name for item in sources for name in _expanded(os.fspath(item))]
     missing = [name for name in names if not is_url(name) and not Path(name).is_file()]
     if missing or not names:
-        what = f"there is no shard {missing[0]} ({len(missing)} of {len(names)} are missing)" if missing else "no shard"
+        what = "no shard is named"
+        if missing:
+            what = f"there is no shard {missing[0]} ({len(missing)} of {len(names)} are missing)"
+        elif sources:
+            what = f"there is no shard in {', '.join(str(item) for item in sources)}"
         raise FileNotFoundError(f"{what}: expected a folder of *.tar, a shard, a range {{000..009}}.tar, or URLs")
     remote = any(map(is_url, names))
     shown = tqdm(names, "shards", disable=None if remote else True)

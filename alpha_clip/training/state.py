@@ -33,6 +33,7 @@ class Progress:
     step: int = 0  # optimizer steps taken
     best: float = -math.inf  # score of the best weights
     unreadable: int = 0  # pictures that could not be read, over all processes
+    too_small: int = 0  # regions left out for that, over all processes
     origin: str = ""  # what the run began with: a digest of the weights, and the size of the data set
 
 
@@ -100,7 +101,7 @@ def load_state(
     torch.set_rng_state(state["random"]["torch"])
     if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return Progress(state["step"], state["best"], state["unreadable"], origin)
+    return Progress(state["step"], state["best"], state["unreadable"], state.get("too_small", 0), origin)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -86,9 +86,10 @@ class Trainable(ABC):
             ValueError: it has none that are known; `option` is the setting that needs them.
         """
         if self.blocks_at is None:
+            remedy = "set it to 0 (--distill-tokens 0)" if option == "distill_tokens" else "leave it out"
             raise ValueError(
                 f"TrainConfig.{option} needs an image tower of transformer blocks, which {type(visual).__name__} is "
-                "not known to be: leave it out"
+                f"not known to be: {remedy}"
             )
         return list(visual.get_submodule(self.blocks_at).children())
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .config import SHARES, TrainConfig
-from .data import Batch, Dataset, Positions, check_readable, collate, leave_signals
+from .data import Batch, Dataset, Positions, check_readable, collate, leave_signals, own_generator, reading
 from .foreign import trainable
 from .processes import gather_objects, rank_and_world, total
 from .records import BadSample
@@ -36,7 +36,8 @@ def evaluate(
 
     Returns:
         "region_accuracy": share of the regions whose own phrase, of all different ones in the data set, is nearest;
-            of a picture that has more than 8, 8 count. Not there if there are no regions.
+            of a picture that has more than 8, 8 count, and none too small for the model's input. Not there if
+            there are no regions.
         "validation_unreadable": pictures that could not be read.
         "drift": mean of 1 - cosine between the features of whole pictures now and those of `base`.
     """
@@ -53,21 +54,23 @@ def evaluate(
         num_workers=config.workers,
         collate_fn=collate,
         worker_init_fn=leave_signals,
+        generator=own_generator(config),
     )
     features, own = [], []
     drift, pictures, bad = 0.0, 0, list[BadSample]()
-    for batch in loader:
-        bad += batch.bad
-        if len(batch) == 0:
-            continue
-        image, regions = batch.image.to(device), ~batch.whole
-        first = torch.tensor([i for i, p in enumerate(batch.keys) if i == 0 or batch.keys[i - 1] != p])
-        now, then = (F.normalize(seen.see(v, image[first], None).float(), dim=-1) for v in (seen.visual, base))
-        drift += float((1 - (now * then).sum(dim=-1)).sum())
-        pictures += len(first)
-        alpha = batch.alpha.to(device)
-        features.append(F.normalize(seen.see(seen.visual, image[regions], alpha[regions]).float(), dim=-1))
-        own += [batch.texts[i] for i in batch.first[regions].tolist()]
+    with reading(loader) as batches:
+        for batch in batches:
+            bad += batch.bad
+            if len(batch) == 0:
+                continue
+            image, regions = batch.image.to(device), ~batch.whole
+            first = torch.tensor([i for i, p in enumerate(batch.keys) if i == 0 or batch.keys[i - 1] != p])
+            now, then = (F.normalize(seen.see(v, image[first], None).float(), dim=-1) for v in (seen.visual, base))
+            drift += float((1 - (now * then).sum(dim=-1)).sum())
+            pictures += len(first)
+            alpha = batch.alpha.to(device)
+            features.append(F.normalize(seen.see(seen.visual, image[regions], alpha[regions]).float(), dim=-1))
+            own += [batch.texts[i] for i in batch.first[regions].tolist()]
     texts = sorted(set(gather_objects(own)))
     right = 0
     if own:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +44,14 @@ class Sample:
     rivals: tuple[str, ...] = ()  # texts of the same picture's regions and sets of them, from which its own is told
 
 
-def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np.random.Generator) -> list[Sample]:
+class Views(NamedTuple):
+    """What one epoch shows of a picture."""
+
+    samples: list[Sample]
+    too_small: int  # regions left out, since at the model's size their mask is nowhere above half
+
+
+def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np.random.Generator) -> Views:
     """The samples that one epoch makes of a picture; the shares of their kinds are those of `config`.
 
     Raises:
@@ -51,7 +59,7 @@ def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np
     """
     chosen = rng.permutation(len(picture.regions))[:REGIONS_PER_PICTURE]
     regions = [picture.regions[i] for i in chosen]
-    count, whole = len(regions), False
+    count, whole, too_small = len(regions), False, 0
     if picture.caption is not None or config.distill:
         count, whole = _shared_out(config.whole, len(regions), rng)
     if not regions and picture.caption is None:
@@ -61,8 +69,10 @@ def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np
         if count:
             changed = np.stack([_changed(region.mask, config, rng) for region in regions])
             rgb, alpha = preprocess(picture.image, changed, geometry=config.geometry)
-            seen = _Seen(rgb, alpha, regions, picture.caption)
-            samples = [seen.sample(i, config, rng) for i in range(count)]
+            large = [i for i in range(len(regions)) if (alpha[i] > 0).any()]
+            too_small = len(regions) - len(large)
+            seen = _Seen(rgb, alpha[large], [regions[i] for i in large], picture.caption)
+            samples = [seen.sample(i, config, rng) for i in range(min(count, len(large)))]
             if any(sample.rivals for sample in samples):  # then they are every region's too
                 samples = [s if s.second else replace(s, rivals=seen.sets) for s in samples]
         if whole:
@@ -71,7 +81,7 @@ def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np
             samples.append(Sample(rgb, picture.caption))
     except (ValueError, OSError) as error:
         raise BadSample(picture.key, str(error)) from error
-    return samples
+    return Views(samples, too_small)
 
 
 def _shared_out(share: float, regions: int, rng: np.random.Generator) -> tuple[int, bool]:
