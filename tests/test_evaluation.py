@@ -317,6 +317,15 @@ def test_a_second_model_joins_a_folder(tiny, tmp_path):
     assert found.ways() == [("tiny", "crop"), ("plain tiny", "crop")]
 
 
+def test_what_comes_twice_is_refused(tiny, tmp_path):
+    double = Task("double", ["a", "b", "a"], lambda i: builtin.sample("plain", i), [Column("all")])
+    with pytest.raises(ValueError, match="1 of the keys of the task double come more than once, such as 'a': give"):
+        run_task(double, [tiny], [parse("alpha")], tmp_path)
+    with pytest.raises(ValueError, match="1 of the names of models come more than once, such as 'tiny'"):
+        run_task(small_task(), [tiny, tiny], [parse("alpha")], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_samples_that_cannot_be_used_are_told(tiny, tmp_path):
     def reading(i: int) -> Sample:
         if i == 1:

@@ -41,9 +41,12 @@ from alpha_clip.evaluation.annotations import Instances
 from alpha_clip.evaluation.records import Answer, Record, packed, unpacked
 from alpha_clip.evaluation.refer import Refer, read_refs
 from alpha_clip.evaluation.retrieval import TO_PHRASE, TO_REGION
+from alpha_clip.evaluation.samples import unique_keys
 from alpha_clip.evaluation.subjects import Subject, _split
 from alpha_clip.evaluation.ways import look
 from alpha_clip.scenes import Scene, draw_scene
+from alpha_clip.training import Picture, Region
+from alpha_clip.training.pictures import write_shards
 from alpha_clip.transforms import box_mask, mask_box
 
 pytest.importorskip("pycocotools", reason='pip install "alpha-clip[eval]"')
@@ -380,6 +383,22 @@ def test_figures_of_coco_are_those_of_scikit_learn(coco_folder, tiny, tmp_path):
     assert by_class == pytest.approx(metrics_of.balanced_accuracy_score(right, chosen))
     assert top_2 == pytest.approx(metrics_of.top_k_accuracy_score(right, all_scores, k=2, labels=range(7)))
     assert 1 > top_2 > top_1 != by_class > 0
+
+
+def test_a_picture_that_is_listed_twice_has_two_keys(coco_folder):
+    path = coco_folder / "annotations" / "instances_val2017.json"
+    found = json.loads(path.read_text())
+    first, second = found["images"][:2]
+    second |= {"file_name": first["file_name"], "height": first["height"], "width": first["width"]}
+    path.write_text(json.dumps(found))
+    task = coco_task(coco_folder)
+    name = first["file_name"]
+    assert task.keys[:2] == [name, f"{name}, 2"] and task.pictures[0] == task.pictures[1]
+    assert task.read(1).key == f"{name}, 2"
+
+
+def test_numbers_make_keys_that_are_not_there_yet():
+    assert unique_keys(["a", "a, 2", "a", "b", "a"]) == ["a", "a, 2", "a, 3", "b", "a, 4"]
 
 
 def test_the_identity_of_coco_is_its_annotations(coco_folder):
@@ -919,6 +938,49 @@ def test_retrieval_reads_the_layout_of_training(regions_folder, scenes, tiny, tm
             scores = features[k] @ texts.T
             (rank,) = (a.rank for a in record.answers if a.group == TO_PHRASE and a.region == k)
             assert rank == int((scores > scores[phrases.index(region.phrase)] + 1e-3).sum())
+
+
+@pytest.fixture
+def shards_with_equal_keys(scenes, tmp_path) -> Path:
+    """Two shards of the same keys, whose pictures have different numbers of regions."""
+    pytest.importorskip("webdataset", reason='pip install "alpha-clip[train]"')
+    folder = tmp_path / "shards"
+    for number, part in enumerate((scenes[:2], scenes[2:4])):
+        pictures = [
+            Picture(f"{i}", Image.fromarray(s.image), s.caption, tuple(Region(r.phrase, r.mask) for r in s.regions))
+            for i, s in enumerate(part)
+        ]
+        (shard,) = write_shards(pictures, tmp_path / f"part {number}")
+        folder.mkdir(exist_ok=True)
+        shard.rename(folder / f"{number}.tar")
+    return folder
+
+
+def test_retrieval_tells_shards_with_equal_keys_apart(shards_with_equal_keys, scenes, tiny, tmp_path):
+    task = retrieval.of_regions(shards_with_equal_keys)
+    assert task.keys == ["0", "1", "0, 2", "1, 2"]
+    assert len(set(task.pictures)) == 4
+    assert [task.read(i).key for i in range(4)] == task.keys
+    whole = run_task(task, [tiny], [parse("alpha")], tmp_path / "out")
+    assert [r.regions for r in whole.records] == [len(s.regions) for s in sorted_by_key(scenes[:4], task.keys)]
+    again = run_task(replace(task, read=refuse_to_read), [tiny], [parse("alpha")], tmp_path / "out")
+    assert [(r.id, r.answers) for r in again.records] == [(r.id, r.answers) for r in whole.records]
+
+
+def sorted_by_key(scenes, keys) -> list[Scene]:
+    return [scene for _, scene in sorted(zip(keys, scenes, strict=True), key=lambda pair: pair[0])]
+
+
+def test_retrieval_fetches_shards_from_their_url(shards_with_equal_keys, monkeypatch):
+    def fetched(url: str, cache: Path) -> Path:
+        assert url.startswith("https://example.com/")
+        return shards_with_equal_keys / url.rpartition("/")[2]
+
+    monkeypatch.setattr("alpha_clip.training.shards.fetched", fetched)
+    args = _parser().parse_args(["retrieval", "--data", "https://example.com/{0..1}.tar"])
+    task = retrieval.from_arguments(args)
+    assert len(task.keys) == 4
+    assert task.pictures[2] == "https://example.com/{0..1}.tar: 0, 2"
 
 
 def test_retrieval_goes_on_where_it_stopped(regions_folder, tiny, tmp_path, monkeypatch):

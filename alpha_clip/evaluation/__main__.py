@@ -64,7 +64,8 @@ def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
     ways = [parse(method) for method in args.methods]
     task = TASKS[args.task].from_arguments(args)
     asked = [find(model, args.device, args.base) for model in args.model]
-    bases = [] if args.no_base else [subject.base for subject in asked if subject.base is not None]
+    of_asked = {} if args.no_base else {s.base.name: s.base for s in asked if s.base is not None}  # --base is of all
+    bases = list(of_asked.values())
     out = args.out or Path("runs") / f"evaluate-{args.task}"
     findings = []
     if args.tune:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -109,8 +110,11 @@ def run(
         together: also sum the scores of all models, under the name "together"; they all have to be asked anew then.
 
     Raises:
-        ValueError: `folder` holds another run; no sample can be used; no model can look in any of the ways.
+        ValueError: `folder` holds another run; no sample can be used; no model can look in any of the ways; a key of
+            the task, or a name of the models, comes twice.
     """
+    _check_each_once(task.keys, f"keys of the task {task.name}")
+    _check_each_once([s.name for s in subjects], "names of models")
     pairs = [(s, way) for s in subjects for way in ways if way.fits(s)]
     if not pairs:
         raise ValueError(f"none of the models can look in {', '.join(w.name for w in ways)}: add a way such as 'crop'")
@@ -140,6 +144,14 @@ def run(
     wanted = {(model, way.name) for model in names for way in ways}
     records = [r for r in records if (r.model, r.way) in wanted]
     return Run(task, identity, task.finish(records, subjects, ways) if task.finish else records, unusable)
+
+
+def _check_each_once(names: Sequence[str], what: str) -> None:
+    """Answers are kept by these names, so those of one would stand for another's."""
+    if double := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(
+            f"{len(double)} of the {what} come more than once, such as {double[0]!r}: give each a name of its own"
+        )
 
 
 def _fits(model: str, way: Way, subjects: Sequence[Subject]) -> bool:
