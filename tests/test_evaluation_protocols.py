@@ -866,20 +866,23 @@ def test_models_and_parts_are_summed_with_their_weights():
     for name, (first, second) in parts.items():
         record = seen("a", first, [(0, "x"), (0, "y")], name, way.name)
         records.append(replace(record, features=(record.features[0], packed(torch.tensor(second)))))
-    records.append(replace(records[0], model="together", features=()))
+    records.append(replace(records[0], model="together: one, other", features=()))
     found = retrieval.finish(records, [one, other], [way])
     # x: .9 + .5 * 0 by one, .2 + .5 * .1 by other; y: .1 + .5 * 1, .3 + .5 * .4. Together 1.15 and 1.1.
     best = {record.model: record.answers[-1].top for record in found}
-    assert best == {"one": ("x", "y"), "other": ("y", "x"), "together": ("x", "y")}
+    assert best == {"one": ("x", "y"), "other": ("y", "x"), "together: one, other": ("x", "y")}
 
 
-def test_together_are_those_that_can_look_so():
+def test_the_plain_clip_is_not_summed():
     table = {"x": [1.0, 0.0], "y": [0.0, 1.0]}
-    sees, blind = replace(reader(table), takes_masks=True), reader(table, "blind")
-    record = seen("a", [[0.0, 1.0]], [(0, "y"), (0, "x")], way="alpha")
-    together = replace(record, model="together", features=())
-    found = retrieval.finish([record, together], [sees, blind], [parse("alpha")])
-    assert found[0].answers == found[1].answers
+    plain = reader(table, "plain")
+    one, other = replace(reader(table, "one"), base=plain), reader(table, "other")
+    features = {"one": [[0.6, 0.4]], "other": [[0.5, 0.3]], "plain": [[0.0, 1.0]]}
+    records = [seen("a", found, [(0, "x"), (0, "y")], name) for name, found in features.items()]
+    records.append(replace(records[0], model="together: one, other", features=()))
+    found = retrieval.finish(records, [one, other, plain], [parse("whole")])
+    best = {record.model: record.answers[-1].top for record in found}
+    assert best == dict.fromkeys(("one", "other", "together: one, other"), ("x", "y")) | {"plain": ("y", "x")}
 
 
 def test_retrieval_asks_once_about_what_was_said_twice(refer_folder):
@@ -1164,7 +1167,7 @@ def test_refcoco_by_two_models_together(refer_folder, tmp_path, capsys):
     weights = alpha_clip.weights.ASSETS / "tiny_alpha.safetensors"
     line = ["refcoco", "--data", refer_folder, "--methods", "alpha + alpha_blurred", "--device", "cpu", "--no-base"]
     command(*line, "--model", "tiny", f"tiny+{weights}", "--together", "--out", tmp_path)
-    assert "together, alpha + alpha_blurred" in capsys.readouterr().out
+    assert f"together: tiny, tiny+{weights}, alpha + alpha_blurred" in capsys.readouterr().out
 
 
 def test_retrieval_from_the_command_line(refer_folder, regions_folder, tmp_path, capsys):

@@ -147,7 +147,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="with alternatives, such as 'crop:context=1|1.5|2': what is best on other pictures is shown too",
     )
-    parser.add_argument("--together", action="store_true", help="also sum the scores of all models")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="also sum the scores of the models named, in the ways that all can look in",
+    )
     parser.add_argument(
         "--probes", nargs="+", default=(), choices=["all", *PROBES], help="single questions about each model"
     )

@@ -20,7 +20,7 @@ from . import refer
 from .annotations import BadAnnotation, digests, left_out, open_picture, segmentation
 from .records import Answer, Record, unpacked
 from .refer import Refer
-from .run import TOGETHER, ranking
+from .run import members, ranking, sum_name
 from .samples import Column, Matching, Sample, Task, UnusableSample, unique_keys
 from .subjects import Subject
 from .tune import add_hold_back, is_held_back
@@ -110,12 +110,13 @@ def finish(records: Sequence[Record], subjects: Sequence[Subject], ways: Sequenc
     """
     known = {way.name: way for way in ways}
     models = {subject.name: subject for subject in subjects}
+    summed = members(subjects)
     found: list[Record] = []
     for name in dict.fromkeys(record.way for record in records):
         of_way = [record for record in records if record.way == name]
         for model in dict.fromkeys(record.model for record in of_way):
             asked = sorted((r for r in of_way if r.model == model), key=lambda r: r.key)
-            seen_by = [model] if model != TOGETHER else [s.name for s in subjects if known[name].fits(s)]
+            seen_by = [s.name for s in summed] if model == sum_name(summed) else [model]
             parts = [(models[m], sorted((r for r in of_way if r.model == m), key=lambda r: r.key)) for m in seen_by]
             found += _answered(asked, parts, known[name])
     return found
