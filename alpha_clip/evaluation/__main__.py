@@ -74,8 +74,11 @@ def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
         ways += [way for way in chosen if way not in ways]
         findings.append(finding)
     answers = run(task, asked + bases, ways, out, args.chunk, args.together)
-    answers = replace(answers, findings=[*findings, *probe(args.probes, asked, task, ways)])
-    results.write(answers, out, command)
+    answers = replace(answers, findings=findings)
+    results.write(answers, out, command)  # before the probes, whatever becomes of them
+    if args.probes:
+        answers = replace(answers, findings=[*findings, *probe(args.probes, asked, task, ways, answers.unusable)])
+        results.write(answers, out, command)
     print(answers.table().markdown())  # noqa: T201
     for finding in answers.findings:
         print(f"\n{finding.title}\n{finding.verdict}")  # noqa: T201
