@@ -207,6 +207,8 @@ def test_models_of_transformers_are_read_from_their_folder(tmp_path, with_alpha)
         seen = look(subject.model, sample.image, sample.masks, parse("alpha")).features[0]
         assert not torch.allclose(seen[0], seen[1], atol=1e-3)
         torch.testing.assert_close(subject.texts(["a"]), find_plain_texts(model, tmp_path, "a"))
+    with pytest.raises(ValueError, match="another library's model, which is compared with no plain CLIP: leave --base"):
+        find(f"hf:{tmp_path}", "cpu", base="tiny")
 
 
 def find_plain_texts(model, folder, text: str) -> torch.Tensor:

@@ -106,7 +106,7 @@ def trials(
 ) -> Iterator[Trial]:
     """All regions that have a name, under the exact mask and under all others.
 
-    A mask of which a way leaves nothing is left out for all ways.
+    A mask of which a way leaves nothing is left out for all ways, and so is a region whose exact mask is one.
     """
     for number, sample in enumerate(samples):
         shown = list(_spoiled(sample))
@@ -115,7 +115,9 @@ def trials(
         try:
             looks = _look(subject, sample, shown, ways)
         except RegionLost:
-            shown = [one for one in shown if not _is_lost(subject, sample, one, ways)]
+            kept = [one for one in shown if not _is_lost(subject, sample, one, ways)]
+            asked = {k for k, kind, *_ in kept if kind == "exact"}
+            shown = [one for one in kept if one[0] in asked]
             if not shown:
                 continue
             looks = _look(subject, sample, shown, ways)
