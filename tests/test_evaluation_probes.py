@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 
 from alpha_clip import Preprocess, masks
 from alpha_clip.evaluation import Column, Naming, Sample, Subject, Task, UnusableSample, builtin, find, parse, run
+from alpha_clip.evaluation import __main__ as command
 from alpha_clip.evaluation import doctor as doctor_module
 from alpha_clip.evaluation.__main__ import main
 from alpha_clip.evaluation.doctor import Thresholds, examine
@@ -438,6 +440,14 @@ def test_results_are_there_whatever_becomes_of_the_probes(wide, tmp_path, monkey
     with pytest.raises(SystemExit):
         main(["scenes", "--methods", "whole", "--probes", "size", "--device", "cpu", "--out", str(tmp_path)])
     assert "plain tiny, whole |" in (tmp_path / "results.md").read_text()
+
+
+def test_a_base_of_two_models_is_asked_once(tiny, wide, tmp_path, monkeypatch):
+    monkeypatch.setattr(builtin, "from_arguments", lambda *_, **__: wide)
+    monkeypatch.setattr(command, "find", lambda name, *_: of(name, tiny.model, replace(tiny.base, name="plain")))
+    main(["scenes", "--model", "a", "b", "--base", "plain", "--methods", "whole", "--out", str(tmp_path)])
+    ways = json.loads((tmp_path / "results.json").read_text())["ways"]
+    assert [way["model"] for way in ways] == ["a", "b", "plain"]
 
 
 # --- attention ---
