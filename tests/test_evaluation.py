@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,19 @@ import torch.nn.functional as F
 from PIL import Image
 
 import alpha_clip
-from alpha_clip.evaluation import Column, Naming, Referring, Sample, Task, UnusableSample, builtin, find, metrics, parse
+from alpha_clip.evaluation import (
+    Column,
+    Naming,
+    Referring,
+    Sample,
+    Task,
+    UnusableSample,
+    builtin,
+    find,
+    metrics,
+    parse,
+    subjects,
+)
 from alpha_clip.evaluation import run as run_task
 from alpha_clip.evaluation.__main__ import main
 from alpha_clip.evaluation.metrics import Estimate, Hits
@@ -25,6 +39,8 @@ from alpha_clip.evaluation.ways import look
 from alpha_clip.hashes import fingerprint
 from alpha_clip.integrations import add_alpha, alpha_weight
 from alpha_clip.scenes import BACKGROUNDS, HELD_OUT, STYLES, draw_scene
+
+SUM_OF_THREE = "together: tiny, other, third"
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +207,8 @@ def test_models_of_transformers_are_read_from_their_folder(tmp_path, with_alpha)
         seen = look(subject.model, sample.image, sample.masks, parse("alpha")).features[0]
         assert not torch.allclose(seen[0], seen[1], atol=1e-3)
         torch.testing.assert_close(subject.texts(["a"]), find_plain_texts(model, tmp_path, "a"))
+    with pytest.raises(ValueError, match="another library's model, which is compared with no plain CLIP: leave --base"):
+        find(f"hf:{tmp_path}", "cpu", base="tiny")
 
 
 def find_plain_texts(model, folder, text: str) -> torch.Tensor:
@@ -317,6 +335,15 @@ def test_a_second_model_joins_a_folder(tiny, tmp_path):
     assert found.ways() == [("tiny", "crop"), ("plain tiny", "crop")]
 
 
+def test_what_comes_twice_is_refused(tiny, tmp_path):
+    double = Task("double", ["a", "b", "a"], lambda i: builtin.sample("plain", i), [Column("all")])
+    with pytest.raises(ValueError, match="1 of the keys of the task double come more than once, such as 'a': give"):
+        run_task(double, [tiny], [parse("alpha")], tmp_path)
+    with pytest.raises(ValueError, match="1 of the names of models come more than once, such as 'tiny'"):
+        run_task(small_task(), [tiny, tiny], [parse("alpha")], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_samples_that_cannot_be_used_are_told(tiny, tmp_path):
     def reading(i: int) -> Sample:
         if i == 1:
@@ -341,19 +368,64 @@ def test_models_without_masks_alone_cannot_be_asked_by_mask(tiny, tmp_path):
         run_task(small_task(), [tiny.base], [parse("alpha")], tmp_path)
 
 
-def test_together_is_the_sum_of_the_models_scores(tiny, tmp_path):
+@pytest.fixture
+def others(tiny) -> list[Subject]:
+    """Two more models, with other image towers."""
+    found = []
+    for name in ("other", "third"):
+        model = copy.deepcopy(tiny.model)
+        with torch.no_grad():
+            model.visual.proj.add_(0.3 * torch.randn_like(model.visual.proj))
+        found.append(subjects.of(name, model))
+    return found
+
+
+def test_together_is_the_sum_of_the_models_scores(tiny, others, tmp_path):
     sample = builtin.sample("plain", 3)
     task = small_task(1, lambda _: sample)
-    found = run_task(task, [tiny, tiny.base], [parse("crop")], tmp_path, together=True)
-    (both,) = found.of("together", "crop")
+    found = run_task(task, [tiny, others[0], tiny.base], [parse("crop")], tmp_path, together=True)
+    (both,) = found.of("together: tiny, other", "crop")
     scores = [
         look(s.model, sample.image, sample.masks, parse("crop")).scores(s.names(builtin.NAMES, builtin.TEMPLATES))
-        for s in (tiny, tiny.base)
+        for s in (tiny, others[0])
     ]
     best = (scores[0] + scores[1]).argmax(dim=1).tolist()
     named = [a.top[0] for a in both.answers if a.top]
     assert named == [builtin.NAMES[i] for i in best]
-    assert both.forwards == 2 * len(sample.masks)
+    assert both.forwards == 2 * len(sample.masks)  # the plain CLIP is for comparison
+
+
+def test_a_sum_is_of_the_models_that_are_named_now(tiny, others, tmp_path):
+    ways = [parse("crop")]
+    run_task(small_task(), [tiny, others[0]], ways, tmp_path / "grown", together=True)
+    grown = run_task(small_task(), [tiny, *others], ways, tmp_path / "grown", together=True)
+    fresh = run_task(small_task(), [tiny, *others], ways, tmp_path / "fresh", together=True)
+    assert grown.ways() == [("tiny", "crop"), ("other", "crop"), ("third", "crop"), (SUM_OF_THREE, "crop")]
+    assert {r.id: r.answers for r in grown.records} == {r.id: r.answers for r in fresh.records}
+    assert all(r.forwards == 3 * r.regions for r in grown.of(SUM_OF_THREE, "crop"))
+
+
+def test_a_sum_can_come_later(tiny, others, tmp_path):
+    both, ways = [tiny, others[0], tiny.base], [parse("alpha"), parse("crop")]
+    run_task(small_task(), both, ways, tmp_path)
+    found = run_task(small_task(), both, ways, tmp_path, together=True)
+    assert [way for model, way in found.ways() if model == "together: tiny, other"] == ["alpha", "crop"]
+    again = Task("few", [f"plain {i}" for i in range(3)], refuse_to_read, [Column("all")], builtin.TEMPLATES)
+    assert run_task(again, both, ways, tmp_path, together=True).ways() == found.ways()
+
+
+def refuse_to_read(number: int) -> Sample:
+    raise AssertionError(f"sample {number} was read again")
+
+
+def test_sums_are_of_ways_that_all_can_look_in(tiny, others, tmp_path):
+    plain = replace(tiny.base, name="plain")
+    found = run_task(small_task(), [tiny, plain], [parse("alpha"), parse("crop")], tmp_path, together=True)
+    assert found.ways() == [("tiny", "alpha"), ("tiny", "crop"), ("plain", "crop"), ("together: tiny, plain", "crop")]
+    with pytest.raises(ValueError, match="no way is for all of tiny, plain, whose scores are to be summed: add a way"):
+        run_task(small_task(), [tiny, plain], [parse("alpha")], tmp_path, together=True)
+    with pytest.raises(ValueError, match="one model to sum the scores of, tiny: name another, or leave --together out"):
+        run_task(small_task(), [tiny, tiny.base], [parse("crop")], tmp_path, together=True)
 
 
 # --- figures ---

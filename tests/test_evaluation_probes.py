@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from alpha_clip import Preprocess, masks
-from alpha_clip.evaluation import Column, Naming, Sample, Subject, Task, UnusableSample, builtin, find, parse
+from alpha_clip.evaluation import Column, Naming, Sample, Subject, Task, UnusableSample, builtin, find, parse, run
+from alpha_clip.evaluation import __main__ as command
 from alpha_clip.evaluation import doctor as doctor_module
 from alpha_clip.evaluation.__main__ import main
 from alpha_clip.evaluation.doctor import Thresholds, examine
@@ -35,6 +37,7 @@ from alpha_clip.evaluation.probes import (
 )
 from alpha_clip.evaluation.subjects import of
 from alpha_clip.evaluation.ways import look
+from alpha_clip.integrations import add_alpha, alpha_weight
 from alpha_clip.model import CLIP, FOREGROUND
 from alpha_clip.towers import tower_of
 
@@ -370,6 +373,81 @@ def test_models_of_other_packages_keep_to_their_size_and_to_their_ways(scenes):
     assert {name for name, f in findings.items() if f.tables} == {"noise", "size"}
     assert [row[:2] for row in findings["size"].tables[0].rows] == [["crop", "1x"]]
     assert "Only our own image towers take other sizes" in findings["size"].tables[0].note
+
+
+def test_models_of_other_packages_with_alpha_are_asked_what_they_can_answer(scenes):
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    model = open_clip.CLIP(
+        32, open_clip.CLIPVisionCfg(layers=1, width=64, image_size=48, patch_size=8), open_clip.CLIPTextCfg(layers=1)
+    ).eval()
+    torch.nn.init.normal_(alpha_weight(add_alpha(model)), std=0.05)
+    words = open_clip.SimpleTokenizer()
+    subject = Subject("theirs", model, lambda texts: model.encode_text(words(texts)), takes_masks=True)
+    task = Task("few", [str(i) for i in range(4)], lambda i: scenes[i], [Column("all")], builtin.TEMPLATES)
+    findings = {f.name: f for f in probe(["all"], [subject], task, [parse("alpha"), parse("crop")])}
+    assert {name for name, f in findings.items() if f.tables} == {"sensitivity", "noise", "unions", "size"}
+    why = "Does not apply: theirs is another library's model; this needs one of alpha_clip.load."
+    assert {findings[name].verdict for name in ("identity", "graded", "attention")} == {why}
+    with pytest.raises(ValueError, match=r"theirs is another library's model; this needs one of alpha_clip\.load"):
+        examine(subject, scenes)
+
+
+@pytest.fixture
+def wide() -> Task:
+    """Of 4 wide pictures; in one the region is at the very left, which a centre crop loses."""
+
+    def read(number: int) -> Sample:
+        pixels = np.random.default_rng(number).integers(0, 255, (60, 180, 3), dtype=np.uint8)
+        mask = np.zeros((1, 60, 180), np.float32)
+        left = 0 if number == 1 else 42  # the centre is from 60 to 120
+        mask[0, 10:40, left : left + 20] = 1
+        return Sample(str(number), Image.fromarray(pixels), mask, (Naming(0, ("a cat", "a dog"), 0),))
+
+    return Task("wide", [str(i) for i in range(4)], read, [Column("all")])
+
+
+@pytest.mark.filterwarnings("ignore:the centre crop cuts off")
+def test_probes_leave_out_what_the_run_could_not_use(tiny, wide, tmp_path):
+    ways = [parse("alpha:geometry=crop"), parse("whole")]
+    found = run(wide, [tiny], ways, tmp_path)
+    assert list(found.unusable) == ["1"]
+    assert [sample.key for sample in some_of(wide, leave_out=found.unusable)] == ["0", "2", "3"]
+    sizes, wrong = probe(["size", "noise"], [tiny], wide, ways, found.unusable)
+    assert sizes.tables[0].rows[0][-1].count == 3
+    rows = {(row[0], row[1]): row[3:] for row in wrong.tables[0].rows}
+    assert rows["exact", ""][0] is not None
+    lost = re.search(
+        r"3 regions.*Left out for all ways: (\d+) masks of which some way shows nothing", wrong.tables[0].note
+    )
+    trials = list(noise.trials(tiny, some_of(wide, leave_out=found.unusable), wide.templates, ways))
+    assert lost and int(lost[1]) == 3 * 17 - len(trials) > 0
+    assert all(set(trial.right) == {"alpha:geometry=crop", "whole"} for trial in trials)
+
+
+@pytest.mark.filterwarnings("ignore:the centre crop cuts off")
+def test_a_region_whose_exact_mask_a_way_loses_is_left_out(tiny, wide):
+    trials = list(noise.trials(tiny, [wide.read(1), wide.read(2)], wide.templates, [parse("alpha:geometry=crop")]))
+    assert {trial.picture for trial in trials} == {1}
+
+
+def test_results_are_there_whatever_becomes_of_the_probes(wide, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("a probe failed")
+
+    monkeypatch.setitem(PROBES, "size", fails)
+    monkeypatch.setattr(builtin, "from_arguments", lambda *_, **__: wide)
+    with pytest.raises(SystemExit):
+        main(["scenes", "--methods", "whole", "--probes", "size", "--device", "cpu", "--out", str(tmp_path)])
+    assert "plain tiny, whole |" in (tmp_path / "results.md").read_text()
+
+
+def test_a_base_of_two_models_is_asked_once(tiny, wide, tmp_path, monkeypatch):
+    monkeypatch.setattr(builtin, "from_arguments", lambda *_, **__: wide)
+    monkeypatch.setattr(command, "find", lambda name, *_: of(name, tiny.model, replace(tiny.base, name="plain")))
+    main(["scenes", "--model", "a", "b", "--base", "plain", "--methods", "whole", "--out", str(tmp_path)])
+    ways = json.loads((tmp_path / "results.json").read_text())["ways"]
+    assert [way["model"] for way in ways] == ["a", "b", "plain"]
 
 
 # --- attention ---

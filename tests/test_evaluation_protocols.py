@@ -41,9 +41,12 @@ from alpha_clip.evaluation.annotations import Instances
 from alpha_clip.evaluation.records import Answer, Record, packed, unpacked
 from alpha_clip.evaluation.refer import Refer, read_refs
 from alpha_clip.evaluation.retrieval import TO_PHRASE, TO_REGION
+from alpha_clip.evaluation.samples import unique_keys
 from alpha_clip.evaluation.subjects import Subject, _split
 from alpha_clip.evaluation.ways import look
 from alpha_clip.scenes import Scene, draw_scene
+from alpha_clip.training import Picture, Region
+from alpha_clip.training.pictures import write_shards
 from alpha_clip.transforms import box_mask, mask_box
 
 pytest.importorskip("pycocotools", reason='pip install "alpha-clip[eval]"')
@@ -380,6 +383,22 @@ def test_figures_of_coco_are_those_of_scikit_learn(coco_folder, tiny, tmp_path):
     assert by_class == pytest.approx(metrics_of.balanced_accuracy_score(right, chosen))
     assert top_2 == pytest.approx(metrics_of.top_k_accuracy_score(right, all_scores, k=2, labels=range(7)))
     assert 1 > top_2 > top_1 != by_class > 0
+
+
+def test_a_picture_that_is_listed_twice_has_two_keys(coco_folder):
+    path = coco_folder / "annotations" / "instances_val2017.json"
+    found = json.loads(path.read_text())
+    first, second = found["images"][:2]
+    second |= {"file_name": first["file_name"], "height": first["height"], "width": first["width"]}
+    path.write_text(json.dumps(found))
+    task = coco_task(coco_folder)
+    name = first["file_name"]
+    assert task.keys[:2] == [name, f"{name}, 2"] and task.pictures[0] == task.pictures[1]
+    assert task.read(1).key == f"{name}, 2"
+
+
+def test_numbers_make_keys_that_are_not_there_yet():
+    assert unique_keys(["a", "a, 2", "a", "b", "a"]) == ["a", "a, 2", "a, 3", "b", "a, 4"]
 
 
 def test_the_identity_of_coco_is_its_annotations(coco_folder):
@@ -847,20 +866,23 @@ def test_models_and_parts_are_summed_with_their_weights():
     for name, (first, second) in parts.items():
         record = seen("a", first, [(0, "x"), (0, "y")], name, way.name)
         records.append(replace(record, features=(record.features[0], packed(torch.tensor(second)))))
-    records.append(replace(records[0], model="together", features=()))
+    records.append(replace(records[0], model="together: one, other", features=()))
     found = retrieval.finish(records, [one, other], [way])
     # x: .9 + .5 * 0 by one, .2 + .5 * .1 by other; y: .1 + .5 * 1, .3 + .5 * .4. Together 1.15 and 1.1.
     best = {record.model: record.answers[-1].top for record in found}
-    assert best == {"one": ("x", "y"), "other": ("y", "x"), "together": ("x", "y")}
+    assert best == {"one": ("x", "y"), "other": ("y", "x"), "together: one, other": ("x", "y")}
 
 
-def test_together_are_those_that_can_look_so():
+def test_the_plain_clip_is_not_summed():
     table = {"x": [1.0, 0.0], "y": [0.0, 1.0]}
-    sees, blind = replace(reader(table), takes_masks=True), reader(table, "blind")
-    record = seen("a", [[0.0, 1.0]], [(0, "y"), (0, "x")], way="alpha")
-    together = replace(record, model="together", features=())
-    found = retrieval.finish([record, together], [sees, blind], [parse("alpha")])
-    assert found[0].answers == found[1].answers
+    plain = reader(table, "plain")
+    one, other = replace(reader(table, "one"), base=plain), reader(table, "other")
+    features = {"one": [[0.6, 0.4]], "other": [[0.5, 0.3]], "plain": [[0.0, 1.0]]}
+    records = [seen("a", found, [(0, "x"), (0, "y")], name) for name, found in features.items()]
+    records.append(replace(records[0], model="together: one, other", features=()))
+    found = retrieval.finish(records, [one, other, plain], [parse("whole")])
+    best = {record.model: record.answers[-1].top for record in found}
+    assert best == dict.fromkeys(("one", "other", "together: one, other"), ("x", "y")) | {"plain": ("y", "x")}
 
 
 def test_retrieval_asks_once_about_what_was_said_twice(refer_folder):
@@ -919,6 +941,49 @@ def test_retrieval_reads_the_layout_of_training(regions_folder, scenes, tiny, tm
             scores = features[k] @ texts.T
             (rank,) = (a.rank for a in record.answers if a.group == TO_PHRASE and a.region == k)
             assert rank == int((scores > scores[phrases.index(region.phrase)] + 1e-3).sum())
+
+
+@pytest.fixture
+def shards_with_equal_keys(scenes, tmp_path) -> Path:
+    """Two shards of the same keys, whose pictures have different numbers of regions."""
+    pytest.importorskip("webdataset", reason='pip install "alpha-clip[train]"')
+    folder = tmp_path / "shards"
+    for number, part in enumerate((scenes[:2], scenes[2:4])):
+        pictures = [
+            Picture(f"{i}", Image.fromarray(s.image), s.caption, tuple(Region(r.phrase, r.mask) for r in s.regions))
+            for i, s in enumerate(part)
+        ]
+        (shard,) = write_shards(pictures, tmp_path / f"part {number}")
+        folder.mkdir(exist_ok=True)
+        shard.rename(folder / f"{number}.tar")
+    return folder
+
+
+def test_retrieval_tells_shards_with_equal_keys_apart(shards_with_equal_keys, scenes, tiny, tmp_path):
+    task = retrieval.of_regions(shards_with_equal_keys)
+    assert task.keys == ["0", "1", "0, 2", "1, 2"]
+    assert len(set(task.pictures)) == 4
+    assert [task.read(i).key for i in range(4)] == task.keys
+    whole = run_task(task, [tiny], [parse("alpha")], tmp_path / "out")
+    assert [r.regions for r in whole.records] == [len(s.regions) for s in sorted_by_key(scenes[:4], task.keys)]
+    again = run_task(replace(task, read=refuse_to_read), [tiny], [parse("alpha")], tmp_path / "out")
+    assert [(r.id, r.answers) for r in again.records] == [(r.id, r.answers) for r in whole.records]
+
+
+def sorted_by_key(scenes, keys) -> list[Scene]:
+    return [scene for _, scene in sorted(zip(keys, scenes, strict=True), key=lambda pair: pair[0])]
+
+
+def test_retrieval_fetches_shards_from_their_url(shards_with_equal_keys, monkeypatch):
+    def fetched(url: str, cache: Path) -> Path:
+        assert url.startswith("https://example.com/")
+        return shards_with_equal_keys / url.rpartition("/")[2]
+
+    monkeypatch.setattr("alpha_clip.training.shards.fetched", fetched)
+    args = _parser().parse_args(["retrieval", "--data", "https://example.com/{0..1}.tar"])
+    task = retrieval.from_arguments(args)
+    assert len(task.keys) == 4
+    assert task.pictures[2] == "https://example.com/{0..1}.tar: 0, 2"
 
 
 def test_retrieval_goes_on_where_it_stopped(regions_folder, tiny, tmp_path, monkeypatch):
@@ -1102,7 +1167,7 @@ def test_refcoco_by_two_models_together(refer_folder, tmp_path, capsys):
     weights = alpha_clip.weights.ASSETS / "tiny_alpha.safetensors"
     line = ["refcoco", "--data", refer_folder, "--methods", "alpha + alpha_blurred", "--device", "cpu", "--no-base"]
     command(*line, "--model", "tiny", f"tiny+{weights}", "--together", "--out", tmp_path)
-    assert "together, alpha + alpha_blurred" in capsys.readouterr().out
+    assert f"together: tiny, tiny+{weights}, alpha + alpha_blurred" in capsys.readouterr().out
 
 
 def test_retrieval_from_the_command_line(refer_folder, regions_folder, tmp_path, capsys):

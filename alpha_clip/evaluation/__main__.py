@@ -64,7 +64,8 @@ def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
     ways = [parse(method) for method in args.methods]
     task = TASKS[args.task].from_arguments(args)
     asked = [find(model, args.device, args.base) for model in args.model]
-    bases = [] if args.no_base else [subject.base for subject in asked if subject.base is not None]
+    of_asked = {} if args.no_base else {s.base.name: s.base for s in asked if s.base is not None}  # --base is of all
+    bases = list(of_asked.values())
     out = args.out or Path("runs") / f"evaluate-{args.task}"
     findings = []
     if args.tune:
@@ -73,8 +74,11 @@ def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
         ways += [way for way in chosen if way not in ways]
         findings.append(finding)
     answers = run(task, asked + bases, ways, out, args.chunk, args.together)
-    answers = replace(answers, findings=[*findings, *probe(args.probes, asked, task, ways)])
-    results.write(answers, out, command)
+    answers = replace(answers, findings=findings)
+    results.write(answers, out, command)  # before the probes, whatever becomes of them
+    if args.probes:
+        answers = replace(answers, findings=[*findings, *probe(args.probes, asked, task, ways, answers.unusable)])
+        results.write(answers, out, command)
     print(answers.table().markdown())  # noqa: T201
     for finding in answers.findings:
         print(f"\n{finding.title}\n{finding.verdict}")  # noqa: T201
@@ -146,7 +150,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="with alternatives, such as 'crop:context=1|1.5|2': what is best on other pictures is shown too",
     )
-    parser.add_argument("--together", action="store_true", help="also sum the scores of all models")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="also sum the scores of the models named, in the ways that all can look in",
+    )
     parser.add_argument(
         "--probes", nargs="+", default=(), choices=["all", *PROBES], help="single questions about each model"
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import rle
 from .annotations import BadAnnotation, Instances, Listed, check_folder, digests, left_out, open_picture, segmentation
-from .samples import Column, Naming, Sample, Task
+from .samples import Column, Naming, Sample, Task, unique_keys
 from .tune import add_hold_back, is_held_back
 
 METHODS = ("alpha", "alpha_crop", "alpha_box", "whole", "crop", "masked_crop", "cut_out", "maskclip", "alpha + crop")
@@ -60,17 +60,18 @@ def task(path: Path, images: Path, hold_back: float = 0.0, validation: bool = Fa
         raise ValueError(f"{path} has no object to ask about, expected some with a segmentation; {''.join(notes)}")
     names = tuple(found.categories.values())
 
+    keys = unique_keys([picture.file for picture, _ in asked])
+
     def read(number: int) -> Sample:
         picture, objects = asked[number]
-        shown = open_picture(images / picture.file, picture.file, [one.mask for one in objects])
+        shown = open_picture(images / picture.file, keys[number], [one.mask for one in objects])
         questions = tuple(Naming(k, names, one.category, one.group) for k, one in enumerate(objects))
-        return Sample(picture.file, shown.image, np.stack([region.mask for region in shown.regions]), questions)
+        return Sample(keys[number], shown.image, np.stack([region.mask for region in shown.regions]), questions)
 
     columns = [Column("top-1"), Column("top-5", k=5), Column("mean per class", per_class=True)]
     columns += [Column(group, (group,)) for group in GROUPS]
     identity = {**digests(path), "held back": hold_back, "validation": validation}
-    keys = [picture.file for picture, _ in asked]
-    pictures = [str((images / key).resolve()) for key in keys]
+    pictures = [str((images / picture.file).resolve()) for picture, _ in asked]
     return Task("coco", keys, read, columns, identity=identity, pictures=pictures, notes=notes)
 
 

@@ -109,16 +109,18 @@ def examine(
     """Look for what is wrong with `subject`, on samples with named regions; None: `SCENES` built-in ones.
 
     Raises:
-        ValueError: the subject takes no masks, or there are fewer than `FEWEST` samples with named regions.
+        ValueError: the subject takes no masks or is another library's model, or there are fewer than `FEWEST` samples
+            with named regions.
     """
     if not subject.takes_masks:
         raise ValueError(f"{subject.name} takes no masks: the doctor looks at models of alpha_clip.load")
+    model = clip_of(subject)
     scenes = [builtin.sample("plain", i) for i in range(SCENES)] if samples is None else samples
     scenes = [sample for sample in scenes if questions_of(sample)]
     if len(scenes) < FEWEST:
         raise ValueError(f"there are {len(scenes)} samples with named regions, expected {FEWEST} or more")
     limits, found = thresholds or Thresholds(), Diagnosis()
-    if not clip_of(subject).confirmed:
+    if not model.confirmed:
         found.unclear.append(
             "whether heads and activation are right: no file says so (`python -m alpha_clip.weights verify FILE`)."
         )

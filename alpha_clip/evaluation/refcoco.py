@@ -18,7 +18,7 @@ import numpy as np
 from . import refer
 from .annotations import BadAnnotation, Box, box, digests, left_out, open_picture, read_json, segmentation
 from .refer import Refer
-from .samples import Column, Referring, Sample, Task
+from .samples import Column, Referring, Sample, Task, unique_keys
 
 METHODS = (
     "alpha:geometry=squash + alpha_blurred:geometry=squash",
@@ -66,7 +66,7 @@ def task(found: Refer, candidates: Path | None = None, masks: str = "segmentatio
     asked = list(_asked(found, boxes, masks, prompt, problems))
     if not asked:
         raise ValueError(f"nothing can be asked about in {found.identity}; {' '.join(left_out(problems))}")
-    keys = [found.instances.pictures[one.picture].file for one in asked]
+    keys = unique_keys([found.instances.pictures[one.picture].file for one in asked])
 
     def read(number: int) -> Sample:
         one = asked[number]

@@ -69,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser, dataset: str | None = "refcoc
 def from_arguments(args: argparse.Namespace, validation: bool) -> Refer:
     by = args.by or SPLITTERS[args.dataset]
     split = args.validation if validation else args.split
-    return Refer(args.data, args.dataset, by, split, args.images or args.data / IMAGES)
+    folder = Path(args.data)
+    return Refer(folder, args.dataset, by, split, args.images or folder / IMAGES)
 
 
 def read_refs(path: Path) -> list[dict[str, Any]]:

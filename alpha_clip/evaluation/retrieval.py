@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ..training import pictures as region_data
 from ..training.records import BadSample
+from ..training.shards import is_url
 from . import refer
 from .annotations import BadAnnotation, digests, left_out, open_picture, segmentation
 from .records import Answer, Record, unpacked
 from .refer import Refer
-from .run import TOGETHER, ranking
-from .samples import Column, Matching, Sample, Task, UnusableSample
+from .run import members, ranking, sum_name
+from .samples import Column, Matching, Sample, Task, UnusableSample, unique_keys
 from .subjects import Subject
 from .tune import add_hold_back, is_held_back
 from .ways import Way
@@ -56,7 +57,7 @@ def of_refer(found: Refer, prompt: str = "{}") -> Task:
             asked.append((picture, masks, tuple(questions)))
     if not asked:
         raise ValueError(f"no object of {found.identity} can be asked about; {' '.join(left_out(problems))}")
-    keys = [found.instances.pictures[picture].file for picture, _, _ in asked]
+    keys = unique_keys([found.instances.pictures[picture].file for picture, _, _ in asked])
 
     def read(number: int) -> Sample:
         picture, masks, questions = asked[number]
@@ -68,15 +69,18 @@ def of_refer(found: Refer, prompt: str = "{}") -> Task:
     return Task("retrieval", keys, read, COLUMNS, ("{}",), identity, paths, left_out(problems), finish)
 
 
-def of_regions(path: Path, prompt: str = "{}", hold_back: float = 0.0, validation: bool = False) -> Task:
+def of_regions(path: str | Path, prompt: str = "{}", hold_back: float = 0.0, validation: bool = False) -> Task:
     """The regions of a folder or of shards as they are for training; `hold_back` and `validation` as in `coco.task`.
+
+    Keys that several shards have are numbered.
 
     Raises:
         FileNotFoundError, ValueError: as `alpha_clip.training.open_data`.
     """
     data = region_data.open_data(path)
     numbers = [i for i, key in enumerate(data.keys) if not hold_back or is_held_back(key, hold_back) == validation]
-    keys = [data.keys[i] for i in numbers]
+    names = unique_keys(data.keys)
+    keys = [names[i] for i in numbers]
 
     def read(number: int) -> Sample:
         try:
@@ -84,16 +88,17 @@ def of_regions(path: Path, prompt: str = "{}", hold_back: float = 0.0, validatio
         except BadSample as error:
             raise UnusableSample(str(error)) from error
         if not picture.regions:
-            raise UnusableSample(f"{picture.key}: it has no region")
+            raise UnusableSample(f"{keys[number]}: it has no region")
         questions = tuple(Matching(k, prompt.replace("{}", region.phrase)) for k, region in enumerate(picture.regions))
-        return Sample(picture.key, picture.image, np.stack([region.mask for region in picture.regions]), questions)
+        return Sample(keys[number], picture.image, np.stack([region.mask for region in picture.regions]), questions)
 
     if isinstance(data, region_data.RegionFolder):
         files: dict[str, Any] = {**digests(data.folder / region_data.LIST)}
+        paths = [str((data.folder / key).resolve()) for key in keys]
     else:
         files = {shard.name: f"{shard.stat().st_size} bytes" for shard in data.shards}  # too many to read them first
+        paths = [f"{path if is_url(str(path)) else Path(path).resolve()}: {key}" for key in keys]
     identity = {**files, "prompt": prompt, "held back": hold_back, "validation": validation}
-    paths = [str((path / key).resolve()) for key in keys]
     return Task("retrieval", keys, read, COLUMNS, ("{}",), identity, paths, finish=finish)
 
 
@@ -105,12 +110,13 @@ def finish(records: Sequence[Record], subjects: Sequence[Subject], ways: Sequenc
     """
     known = {way.name: way for way in ways}
     models = {subject.name: subject for subject in subjects}
+    summed = members(subjects)
     found: list[Record] = []
     for name in dict.fromkeys(record.way for record in records):
         of_way = [record for record in records if record.way == name]
         for model in dict.fromkeys(record.model for record in of_way):
             asked = sorted((r for r in of_way if r.model == model), key=lambda r: r.key)
-            seen_by = [model] if model != TOGETHER else [s.name for s in subjects if known[name].fits(s)]
+            seen_by = [s.name for s in summed] if model == sum_name(summed) else [model]
             parts = [(models[m], sorted((r for r in of_way if r.model == m), key=lambda r: r.key)) for m in seen_by]
             found += _answered(asked, parts, known[name])
     return found
@@ -119,10 +125,9 @@ def finish(records: Sequence[Record], subjects: Sequence[Subject], ways: Sequenc
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
-        type=Path,
-        required=True,
+        required=True,  # not a Path, which would take a slash from a URL
         metavar="DIR",
-        help="a folder or shards as for training; with --dataset, REFER's files",
+        help="a folder, shards or their URL, as for training; with --dataset, REFER's files",
     )
     refer.add_arguments(parser, dataset=None)
     add_hold_back(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +26,6 @@ from .ways import Seen, Way, look
 
 Pair = tuple[str, str]  # names of a model and a way
 _TOP = 5  # names that a record keeps
-TOGETHER = "together"  # the name of all models' sum
 UNKNOWN = -1  # a rank, as long as an answer waits for other samples
 
 
@@ -106,14 +106,19 @@ def run(
     Args:
         subjects: models; one that cannot look in a way is left out there.
         chunk: masks at a time.
-        together: also sum the scores of all models, under the name "together"; they all have to be asked anew then.
+        together: also sum the scores of `members`, under their `sum_name`, in the ways that all of them can look in;
+            they all have to be asked anew then.
 
     Raises:
-        ValueError: `folder` holds another run; no sample can be used; no model can look in any of the ways.
+        ValueError: `folder` holds another run; no sample can be used; no model can look in any of the ways; a key of
+            the task, or a name of the models, comes twice; there is nothing to sum.
     """
+    _check_each_once(task.keys, f"keys of the task {task.name}")
+    _check_each_once([s.name for s in subjects], "names of models")
     pairs = [(s, way) for s in subjects for way in ways if way.fits(s)]
     if not pairs:
         raise ValueError(f"none of the models can look in {', '.join(w.name for w in ways)}: add a way such as 'crop'")
+    summed = _to_sum(subjects, ways) if together else []
     about = {"name": task.name, "templates": list(task.templates), **task.identity}
     identity = {"task": about} | {f"model {s.name}": dict(s.identity) for s in subjects}
     journal = Journal(folder, identity)
@@ -121,12 +126,13 @@ def run(
     records = [record for record in journal.read() if record.key in keys]  # a larger run may have been here
     done = {record.id for record in records}
     unusable: dict[str, str] = {}
-    names = [s.name for s in subjects] + [TOGETHER] * together
+    wanted = {(s.name, way.name) for s, way in pairs}
+    wanted |= {(sum_name(summed), way.name) for way in ways if summed and _fits_all(way, summed)}
     for number, key in enumerate(tqdm(task.keys, task.name, unit="sample")):
-        if all((key, model, way.name) in done for model in names for way in ways if _fits(model, way, subjects)):
+        if all((key, *pair) in done for pair in wanted):
             continue
         try:
-            new = [r for r in _ask(task, task.read(number), pairs, chunk, together) if r.id not in done]
+            new = [r for r in _ask(task, task.read(number), pairs, chunk, summed) if r.id not in done]
         except (UnusableSample, RegionLost) as error:
             unusable[key] = str(error)
             continue
@@ -137,29 +143,57 @@ def run(
         raise ValueError(
             f"none of {len(task.keys)} samples can be used; the first: {next(iter(unusable.values()), '')}"
         )
-    wanted = {(model, way.name) for model in names for way in ways}
     records = [r for r in records if (r.model, r.way) in wanted]
     return Run(task, identity, task.finish(records, subjects, ways) if task.finish else records, unusable)
 
 
-def _fits(model: str, way: Way, subjects: Sequence[Subject]) -> bool:
-    return all(way.fits(s) for s in subjects if model in (s.name, TOGETHER))
+def _check_each_once(names: Sequence[str], what: str) -> None:
+    """Answers are kept by these names, so those of one would stand for another's."""
+    if double := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(
+            f"{len(double)} of the {what} come more than once, such as {double[0]!r}: give each a name of its own"
+        )
 
 
-def _ask(task: Task, sample: Sample, pairs: Iterable[tuple[Subject, Way]], chunk: int, together: bool) -> list[Record]:
+def members(subjects: Sequence[Subject]) -> list[Subject]:
+    """Those whose scores may be summed: all but the plain CLIPs that others are compared with."""
+    return [s for s in subjects if not any(other.base is s for other in subjects)]
+
+
+def sum_name(summed: Sequence[Subject]) -> str:
+    """What a sum is called, as if it were a model: by its members, so that it is never taken for another's."""
+    return f"together: {', '.join(s.name for s in summed)}"
+
+
+def _to_sum(subjects: Sequence[Subject], ways: Sequence[Way]) -> list[Subject]:
+    found = members(subjects)
+    names = ", ".join(s.name for s in found)
+    if len(found) < 2:
+        raise ValueError(f"there is one model to sum the scores of, {names}: name another, or leave --together out")
+    if not any(_fits_all(way, found) for way in ways):
+        raise ValueError(f"no way is for all of {names}, whose scores are to be summed: add a way such as 'crop'")
+    return found
+
+
+def _fits_all(way: Way, subjects: Sequence[Subject]) -> bool:
+    return all(way.fits(s) for s in subjects)
+
+
+def _ask(
+    task: Task, sample: Sample, pairs: Iterable[tuple[Subject, Way]], chunk: int, summed: Sequence[Subject]
+) -> list[Record]:
     records: list[Record] = []
-    scored: dict[str, list[tuple[Seen, list[Tensor]]]] = {}
+    scored: dict[str, list[tuple[Seen, list[Tensor]]]] = {}  # by the members of the sum
     for subject, way in pairs:
         seen = look(subject.model, sample.image, sample.masks, way, chunk)
         scores = [_scores(task, subject, seen, question) for question in sample.questions]
-        scored.setdefault(way.name, []).append((seen, scores))
-        records.append(_record(sample, subject.name, way, [seen], scores))
-    if together:
-        ways = {way.name: way for _, way in pairs}
-        for way, found in ((ways[name], found) for name, found in scored.items()):
-            seen_by_all, all_scores = zip(*found, strict=True)
-            sums = [torch.stack(parts).sum(dim=0) for parts in zip(*all_scores, strict=True)]
-            records.append(_record(sample, TOGETHER, way, seen_by_all, sums))
+        if subject in summed and _fits_all(way, summed):
+            scored.setdefault(way.name, []).append((seen, scores))
+        records.append(_record(sample, subject.name, way.name, [seen], scores))
+    for name, found in scored.items():
+        seen_by_all, all_scores = zip(*found, strict=True)
+        sums = [torch.stack(parts).sum(dim=0) for parts in zip(*all_scores, strict=True)]
+        records.append(_record(sample, sum_name(summed), name, seen_by_all, sums))
     return records
 
 
@@ -172,13 +206,13 @@ def _scores(task: Task, subject: Subject, seen: Seen, question: Question) -> Ten
     return seen.scores(subject.texts([question.phrase]).cpu())[:, 0]
 
 
-def _record(sample: Sample, model: str, way: Way, seen: Sequence[Seen], scores: Sequence[Tensor]) -> Record:
+def _record(sample: Sample, model: str, way: str, seen: Sequence[Seen], scores: Sequence[Tensor]) -> Record:
     pairs = zip(sample.questions, scores, strict=True)
     answers = tuple(_answer(question, s, sample.group) for question, s in pairs)
     forwards, seconds = sum(s.forwards for s in seen), sum(s.seconds for s in seen)
     waits = len(seen) == 1 and any(isinstance(question, Matching) for question in sample.questions)
     features = tuple(map(packed, seen[0].features)) if waits else ()
-    return Record(sample.key, model, way.name, answers, len(sample.masks), forwards, round(seconds, 6), features)
+    return Record(sample.key, model, way, answers, len(sample.masks), forwards, round(seconds, 6), features)
 
 
 def _answer(question: Question, scores: Tensor, group: str) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,25 @@ from PIL import Image
 from .records import Record
 from .subjects import Subject
 from .ways import Way
+
+
+def unique_keys(names: Sequence[str]) -> list[str]:
+    """The names, and, where one came before, its number: a picture may be listed twice, and shards may share keys.
+
+    >>> unique_keys(["a", "b", "a", "a"])
+    ['a', 'b', 'a, 2', 'a, 3']
+    """
+    taken, numbers = set(names), Counter[str]()
+    keys = []
+    for name in names:
+        numbers[name] += 1
+        key = name
+        if numbers[name] > 1:
+            while (key := f"{name}, {numbers[name]}") in taken:
+                numbers[name] += 1
+            taken.add(key)
+        keys.append(key)
+    return keys
 
 
 class UnusableSample(ValueError):

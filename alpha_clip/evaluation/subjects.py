@@ -65,9 +65,11 @@ def find(
 
     Raises:
         ImportError: the library of the model is not installed.
-        ValueError, OSError: there is no such model, as its library says.
+        ValueError, OSError: there is no such model, as its library says; `base` with another library's model.
     """
     kind, _, rest = name.partition(":")
+    if base and kind in ("hf", "open_clip"):
+        raise ValueError(f"{name} is another library's model, which is compared with no plain CLIP: leave --base out")
     if holds_alpha(name):
         return _with_alpha(name, device)
     if kind == "open_clip":

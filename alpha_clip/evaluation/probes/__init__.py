@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 
 from ..samples import Sample, Task, UnusableSample
@@ -27,11 +27,16 @@ PROBES: dict[str, Probe] = {
 
 
 def probe(
-    names: Sequence[str], subjects: Sequence[Subject], task: Task, ways: Sequence[Way] | None = None
+    names: Sequence[str],
+    subjects: Sequence[Subject],
+    task: Task,
+    ways: Sequence[Way] | None = None,
+    leave_out: Container[str] = (),
 ) -> list[Finding]:
     """What the probes of these names, or of all if one of them is "all", find about each subject.
 
-    They look at `PICTURES` samples, spread evenly over the task; `ways` are for those that compare ways.
+    They look at `PICTURES` samples, spread evenly over the task; `ways` are for those that compare ways. Samples with
+    the keys of `leave_out` are not looked at, such as those that a run with these ways could not use.
 
     Raises:
         ValueError: there is no such probe.
@@ -39,7 +44,7 @@ def probe(
     chosen = list(PROBES) if "all" in names else names
     if unknown := [name for name in chosen if name not in PROBES]:
         raise ValueError(f"there is no probe {unknown[0]!r}: expected all, or some of {', '.join(PROBES)}")
-    samples = some_of(task)
+    samples = some_of(task, leave_out=leave_out)
     return [
         _of(subject, PROBES[name](subject, samples, task.templates, ways), several=len(subjects) > 1)
         for subject in subjects
@@ -51,13 +56,16 @@ def _of(subject: Subject, found: Finding, several: bool) -> Finding:
     return replace(found, title=f"{found.title} ({subject.name})") if several else found
 
 
-def some_of(task: Task, count: int = PICTURES) -> list[Sample]:
-    """At most `count` samples, spread evenly; those that cannot be used are left out."""
+def some_of(task: Task, count: int = PICTURES, leave_out: Container[str] = ()) -> list[Sample]:
+    """At most `count` samples, spread evenly; those that cannot be used, or have a key of `leave_out`, are left out."""
     step = max(1, len(task.keys) / count)
     found = []
     for i in range(min(count, len(task.keys))):
+        number = int(i * step)
+        if task.keys[number] in leave_out:
+            continue
         try:
-            found.append(task.read(int(i * step)))
+            found.append(task.read(number))
         except UnusableSample:
             continue
     return found

@@ -15,7 +15,7 @@ from ...towers import tower_of
 from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Cell, Curves, Finding, Table
-from .seeing import CHUNK, clip_of, does_not_apply, no_masks
+from .seeing import CHUNK, clip_of, does_not_apply, obstacle
 
 NAME, TITLE = "attention", "Where does the class token look?"
 
@@ -155,8 +155,8 @@ def follow(gain: Tensor, cover: Tensor) -> Tensor:
 
 def probe(subject: Subject, samples: Sequence[Sample]) -> Finding:
     """The class token's attention inside the masks, by layer and head."""
-    if not subject.takes_masks:
-        return does_not_apply(NAME, TITLE, no_masks(subject))
+    if (why := obstacle(subject)) is not None:
+        return does_not_apply(NAME, TITLE, why)
     found = measure(subject, samples)
     seen = {"plain CLIP": found.base, "alpha = 1": found.whole, "mask": found.mask}
     masses = {name: x.mean(dim=(1, 2)).tolist() for name, x in seen.items() if x is not None}  # by layer

@@ -19,7 +19,7 @@ from ...zero_shot import joined
 from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Curves, Finding, Table
-from .seeing import TEMPLATES, clip_of, does_not_apply, no_masks, see
+from .seeing import TEMPLATES, clip_of, does_not_apply, obstacle, see
 from .unions import names_of
 
 NAME, TITLE = "graded", "Is half a mask half-way?"
@@ -88,8 +88,8 @@ def probe(
 
     `captions` of the pictures, by the samples' keys; where there is none it is the names of all regions.
     """
-    if not subject.takes_masks:
-        return does_not_apply(NAME, TITLE, no_masks(subject))
+    if (why := obstacle(subject)) is not None:
+        return does_not_apply(NAME, TITLE, why)
     around = [s for x in samples for s in region_and_all(subject, x, (captions or {}).get(x.key), templates)]
     pairs = [s for sample in samples for s in two_regions(subject, sample, templates)]
     asked = {"a region, the rest at alpha b": around, "two regions, weighted": pairs}

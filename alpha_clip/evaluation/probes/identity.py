@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...model import CLIP
 from .. import metrics
 from ..metrics import Hits
 from ..samples import Sample
@@ -28,6 +29,7 @@ from .seeing import (
     encode,
     namings,
     no_masks,
+    not_ours,
     percent,
     pixels,
 )
@@ -62,6 +64,8 @@ def obstacle(subject: Subject) -> str | None:
     """Why the two cannot be compared; None if they can."""
     if not subject.takes_masks:
         return f"{no_masks(subject)} It is plain CLIP as it is."
+    if not isinstance(subject.model, CLIP):
+        return not_ours(subject)
     if subject.base is None:
         return f"there is no plain CLIP to compare {subject.name} with: name one, --base NAME."
     if other := unlike(subject, subject.base):

@@ -13,18 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import masks
+from ...transforms import RegionLost
 from ..metrics import Estimate
 from ..run import ranking
 from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Cell, Curves, Finding, Table
-from ..ways import Way, look
+from ..ways import Seen, Way, look
 from .seeing import CHUNK, TEMPLATES, does_not_apply, fitting, in_words, namings, own_name, share
 
 NAME, TITLE = "noise", "How good must a mask be?"
 WANTED = (0.8, 0.6, 0.4)
 
 Mask = NDArray[np.float32]
+Shown = tuple[int, str, float, Mask]  # the number of a region, how and how much its mask is spoiled, and the mask
 
 
 # --- one mask, wrong in one way: the more the amount, the smaller the IoU ---
@@ -47,6 +49,7 @@ _BY_PIXELS: dict[str, Callable[[Mask, int, int], Mask]] = {"eroded": _erode, "di
 _BY_AREA = {"part missing": masks.less, "blobs added": masks.more}
 BY_DEGREES = (*_BY_PIXELS, *_BY_AREA)
 KINDS = (*BY_DEGREES, "box")
+_MASKS = 2 + len(WANTED) * len(BY_DEGREES)  # of a region: exact, box, and all others
 
 
 def spoil(mask: Mask, kind: str, wanted: float, seed: int = 0) -> Mask:
@@ -101,15 +104,25 @@ class Trial:
 def trials(
     subject: Subject, samples: Sequence[Sample], templates: Sequence[str], ways: Sequence[Way]
 ) -> Iterator[Trial]:
-    """All regions that have a name, under the exact mask and under all others."""
+    """All regions that have a name, under the exact mask and under all others.
+
+    A mask of which a way leaves nothing is left out for all ways, and so is a region whose exact mask is one.
+    """
     for number, sample in enumerate(samples):
         shown = list(_spoiled(sample))
         if not shown:
             continue
-        stack = np.stack([mask for *_, mask in shown])
+        try:
+            looks = _look(subject, sample, shown, ways)
+        except RegionLost:
+            kept = [one for one in shown if not _is_lost(subject, sample, one, ways)]
+            asked = {k for k, kind, *_ in kept if kind == "exact"}
+            shown = [one for one in kept if one[0] in asked]
+            if not shown:
+                continue
+            looks = _look(subject, sample, shown, ways)
         scored = {}
-        for way in ways:
-            seen = look(subject.model, sample.image, stack, way, CHUNK)
+        for way, seen in zip(ways, looks, strict=True):
             offered = {question.names for question in namings(sample).values()}
             scored[way.name] = {names: seen.scores(subject.names(names, templates).cpu()) for names in offered}
         for row, (k, kind, wanted, mask) in enumerate(shown):
@@ -121,8 +134,21 @@ def trials(
             yield Trial(number, kind, wanted, masks.iou(mask, sample.masks[k]), right)
 
 
-def _spoiled(sample: Sample) -> Iterator[tuple[int, str, float, Mask]]:
-    """The number of a region, how and how much its mask is spoiled, and the mask."""
+def _look(subject: Subject, sample: Sample, shown: Sequence[Shown], ways: Sequence[Way]) -> list[Seen]:
+    stack = np.stack([mask for *_, mask in shown])
+    return [look(subject.model, sample.image, stack, way, CHUNK) for way in ways]
+
+
+def _is_lost(subject: Subject, sample: Sample, one: Shown, ways: Sequence[Way]) -> bool:
+    try:
+        _look(subject, sample, [one], ways)
+    except RegionLost:
+        return True
+    return False
+
+
+def _spoiled(sample: Sample) -> Iterator[Shown]:
+    """All masks of all named regions."""
     for k in namings(sample):
         mask = sample.masks[k]
         yield k, "exact", 1.0, mask
@@ -154,7 +180,7 @@ def probe(
         for wanted in WANTED:
             if some := [t for t in found if t.kind == kind and t.wanted == wanted]:
                 rows.append(_row(kind, "" if kind == "box" else f"{wanted}", some, names))
-    table = Table("Named right under wrong masks", ["mask", "wanted IoU", "IoU", *names], rows, _note(found))
+    table = Table("Named right under wrong masks", ["mask", "wanted IoU", "IoU", *names], rows, _note(found, samples))
     return Finding(NAME, TITLE, _verdict(by_way), [table], curves)
 
 
@@ -166,9 +192,11 @@ def _verdict(by_way: Mapping[str, Sequence[tuple[float, Estimate]]]) -> str:
     return "Named right: " + "; ".join(parts) + "."
 
 
-def _note(found: Sequence[Trial]) -> str:
+def _note(found: Sequence[Trial], samples: Sequence[Sample]) -> str:
     regions = sum(t.kind == "exact" for t in found)
-    return f"{regions} regions. What is missing, moved or added is drawn by lot, for all ways alike."
+    lost = _MASKS * sum(len(namings(sample)) for sample in samples) - len(found)
+    note = f"{regions} regions. What is missing, moved or added is drawn by lot, for all ways alike."
+    return note + (f" Left out for all ways: {lost} masks of which some way shows nothing." if lost else "")
 
 
 def _row(kind: str, wanted: str, some: Sequence[Trial], names: Sequence[str]) -> list[Cell]:

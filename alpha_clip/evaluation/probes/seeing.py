@@ -27,8 +27,13 @@ WAYS = ("alpha", "crop", "masked_crop")  # where nobody says which to compare
 
 
 def clip_of(subject: Subject) -> CLIP:
-    """The model, of a subject that is one of ours."""
-    assert isinstance(subject.model, CLIP)
+    """The model, of a subject that is one of ours.
+
+    Raises:
+        ValueError: it is another library's.
+    """
+    if not isinstance(subject.model, CLIP):
+        raise ValueError(not_ours(subject))
     return subject.model
 
 
@@ -101,6 +106,17 @@ def percent(found: Estimate | None) -> str:
 def does_not_apply(name: str, title: str, why: str) -> Finding:
     """What a probe says that a subject is not for."""
     return Finding(name, title, f"Does not apply: {why}")
+
+
+def obstacle(subject: Subject) -> str | None:
+    """Why what is asked of the masks and the layers of our models cannot be asked of this one; None if it can."""
+    if not subject.takes_masks:
+        return no_masks(subject)
+    return None if isinstance(subject.model, CLIP) else not_ours(subject)
+
+
+def not_ours(subject: Subject) -> str:
+    return f"{subject.name} is another library's model; this needs one of alpha_clip.load."
 
 
 def no_masks(subject: Subject) -> str:
