@@ -68,7 +68,9 @@ def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np
         samples = []
         if count:
             changed = np.stack([_changed(region.mask, config, rng) for region in regions])
-            rgb, alpha = preprocess(picture.image, changed, geometry=config.geometry)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="no pixel of")  # they are counted here
+                rgb, alpha = preprocess(picture.image, changed, geometry=config.geometry)
             large = [i for i in range(len(regions)) if (alpha[i] > 0).any()]
             too_small = len(regions) - len(large)
             seen = _Seen(rgb, alpha[large], [regions[i] for i in large], picture.caption)

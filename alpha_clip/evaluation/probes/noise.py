@@ -5,6 +5,7 @@ A degree is the wanted intersection over union (IoU) with the exact mask, so tha
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +137,9 @@ def trials(
 
 def _look(subject: Subject, sample: Sample, shown: Sequence[Shown], ways: Sequence[Way]) -> list[Seen]:
     stack = np.stack([mask for *_, mask in shown])
-    return [look(subject.model, sample.image, stack, way, CHUNK) for way in ways]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="no pixel of")  # some masks are spoiled until nothing is left
+        return [look(subject.model, sample.image, stack, way, CHUNK) for way in ways]
 
 
 def _is_lost(subject: Subject, sample: Sample, one: Shown, ways: Sequence[Way]) -> bool:
