@@ -14,6 +14,7 @@ from pathlib import Path
 from .. import catalogue, weights
 from ..checkpoints import WEIGHT_FILES
 from ..hashes import known_sha256, sha256
+from ..sources import Weights
 
 WEIGHTS = "weights of the "  # and then the model's role: the name of a setting
 
@@ -67,7 +68,7 @@ def of_clip(name: str) -> str | None:
 def _of_base(name: str) -> str | None:
     if name in catalogue.BASES:
         entry = catalogue.BASES[name]
-        return entry.sha256[:16] if entry.sha256 else of_path(weights.ASSETS / entry.file)
+        return _of_catalogue(entry)
     if name.startswith(weights.HUB):
         repo, _, revision = name.removeprefix(weights.HUB).partition("@")
         return _cached(repo, revision or None)
@@ -79,8 +80,13 @@ def _of_alpha(base: str, tag: str) -> str | None:
     if not tag:
         return ""
     if entry := catalogue.ALPHA.get(base, {}).get(tag):
-        return entry.sha256[:16] if entry.sha256 else of_path(weights.ASSETS / entry.file)
+        return _of_catalogue(entry)
     return of_path(Path(tag).expanduser())
+
+
+def _of_catalogue(entry: Weights) -> str:
+    """Our own files are small, and nothing is written beside them in the package."""
+    return (entry.sha256 or sha256(weights.ASSETS / entry.file))[:16]
 
 
 def of_path(path: Path) -> str | None:
