@@ -15,8 +15,11 @@ const enter = (field, value) => {
   field.value = value;
   field.dispatchEvent(new Event("input", {bubbles: true}));
 };
-for (const done of ["pointerdown", "pointerup", "keydown"]) {
-  document.addEventListener(done, () => enter(document.querySelector("#clock input"), performance.now()), true);
+for (const done of ["pointerdown", "pointerup", "keydown", "input"]) {  // input: what is pasted or dictated has no key
+  document.addEventListener(done, ({target}) => {
+    const clock = document.querySelector("#clock input");
+    if (target !== clock) enter(clock, performance.now());
+  }, true);
 }
 """
 
