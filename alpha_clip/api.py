@@ -127,7 +127,7 @@ def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype is {dtype!r}, expected a floating torch.dtype, such as torch.float16")
     path = os.fspath(device) if isinstance(device, (str, os.PathLike)) else ""
-    if path.endswith((".pth", ".pt", ".safetensors")) or (os.sep in path and os.path.isfile(path)):
+    if path.endswith((".pth", ".pt", ".safetensors")) or (os.path.dirname(path) and os.path.isfile(path)):
         raise TypeError(
             f"device is {path!r}, a file: the second argument is the device, as in clip.load. "
             f"Pass alpha weights as load({name!r}, alpha_vision_ckpt_pth={path!r})."
@@ -156,7 +156,7 @@ def as_device(device: str | torch.device | None) -> torch.device:
     except (AssertionError, RuntimeError, NotImplementedError) as error:  # as each kind has it
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"device is {device!r}, which cannot be used here ({reason}): expected None, to choose"
+            f"device is {device!r}, which cannot be used here ({reason}): pass None to choose one that can"
         ) from error
     return chosen
 

@@ -35,6 +35,10 @@ class RegionLost(ValueError):
     """Nothing of a mask is left in what a model would see."""
 
 
+class NoForeground(UserWarning):
+    """Of a mask no pixel is foreground in what a model would see."""
+
+
 class Preprocess(Compose):
     """CLIP's image transform to ``n`` x ``n`` pixels, which also takes a mask, or K masks, of the picture.
 
@@ -103,8 +107,9 @@ class Preprocess(Compose):
             TypeError: the picture or a mask is of another kind than those above.
 
         Warns:
-            UserWarning: the crop takes more than a tenth of a mask that is not the whole picture; a mask is so small
-                or thin that no pixel of n x n is foreground; or ``transforms`` was changed.
+            UserWarning: the crop takes more than a tenth of a mask that is not the whole picture; or ``transforms`` was
+                changed.
+            NoForeground: a mask is so small or thin that no pixel of n x n is foreground.
         """
         if geometry not in get_args(Geometry):
             raise ValueError(f"geometry is {geometry!r}, expected one of {', '.join(get_args(Geometry))}")
@@ -381,6 +386,7 @@ def _check_seen(seen: Sequence[bool], one: bool, n: int) -> None:
         warnings.warn(
             f"no pixel of {n} x {n} is foreground in {', '.join(missing)}, smaller or thinner there than a pixel: "
             'look closer with embed_regions(model, image, mask, "crop"), or at a larger input size',
+            NoForeground,
             stacklevel=3,  # at the caller of __call__
         )
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torchvision import transforms as T
 
 from alpha_clip.model import FOREGROUND
-from alpha_clip.transforms import Preprocess, box_mask
+from alpha_clip.transforms import NoForeground, Preprocess, box_mask
 
 N = 64
 GEOMETRIES = ["crop", "pad", "squash"]
@@ -134,9 +134,9 @@ def test_a_mask_of_0_and_1_divided_by_255_is_refused(preprocess):
 def test_a_mask_of_which_the_resize_leaves_no_foreground_is_told_of(preprocess):
     mask = np.zeros((900, 1200), bool)
     mask[300:304, 500:504] = True  # a third of a pixel
-    with pytest.warns(UserWarning, match=f"no pixel of {N} x {N} is foreground in the mask, smaller"):
+    with pytest.warns(NoForeground, match=f"no pixel of {N} x {N} is foreground in the mask, smaller"):
         preprocess(photo(900, 1200), mask, geometry="pad")
-    with pytest.warns(UserWarning, match="foreground in mask 1, smaller"):
+    with pytest.warns(NoForeground, match="foreground in mask 1, smaller"):
         preprocess(photo(900, 1200), [disc(900, 1200), mask])
     preprocess(photo(900, 1200), mask * 0.4)  # it never was foreground
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import masks
 from ..model import ALPHA_MEAN, ALPHA_STD
-from ..transforms import Preprocess
+from ..transforms import NoForeground, Preprocess
 from ..zero_shot import joined
 from .config import TrainConfig
 from .records import BadSample, Picture, Region
@@ -69,7 +69,7 @@ def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np
         if count:
             changed = np.stack([_changed(region.mask, config, rng) for region in regions])
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="no pixel of")  # they are counted here
+                warnings.simplefilter("ignore", NoForeground)  # they are counted here
                 rgb, alpha = preprocess(picture.image, changed, geometry=config.geometry)
             large = [i for i in range(len(regions)) if (alpha[i] > 0).any()]
             too_small = len(regions) - len(large)

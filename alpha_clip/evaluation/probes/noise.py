@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import masks
-from ...transforms import RegionLost
+from ...transforms import NoForeground, RegionLost
 from ..metrics import Estimate
 from ..run import ranking
 from ..samples import Sample
@@ -138,7 +138,7 @@ def trials(
 def _look(subject: Subject, sample: Sample, shown: Sequence[Shown], ways: Sequence[Way]) -> list[Seen]:
     stack = np.stack([mask for *_, mask in shown])
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="no pixel of")  # some masks are spoiled until nothing is left
+        warnings.simplefilter("ignore", NoForeground)  # some masks are spoiled until nothing is left
         return [look(subject.model, sample.image, stack, way, CHUNK) for way in ways]
 
 
