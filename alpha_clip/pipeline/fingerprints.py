@@ -84,9 +84,10 @@ def _of_alpha(base: str, tag: str) -> str | None:
     return of_path(Path(tag).expanduser())
 
 
-def _of_catalogue(entry: Weights) -> str:
-    """Our own files are small, and nothing is written beside them in the package."""
-    return (entry.sha256 or sha256(weights.ASSETS / entry.file))[:16]
+def _of_catalogue(entry: Weights) -> str | None:
+    """Our own files are small, and nothing is written beside them in the package; None: a hash that is not known."""
+    known = entry.sha256 or (sha256(weights.ASSETS / entry.file) if entry.repo is None else None)
+    return known and known[:16]
 
 
 def of_path(path: Path) -> str | None:
