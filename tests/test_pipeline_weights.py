@@ -98,7 +98,7 @@ def test_what_was_loaded_is_compared_where_names_and_files_do_not_tell(workers, 
     (tmp_path / "out" / "manifests" / "00001.json").write_text(manifest.read_text().replace("by 1.0", "by 2.0"))
     (tmp_path / "out" / "rejects" / "00001.jsonl").touch()
     with pytest.raises(RuntimeError, match=r"holds shards of different models, .*by 1.0.*by 2.0.*: choose another"):
-        tasks.summarise([shard, second], tmp_path / "out")
+        tasks.summarise(tmp_path / "out")
 
 
 class Nameless:

@@ -189,6 +189,11 @@ def _annotate_grounding(args: argparse.Namespace) -> None:
 
 def _annotate_classification(args: argparse.Namespace) -> None:
     classes = folders.class_folders(args.input)
+    for root in map(Path, args.input):
+        if root.resolve() in (args.output.resolve(), *args.output.resolve().parents):
+            raise ValueError(
+                f"{args.output} lies in {root}, all folders of which are classes: choose another output folder"
+            )
     args.names = folders.read_names(args.names) if args.names else None
     for folder in classes:  # before the work of hours, not in the middle
         folders.class_name(folder, args.names)
@@ -201,7 +206,7 @@ def _embed(args: argparse.Namespace) -> None:
 
 def _deduplicate(args: argparse.Namespace) -> None:
     work = Deduplicate(args.folder, args.by)
-    _show(run(work, work.shards(), args.output, args.workers), args.output)
+    _do(work, work.shards(), args, None)
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -220,10 +225,16 @@ def _shards(args: argparse.Namespace) -> list[Path]:
 
 def _run(work: Work, sources: Sequence[Path], args: argparse.Namespace) -> None:
     cluster = Cluster(args.address or "local", args.gpus) if args.ray or args.address else None
-    _show(run(work, sources, args.output, args.workers, cluster), args.output)
+    if args.gpus and cluster is None:
+        raise ValueError(f"--gpus {args.gpus:g} is for workers on Ray: add --ray or --address, or leave it out")
+    _do(work, sources, args, cluster)
 
 
-def _show(found: Ledger, folder: Path) -> None:
+def _do(work: Work, sources: Sequence[Path], args: argparse.Namespace, cluster: Cluster | None) -> None:
+    _show(run(work, sources, args.output, args.workers, cluster), args.output, len(sources))
+
+
+def _show(found: Ledger, folder: Path, asked: int) -> None:
     counts = found.summary()
     lines = [f"{kind:9}{name:55}{n:10}" for kind in ("pictures", "regions") for name, n in counts[kind].items()]
     if any(name.startswith("rejected") for name in (*found.pictures, *found.regions)):
@@ -233,6 +244,8 @@ def _show(found: Ledger, folder: Path) -> None:
         lines.append(
             f"{found.duplicates} of the pictures written are like an earlier one in look and caption: {remedy}"
         )
+    if found.shards is not None and found.shards > asked:
+        lines.append(f"these are of all {found.shards} shards in {folder}, {found.shards - asked} of other runs")
     sys.stdout.write("\n".join([*lines, f"{folder / 'report.json'}\n"]))
 
 

@@ -27,8 +27,11 @@ from .tasks import (
     MANIFESTS,
     REJECTS,
     REMEDY,
+    SETTINGS,
     Task,
     Work,
+    check_ours,
+    check_place,
     is_done,
     is_there,
     make,
@@ -38,30 +41,29 @@ from .tasks import (
     summarise,
 )
 
-SETTINGS = "settings.json"
-
 _LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, cluster: Cluster | None = None) -> Ledger:
-    """Do the shards that are not done yet, and write the report of all. Return its counts.
+    """Do the shards that are not done yet, and write the report of all in the folder. Return its counts.
 
     With more than one worker, each is a process with models of its own, on this machine or on Ray's `cluster`; the
     files are the same.
 
     Raises:
-        ValueError: `workers` is below 1; two shards have the same name; the folder is of a run with other settings.
+        ValueError: `workers` is below 1; two shards have the same name; the folder is of a run with other settings, or
+            holds files that no run wrote, and this one would write over, a shard perhaps.
         RuntimeError: another run is at work in the folder, a worker was killed, or a shard is not there in the end.
             What is done stays.
-        NotADirectoryError: the folder is a file.
+        NotADirectoryError: the folder is a file, or in one.
         Others: as the work's `prepare`, and as `on_ray.together`.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")
     _names_differ(shards)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, expected a folder, or a name for a new one")
+    check_place(shards, folder)
+    check_ours(work, shards, folder)
     for place in (folder, folder / MANIFESTS, folder / REJECTS):
         place.mkdir(parents=True, exist_ok=True)
     try:
@@ -75,7 +77,7 @@ def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, clus
             _check_all_are_done(left, folder)
             _claim(folder / SETTINGS, work)  # the Hub's weights are known now
             remove_parts(folder)  # of workers of a killed run, which had not ended yet
-            return summarise(shards, folder)
+            return summarise(folder)
     except Timeout as error:
         raise RuntimeError(f"another run is at work in {folder}: wait for its end, or name another folder") from error
     except OSError as error:

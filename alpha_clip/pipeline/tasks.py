@@ -25,16 +25,19 @@ from uuid import uuid4
 
 from ..evaluation.records import write_whole
 from ..hashes import sha256
+from ..training.records import parsed
 from . import duplicates, fingerprints
 from .duplicates import HASHES
 from .folders import files_in
 from .ledger import Ledger
 
 MANIFESTS, REJECTS = "manifests", "rejects"
+SETTINGS, REPORT, ALL_REJECTS = "settings.json", "report.json", "rejects.jsonl"  # of all shards
 PACKAGES = ("alpha-clip", "torch", "pillow", "numpy")
 
 REMEDY = "choose another folder, or delete this one"
 
+_ELSE = "choose another output folder"
 _CHANGED = "changed while it was read"
 _VERSION = 2  # of the manifests
 
@@ -67,13 +70,59 @@ def prepared(work: Work, folder: Path) -> Task:
         ValueError: they are others. Others: as the work's `prepare`.
     """
     task = work.prepare()
-    manifests = map(_read, sorted((folder / MANIFESTS).glob("[!.]*.json")))
+    manifests = map(_read, _manifests(folder))
     before = next((found["models"] for found in manifests if found["version"] == _VERSION), task.models)
     if other := [role for role, model in task.models.items() if before.get(role) != model]:
         found = "; ".join(f"{role}: {before.get(role)} there, {task.models[role]} now" for role in other)
         what = "that is, other weights under the same name, or the same in another precision, as on another device"
         raise ValueError(f"{folder} holds a run with other models ({found}), {what}: {REMEDY}")
     return task
+
+
+def check_place(shards: Sequence[Path], folder: Path) -> None:
+    """Refuse a folder that holds a shard, which might be written over, or lies in one, which would change.
+
+    Raises:
+        ValueError: it is such a folder. NotADirectoryError: it is no folder, nor can it become one.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file, expected a folder, or a name for a new one")
+    stats = {shard: shard.stat() for shard in shards if shard.exists()}
+    inputs = {(stat.st_ino, stat.st_dev) for stat in stats.values()}  # whatever names and links lead there
+    numbers = {number for number, _ in inputs}
+    for entry in [*os.scandir(folder)] if folder.exists() else ():
+        if entry.inode() in numbers and (entry.inode(), os.stat(entry.path).st_dev) in inputs:
+            raise ValueError(f"{entry.path} is to be read, and might be written over: {_ELSE}")
+    places = {folder.resolve(), *folder.resolve().parents}
+    for shard in shards:
+        if shard.is_dir() and shard.resolve() in places:
+            raise ValueError(f"{folder} lies in {shard}, which is to be read: {_ELSE}")
+
+
+def check_ours(work: Work, shards: Sequence[Path], folder: Path) -> None:
+    """Refuse a folder with files that no run wrote, and which one would write over.
+
+    Raises:
+        ValueError: it is such a folder.
+    """
+    expected = {SETTINGS: {"command"} & work.settings().keys(), REPORT: {"shards", "pictures", "regions"}}
+    for path in filter(Path.exists, map(folder.joinpath, expected)):
+        if not expected[path.name] <= _fields(path):
+            raise ValueError(f"{path} is not of a run of this pipeline, and would be written over: {_ELSE}")
+    if not (folder / SETTINGS).exists():  # the first that a run writes
+        made = (f"{name_of(shard)}{suffix}" for shard in shards for suffix in (".tar", ".parquet"))
+        others = [*map(folder.joinpath, (ALL_REJECTS, *made)), *_manifests(folder)]
+        if there := next(filter(Path.exists, others), None):
+            raise ValueError(f"{folder} holds {there.name}, and no {SETTINGS} of a run that wrote it: {_ELSE}")
+
+
+def _fields(path: Path) -> set[str]:
+    """Of the record in a JSON file; none of anything else."""
+    try:
+        return set(parsed(path.read_bytes()))
+    except ValueError:
+        return set()
 
 
 def make(shard: Path, folder: Path, task: Task) -> None:
@@ -159,7 +208,11 @@ def is_done(shard: Path, folder: Path) -> bool:
 
 def is_there(shard: Path, folder: Path) -> bool:
     """Whether there is a manifest, and the files have the sizes that it says."""
-    if not (manifest := _manifest(shard, folder)).is_file() or (found := _read(manifest))["version"] != _VERSION:
+    return _is_whole(_manifest(shard, folder), folder)
+
+
+def _is_whole(manifest: Path, folder: Path) -> bool:
+    if not manifest.is_file() or (found := _read(manifest))["version"] != _VERSION:
         return False
     paths = {folder / name: described["bytes"] for name, described in found["files"].items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
@@ -167,6 +220,10 @@ def is_there(shard: Path, folder: Path) -> bool:
 
 def _manifest(shard: Path, folder: Path) -> Path:
     return folder / MANIFESTS / f"{name_of(shard)}.json"
+
+
+def _manifests(folder: Path) -> list[Path]:
+    return sorted((folder / MANIFESTS).glob("[!.]*.json"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -181,25 +238,31 @@ def remove_parts(folder: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def summarise(shards: Sequence[Path], folder: Path) -> Ledger:
-    """Write report.json and rejects.jsonl from those of the shards, which are all done. Return the sums."""
-    total, models, number = Ledger(), dict[str, str](), 0
-    with _whole(folder / "rejects.jsonl") as file:
-        for shard in shards:
-            manifest = _read(_manifest(shard, folder))
+def summarise(folder: Path) -> Ledger:
+    """Write report.json and rejects.jsonl of all shards in the folder, which those who read its tars find. Return sums.
+
+    What is not as its manifest says is left out.
+    """
+    total, models, names = Ledger(), dict[str, str](), list[str]()
+    with _whole(folder / ALL_REJECTS) as file:
+        for path in _manifests(folder):
+            if not _is_whole(path, folder):
+                continue
+            manifest = _read(path)
             total.add(manifest)
             models = models or manifest["models"]
             if manifest["models"] != models:  # of workers that began at the same time, while files changed
                 raise RuntimeError(
                     f"{folder} holds shards of different models, {models}, {manifest['models']}: {REMEDY}"
                 )
-            file.write((folder / REJECTS / f"{name_of(shard)}.jsonl").read_bytes())
-            number += 1
+            names.append(path.stem)
+            file.write((folder / REJECTS / f"{names[-1]}.jsonl").read_bytes())
     said = sorted(f"{role}: {model}" for role, model in models.items())
-    report = {"shards": number, **total.summary(), "models": said}
-    hashes = sorted(folder / HASHES / f"{name_of(shard)}.bin" for shard in shards)
+    total.shards = len(names)
+    report = {"shards": total.shards, **total.summary(), "models": said}
+    hashes = [folder / HASHES / f"{name}.bin" for name in names]
     if all(path.is_file() for path in hashes):
         total.duplicates = sum(int(again.sum()) for again in duplicates.repeated(hashes))
         report["duplicates"] = total.duplicates
-    write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_whole(folder / REPORT, json.dumps(report, indent=1) + "\n")
     return total
