@@ -17,6 +17,7 @@ from alpha_clip.catalogue import BASES
 from alpha_clip.evaluation import subjects
 from alpha_clip.hashes import sha256
 from alpha_clip.pipeline import AnnotateClassification, AnnotateGrounding, Embed, fingerprints, run, tasks
+from alpha_clip.pipeline.__main__ import main
 
 EXTRA = 'pip install "alpha-clip[pipeline]"'
 for needed in ("filelock", "pycocotools", "pyarrow", "transformers", "webdataset"):
@@ -215,6 +216,38 @@ class Fetching(Nameless):
     def prepare(self):
         cached(self.cache, "a" * 40, b"one")
         return super().prepare()
+
+
+# --- files that are cut off ---
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
+def test_a_file_of_weights_that_is_cut_off_is_named(share, shard, tmp_path):
+    folder = tmp_path / "sam"
+    SAMS["SamModel"](folder)
+    file = folder / "model.safetensors"
+    os.truncate(file, int(share * file.stat().st_size))
+    with pytest.raises(OSError, match=rf"^{file} is not a whole safetensors file \(.*\): copy or fetch it again$"):
+        run(AnnotateGrounding(f"hf:{folder}"), [shard], tmp_path / "out")
+
+
+@pytest.mark.slow  # two processes start
+def test_the_command_says_so_in_a_line_of_workers_too(shard, tmp_path, capsys):
+    SAMS["SamModel"](tmp_path / "sam")
+    os.truncate(tmp_path / "sam" / "model.safetensors", 999)
+    command = ["annotate-grounding", "--input", str(shard), "--segmenter", f"hf:{tmp_path / 'sam'}", "--workers", "2"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--output", str(tmp_path / "out")])
+    assert f"error: {tmp_path / 'sam' / 'model.safetensors'} is not a whole" in capsys.readouterr().err
+
+
+def test_names_are_taken_apart_to_find_it(tmp_path):
+    (whole := tmp_path / "whole.safetensors").write_bytes(TINY.read_bytes())
+    (half := tmp_path / "half.safetensors").write_bytes(TINY.read_bytes()[:999])
+    (tmp_path / "words.txt").write_text("a cat\n")
+    for name in (f"open_clip:ViT-B-32:{half}", f"{whole}+{half}", f"words:{tmp_path / 'words.txt'}@{half}"):
+        assert fingerprints.cut_off(["colour", "hf:somebody/sam", name]) == half
+    assert fingerprints.cut_off([f"tiny+{whole}", str(whole), "hf:"]) is None
 
 
 # --- what is loaded ---

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from .. import catalogue, weights
 from ..checkpoints import WEIGHT_FILES
 from ..hashes import known_sha256, sha256
@@ -19,6 +21,7 @@ from ..sources import Weights
 WEIGHTS = "weights of the "  # and then the model's role: the name of a setting
 
 _SMALL = 1 << 20  # bytes: what is hashed as quickly as what is remembered of it is read
+_MARKS = re.compile("[:@+]")  # between library, model, and other weights, in a name
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -96,6 +99,20 @@ def of_path(path: Path) -> str | None:
         files = (file for file in path.rglob("*") if not _is_hidden(file.relative_to(path)))
         return of_files(files, path, _hashed)
     return of_files([path], path.parent, _hashed) if path.is_file() else None
+
+
+def cut_off(names: Iterable[str]) -> Path | None:
+    """The first file of safetensors that is none, of those that models' names stand for on this disk."""
+    parts = (part for name in names for part in (name, name.partition(":")[2], *_MARKS.split(name)) if part)
+    for place in (Path(part).expanduser() for part in parts):
+        for file in sorted(place.glob("*.safetensors")) if place.is_dir() else [place]:
+            try:
+                if file.suffix == ".safetensors" and file.is_file():
+                    with safe_open(file, "pt"):
+                        pass
+            except SafetensorError:
+                return file
+    return None
 
 
 def _is_hidden(path: Path) -> bool:

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
 from ..evaluation.records import write_whole
 from ..hashes import sha256
 from ..training.records import parsed
@@ -67,9 +69,14 @@ def prepared(work: Work, folder: Path) -> Task:
     """The work's task, with its models loaded, which are those that made the shards in the folder.
 
     Raises:
-        ValueError: they are others. Others: as the work's `prepare`.
+        ValueError: they are others. OSError: a file of weights is cut off. Others: as the work's `prepare`.
     """
-    task = work.prepare()
+    try:
+        task = work.prepare()
+    except SafetensorError as error:  # which transformers and open_clip let through, and does not say of which file
+        names = [value for value in vars(work).values() if isinstance(value, str)]
+        where = fingerprints.cut_off(names) or " or ".join(names)
+        raise OSError(f"{where} is not a whole safetensors file ({error}): copy or fetch it again") from error
     manifests = map(_read, _manifests(folder))
     before = next((found["models"] for found in manifests if found["version"] == _VERSION), task.models)
     if other := [role for role, model in task.models.items() if before.get(role) != model]:
