@@ -157,6 +157,31 @@ def test_a_picture_with_an_orientation_is_masked_as_it_is_seen(tmp_path):
     assert picture.image.size == (SIDE + 16, SIDE) and len(picture.regions) == len(record["ref_exps"])
 
 
+def test_of_a_jpeg_with_two_pictures_the_first_is_masked_and_the_file_stays(tmp_path):
+    key, _, record = of_scene(3)
+    first, second = (Image.fromarray(draw_scene(seed, SIDE).image) for seed in (3, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    file = io.BytesIO()
+    first.rotate(180).save(file, "MPO", save_all=True, append_images=[second], quality=95, exif=exif)
+    out = annotated([(key, file.getvalue(), record)], tmp_path)
+    (picture,) = RegionShards(out)
+    assert abs(np.asarray(picture.image, np.int16) - np.asarray(first)).mean() < 5
+    assert len(picture.regions) == len(record["ref_exps"])
+    with tarfile.open(out / "00000.tar") as tar:
+        assert tar.extractfile(f"{key}.jpg").read() == file.getvalue()
+
+
+def test_grey_of_16_bits_stays_grey(tmp_path):
+    key, _, record = of_scene(3)
+    grey = np.asarray(Image.fromarray(draw_scene(3, SIDE).image).convert("L"))
+    deep = lossless(grey.astype(np.uint16) * 257)
+    assert Image.open(io.BytesIO(deep)).mode == "I;16"
+    assert (np.asarray(grit.decoded("0", deep)[0]) == grey[..., None]).all()
+    (picture,) = RegionShards(annotated([(key, deep, record)], tmp_path, area=(0, 1), iou=0))
+    assert (np.asarray(picture.image) == grey[..., None]).all()
+
+
 @pytest.mark.parametrize("kind", SAMS)
 def test_sam_gives_each_box_its_mask_and_encodes_the_picture_once(kind, tmp_path):
     SAMS[kind](tmp_path)
@@ -359,11 +384,12 @@ def expression(*numbers) -> dict:
     return GOOD | {"ref_exps": [*GOOD["ref_exps"], list(numbers)]}
 
 
+NO_FORMAT = "the picture cannot be read: its file begins as none of JPEG, PNG, WEBP"
 BAD_PICTURES = {
     "broken jpg": (PICTURE[:200], GOOD, "unreadable picture", "the picture cannot be read"),
     "cut jpg": (PICTURE[:-1000], GOOD, "unreadable picture", "truncated"),
-    "no picture": (b"<html>not found</html>", GOOD, "unreadable picture", "cannot identify image file"),
-    "gif": (gif(), GOOD, "unreadable picture", "cannot identify image file"),
+    "no picture": (b"<html>not found</html>", GOOD, "unreadable picture", NO_FORMAT),
+    "gif": (gif(), GOOD, "unreadable picture", NO_FORMAT),
     "100 megapixels": (png(10_000), GOOD, "picture too large", "100000000 pixels"),
     "300 megapixels": (png(17_400), GOOD, "picture too large", "302760000 pixels"),
     "no json": (PICTURE, b"{'caption'", "malformed record", "is not JSON"),

@@ -17,14 +17,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from ..training.records import BadSample, parsed
 from ..training.shards import Entry, scanned
+from ..transforms import upright
 from .ledger import Ledger
 from .samples import Box, Sample, Target
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # of Pillow's formats that the trainer reads
+MORE = {"MPO": "jpg"}  # what Pillow calls a JPEG with others behind it, as phones write them: the first one counts
 FIELDS = ("url", "license", "licence", "license_url", "author", "attribution", "id")  # kept, where a record has them
 TOLERANCE = 0.01  # of width or height that a box may reach outside; then it is cut
 
@@ -97,12 +99,14 @@ def decoded(key: str, data: bytes) -> tuple[Image.Image, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=list(SUFFIXES)) as stored:
-                suffix = SUFFIXES[str(stored.format)]
+                suffix = (SUFFIXES | MORE)[str(stored.format)]
                 stored.load()
-                ImageOps.exif_transpose(stored, in_place=True)
-                return stored if stored.mode == "RGB" else stored.convert("RGB"), suffix
+                return upright(stored), suffix
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadSample(key, f"the picture is too large: {error}", "picture too large") from error
+    except UnidentifiedImageError as error:  # which says no more than where in memory the file was
+        reason = f"the picture cannot be read: its file begins as none of {', '.join(SUFFIXES)}"
+        raise BadSample(key, reason, "unreadable picture") from error
     except Exception as error:  # Pillow's decoders raise nearly anything when a file is broken
         raise BadSample(key, f"the picture cannot be read: {error}", "unreadable picture") from error
 
