@@ -490,6 +490,24 @@ def test_of_a_truncated_shard_what_is_whole_is_used(tmp_path):
     assert_all_are_counted(tmp_path / "out")
 
 
+def test_a_name_that_is_not_in_utf_8_is_rejected(tmp_path):
+    shard = write(tmp_path / "in" / "00000.tar", [of_scene(0), ("cafX", *of_scene(1)[1:])])
+    data = io.BytesIO()
+    with tarfile.open(shard) as source, tarfile.open(fileobj=data, mode="w", encoding="latin-1") as target:
+        target.format = tarfile.GNU_FORMAT
+        for member in source:
+            content = source.extractfile(member)
+            member.name = member.name.replace("X", "\xe9")
+            target.addfile(member, content)
+    shard.write_bytes(data.getvalue())
+    run(AnnotateGrounding("colour"), [shard], tmp_path / "out")
+    (found,) = rejects(tmp_path / "out")
+    assert (found["key"], found["problem"]) == (r"caf\xe9", "malformed name")
+    assert found["reason"] == "its name is not in UTF-8: rename its files"
+    assert RegionShards(tmp_path / "out").keys == ["000000000"]
+    assert_all_are_counted(tmp_path / "out")
+
+
 def test_a_shard_with_nothing_usable_becomes_an_empty_one(tmp_path, grit_shards):
     bad = write(tmp_path / "in" / "bad.tar", [("0", b"", GOOD)])
     (tmp_path / "in" / "empty.tar").write_bytes(b"")

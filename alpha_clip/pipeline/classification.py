@@ -108,7 +108,10 @@ class Classification:
         self.models = {"segmenter": self.generator.identity, "model": model, "captioner": self.captioner.identity}
 
     def __call__(self, shard: Path, file: BinaryIO, ledger: Ledger) -> None:
-        name, pictures = folders.class_name(shard, self.work.names), folders.pictures_in(shard)
+        name, files = folders.class_name(shard, self.work.names), folders.files_in(shard)
+        pictures = [path for path in files if folders.is_picture(path)]
+        if others := len(files) - len(pictures):
+            ledger.pictures.update({"read": others, "no picture by its name": others})
         if not pictures:
             ledger.pictures["read"] += 1
             ledger.reject(BadSample(shard.name, f"the folder holds no pictures, {', '.join(IMAGES)}", "empty class"))

@@ -49,12 +49,19 @@ def read(shard: Path, ledger: Ledger, fields: Sequence[str] = ()) -> Iterator[Sa
 
 
 def _sample(file: BinaryIO, entry: Entry, ledger: Ledger, fields: Sequence[str]) -> Sample:
+    if (shown := escaped(entry.key)) != entry.key:
+        raise BadSample(shown, "its name is not in UTF-8: rename its files", "malformed name")
     if entry.wrong:
         raise BadSample(entry.key, entry.wrong, "malformed shard")
     file.seek(entry.image_at)
     data = file.read(entry.image_size)
     file.seek(entry.json_at)
     return make_sample(entry.key, data, file.read(entry.json_size), ledger, fields)
+
+
+def escaped(name: str) -> str:
+    """A file's name as it is; where bytes of it are not in UTF-8, with those as \\x.."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def make_sample(key: str, data: bytes, text: bytes, ledger: Ledger, fields: Sequence[str] = ()) -> Sample:
