@@ -121,8 +121,9 @@ class Classification:
     def _best(self, shard: Path, pictures: Sequence[Path], name: str, ledger: Ledger) -> dict[int, tuple[Target, ...]]:
         """The regions whose scores are the highest, by the number of their picture."""
         work = self.work
-        stages: list[Stage] = [Distinct(work.duplicates), SegmentAll(self.generator, name), Sized(work.area)]
+        stages: list[Stage] = [SegmentAll(self.generator, name), Sized(work.area)]
         stages += [Score(self.subject, work.score, work.context), Apart(work.overlap)]
+        distinct = Distinct(work.duplicates, stages)
         best, shown = Best(work.keep), 0
         for number, path in enumerate(pictures):
             ledger.pictures["read"] += 1
@@ -131,9 +132,7 @@ class Classification:
             except BadSample as error:
                 ledger.reject(error)
                 continue
-            for stage in stages:
-                samples = stage(samples, ledger)
-            for sample in samples:
+            for sample in distinct(samples, ledger):
                 best.add(number, sample.targets, ledger)
                 shown += 1
         found = best.pictures()
