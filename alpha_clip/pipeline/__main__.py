@@ -188,12 +188,7 @@ def _annotate_grounding(args: argparse.Namespace) -> None:
 
 
 def _annotate_classification(args: argparse.Namespace) -> None:
-    classes = folders.class_folders(args.input)
-    for root in map(Path, args.input):
-        if root.resolve() in (args.output.resolve(), *args.output.resolve().parents):
-            raise ValueError(
-                f"{args.output} lies in {root}, all folders of which are classes: choose another output folder"
-            )
+    classes = folders.class_folders(args.input, args.output)
     args.names = folders.read_names(args.names) if args.names else None
     for folder in classes:  # before the work of hours, not in the middle
         folders.class_name(folder, args.names)
