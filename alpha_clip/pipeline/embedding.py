@@ -1,9 +1,10 @@
-"""Shards of pictures with regions to features in Parquet files."""
+"""Shards of pictures, with regions or without, to features in Parquet files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -16,7 +17,9 @@ from ..evaluation.subjects import find
 from ..hashes import fingerprint
 from ..regions import METHODS, embed_regions
 from ..training.pictures import BadSample, Picture, RegionShards
+from ..training.shards import Entry, scanned
 from . import fingerprints
+from .grit import decoded, escaped
 from .ledger import Ledger
 
 Of = Literal["regions", "images"]
@@ -32,23 +35,25 @@ class Embed:
     """The settings; each is explained by the command's `--help`.
 
     Raises:
-        ValueError: there is no such method.
+        ValueError: there is no such method, or the chunk is below 1.
     """
 
     model: str = "tiny"
     of: Of = "regions"
     method: str = "alpha"  # of `embed_regions`; for whole pictures, "whole"
     dtype: Kind = "float32"
-    chunk: int = 32  # masks at a time
+    chunk: int = 32  # masks at a time, with which the last bits of vectors change
     device: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}, expected one of {', '.join(METHODS)}")
+        if self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}, expected at least 1")
 
     def settings(self) -> dict[str, Any]:
         """What the files depend on. Reads the models' files, for their hashes."""
-        kept = {name: value for name, value in asdict(self).items() if name not in ("chunk", "device")}
+        kept = {name: value for name, value in asdict(self).items() if name != "device"}
         return {"command": "embed", **kept, f"{fingerprints.WEIGHTS}model": fingerprints.of_clip(self.model)}
 
     def prepare(self) -> Embedding:
@@ -115,18 +120,39 @@ class Embedding:
 
 
 def _pictures(shard: Path, ledger: Ledger, of: Of) -> Iterator[Picture]:
-    """The pictures of a shard, one after the other; a picture of which a region is bad is rejected as a whole."""
-    data = RegionShards(shard)
-    for number in range(len(data)):
+    """The pictures of a shard, one after the other, with their regions if these are wanted."""
+    for read in _regions(shard) if of == "regions" else _alone(shard):
         ledger.pictures["read"] += 1
         try:
-            picture = data[number]
+            picture = read()
+            if (shown := escaped(picture.key)) != picture.key:  # Parquet's strings are UTF-8
+                raise BadSample(shown, "its name is not in UTF-8: rename its files", "malformed name")
         except BadSample as error:
             ledger.reject(error)
         else:
             if of == "regions":
                 ledger.regions["read"] += len(picture.regions)
             yield picture
+
+
+def _regions(shard: Path) -> Iterator[Callable[[], Picture]]:
+    """A picture of which a region is bad is so as a whole."""
+    data = RegionShards(shard)
+    return (partial(data.__getitem__, number) for number in range(len(data)))
+
+
+def _alone(shard: Path) -> Iterator[Callable[[], Picture]]:
+    """Whatever is said of the pictures: their records are not read, and need not be there."""
+    with shard.open("rb") as file:
+        for entry in scanned(shard, ("image",)):
+            yield partial(_picture, file, entry)
+
+
+def _picture(file: BinaryIO, entry: Entry) -> Picture:
+    if entry.wrong:
+        raise BadSample(entry.key, entry.wrong, "malformed shard")
+    file.seek(entry.image_at)
+    return Picture(entry.key, decoded(entry.key, file.read(entry.image_size))[0], None, ())
 
 
 def _pyarrow() -> tuple[Any, Any]:

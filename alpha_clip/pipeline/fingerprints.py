@@ -7,6 +7,7 @@ is compared with what made the shards before in any case (`tasks.prepared`).
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -29,7 +30,7 @@ def of_files(paths: Iterable[Path], root: Path, hashed: Callable[[Path], str] = 
     """16 hex digits of the names below `root` and the contents of all files; what is not there is left out."""
     digest = hashlib.sha256()
     for path in sorted(path for path in paths if path.is_file()):
-        digest.update(f"{path.relative_to(root).as_posix()} {hashed(path)}\n".encode())
+        digest.update(os.fsencode(f"{path.relative_to(root).as_posix()} {hashed(path)}\n"))  # whatever the encoding
     return digest.hexdigest()[:16]
 
 

@@ -56,7 +56,8 @@ def inspect(folder: Path, samples: int = 24, seed: int = 0) -> Path:
         "</div>",
     ]
     head = f"<!doctype html><meta charset=utf-8><title>{escape(folder.resolve().name)}</title><style>{_STYLE}</style>"
-    write_whole(folder / PAGE, "\n".join([head, *parts]) + "\n")
+    page = "\n".join([head, *parts]) + "\n"
+    write_whole(folder / PAGE, page.encode("utf-8", "backslashreplace").decode())  # a name may be in another encoding
     return folder / PAGE
 
 

@@ -41,7 +41,7 @@ REMEDY = "choose another folder, or delete this one"
 
 _ELSE = "choose another output folder"
 _CHANGED = "changed while it was read"
-_VERSION = 2  # of the manifests
+_VERSION = 3  # of the manifests, and of the files that they are of
 
 
 class Task(Protocol):

@@ -10,7 +10,7 @@ import re
 import shutil
 import tarfile
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -129,7 +129,7 @@ def index(shard: Path, cache: Path) -> list[Entry]:
     """
     stat = shard.stat()
     stamp = {"version": _VERSION, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    digest = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(shard.resolve())).hexdigest()[:16]
     places = [shard.with_name(f".{shard.name}.index.json"), cache / f"{digest}.index.json"]
     for place in places:
         with suppress(OSError, ValueError, TypeError, LookupError):  # there is none, or it is damaged
@@ -154,8 +154,8 @@ def _remember(text: str, places: list[Path]) -> None:
                 part.unlink()
 
 
-def scanned(shard: Path) -> list[Entry]:
-    """The samples of a shard, worked out from its headers alone.
+def scanned(shard: Path, needed: Sequence[str] = ("image", "json")) -> list[Entry]:
+    """The samples of a shard, worked out from its headers alone; of each the files that are `needed`.
 
     What is wrong is an entry that says so: a sample without its picture or its json, with two of one, with a dot in its
     base name (WebDataset ends the key at the first) or cut off; and the shard itself, under its name, where it is
@@ -175,7 +175,7 @@ def scanned(shard: Path) -> list[Entry]:
         error = str(raised)
     else:
         error = "it has no end mark there"
-    entries = [_entry(key, parts, wrong.get(key, "")) for key, parts in samples.items()]
+    entries = [_entry(key, parts, wrong.get(key, ""), needed) for key, parts in samples.items()]
     with shard.open("rb") as file:
         file.seek(end)
         whole = file.read(_BLOCK) == bytes(_BLOCK)
@@ -215,9 +215,9 @@ def _add(
     parts[kind] = span
 
 
-def _entry(key: str, parts: dict[str, tuple[int, int]], wrong: str) -> Entry:
-    missing = [name for name in ("image", "json") if name not in parts]
+def _entry(key: str, parts: dict[str, tuple[int, int]], wrong: str, needed: Sequence[str]) -> Entry:
+    missing = [name for name in needed if name not in parts]
     if missing and not wrong:
         expected = " or ".join(f"{key}.{suffix}" for suffix in (IMAGES if missing == ["image"] else ["json"]))
         wrong = f"it has no {missing[0]} file in the shard, expected {expected}"
-    return Entry(key, wrong=wrong) if wrong else Entry(key, *parts["image"], *parts["json"])
+    return Entry(key, wrong=wrong) if wrong else Entry(key, *parts.get("image", (0, 0)), *parts.get("json", (0, 0)))
