@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from grit_shards import contents, of_scene, write
 
-from alpha_clip.pipeline import AnnotateGrounding, Cluster, Embed, Ledger, on_ray, run
+from alpha_clip.pipeline import AnnotateClassification, AnnotateGrounding, Cluster, Embed, Ledger, on_ray, run
 from alpha_clip.pipeline import run as run_function
 from alpha_clip.pipeline.__main__ import main
 from alpha_clip.pipeline.tasks import MANIFESTS
@@ -226,7 +226,7 @@ def test_a_shard_whose_workers_are_killed_again_and_again_is_named(tmp_path):
     (tmp_path / MANIFESTS).mkdir()
     for number in range(4):
         (tmp_path / MANIFESTS / f".00007.attempt-{number}.part").touch()
-    row = on_ray._Worker(COLOUR, tmp_path, threads=1)({"item": "/in/00007.tar"})
+    row = on_ray._Worker(COLOUR, tmp_path, 1, on_ray._Origin.of(COLOUR))({"item": "/in/00007.tar"})
     with pytest.raises(RuntimeError, match=r"4 workers were killed at /in/00007.tar, perhaps for want of memory: use"):
         raise pickle.loads(row["error"])
 
@@ -246,6 +246,56 @@ def test_where_no_cluster_answers_that_is_said_at_once(shards, tmp_path):
     for address in ("127.0.0.1:1", "nowhere.invalid:6379", "ray://127.0.0.1:1"):
         with pytest.raises(ConnectionError, match=rf"no Ray cluster answers at {address} .*start one with `ray start"):
             on_ray._check_address(address)
+
+
+class RayError(Exception):
+    pass
+
+
+class AuthenticationError(RayError):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379"), AuthenticationError("no token")]
+)
+def test_a_cluster_that_asks_for_a_token_is_told_how_to_get_in(error):
+    ray = SimpleNamespace(exceptions=SimpleNamespace(RayError=RayError, AuthenticationError=AuthenticationError))
+    message = r"at 10.0.0.1:6379 lets nobody in \((Failed|no).*: if it asks for a token, set RAY_AUTH_MODE=token"
+    with pytest.raises(ConnectionError, match=message), on_ray._let_in(ray, "10.0.0.1:6379"):
+        raise error
+    with pytest.raises(RuntimeError, match="Version mismatch"), on_ray._let_in(ray, "10.0.0.1:6379"):
+        raise RuntimeError("Version mismatch")
+
+
+def test_names_stand_for_the_same_files_where_the_workers_are(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place, words in ((here, "a cat"), (there, "an elephant")):
+        place.mkdir()
+        (place / "words.txt").write_text(words)
+    monkeypatch.chdir(here)
+    work = AnnotateClassification("colour", "words:words.txt@tiny")
+    origin = pickle.loads(pickle.dumps(on_ray._Origin.of(work)))
+    assert origin.needed == (Path("words.txt"),)
+    monkeypatch.chdir(there)
+    origin.enter(work)
+    assert Path.cwd() == here and Path("words.txt").read_text() == "a cat"
+    (here / "words.txt").write_text("a dog")  # as on another machine's disk
+    with pytest.raises(ValueError, match=r"another captioner than where the run was started \(.*here.words.txt on"):
+        origin.enter(work)
+    (here / "words.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no .*here.words.txt: see that all machines have it under this"):
+        origin.enter(work)
+
+
+def test_without_the_folder_names_are_not_looked_up_in_another(tmp_path, monkeypatch):
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    origin = on_ray._Origin.of(COLOUR)
+    monkeypatch.chdir(tmp_path)
+    gone.rmdir()
+    origin.enter(COLOUR)
+    assert Path.cwd() == Path(os.sep).resolve()
 
 
 def test_gpus_that_are_not_there_are_an_error_here_and_a_warning_where_they_may_come():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -102,10 +102,15 @@ def of_path(path: Path) -> str | None:
     return of_files([path], path.parent, _hashed) if path.is_file() else None
 
 
+def places(names: Iterable[str]) -> Iterator[Path]:
+    """Whatever models' names may stand for on this disk."""
+    for name in names:
+        yield from (Path(part).expanduser() for part in (name, name.partition(":")[2], *_MARKS.split(name)) if part)
+
+
 def cut_off(names: Iterable[str]) -> Path | None:
     """The first file of safetensors that is none, of those that models' names stand for on this disk."""
-    parts = (part for name in names for part in (name, name.partition(":")[2], *_MARKS.split(name)) if part)
-    for place in (Path(part).expanduser() for part in parts):
+    for place in places(names):
         for file in sorted(place.glob("*.safetensors")) if place.is_dir() else [place]:
             try:
                 if file.suffix == ".safetensors" and file.is_file():

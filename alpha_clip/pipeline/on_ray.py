@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import platform
 import socket
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,21 @@ from urllib.parse import urlsplit
 
 import torch
 
-from .tasks import MANIFESTS, Task, Work, make, name_of, prepared
+from . import fingerprints
+from .tasks import MANIFESTS, Task, Work, differing, make, name_of, names_of, prepared
 
 _ATTEMPTS = 4  # at a shard whose workers are killed
 _SECONDS = 20  # to wait for a cluster's answer; Ray itself would try for minutes
+_TOKEN = (  # `ray start` asks for one where there is one; Ray sends it by itself to "auto" alone
+    "if it asks for a token, set RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token or RAY_AUTH_TOKEN; "
+    "on a machine of the cluster, --address auto sends the one in the file"
+)
 _SILENT = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to work. All machines must see shards and folder under the same paths, and have this package installed.
+    """Where to work. All machines must see shards, folder and models under the same paths, and have this package.
 
     Where the caller is connected to Ray already, that Ray is used, whatever the address, and left running.
     """
@@ -56,7 +62,7 @@ def together(work: Work, shards: Sequence[Path], folder: Path, workers: int, clu
             paths = ray.data.from_items([str(shard.absolute()) for shard in shards], override_num_blocks=len(shards))
         done = paths.map(
             _Worker,
-            fn_constructor_args=(work, folder.resolve(), threads),
+            fn_constructor_args=(work, folder.resolve(), threads, _Origin.of(work)),
             # None waits at one actor while another has nothing to do.
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards)), max_tasks_in_flight_per_actor=1),
             num_cpus=1,
@@ -68,11 +74,41 @@ def together(work: Work, shards: Sequence[Path], folder: Path, workers: int, clu
             yield
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """Where the run was started, and what its names of models and files of words stood for there."""
+
+    place: Path
+    needed: tuple[Path, ...]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, work: Work) -> _Origin:
+        there = tuple(path for path in fingerprints.places(names_of(work)) if path.exists())
+        return cls(Path.cwd(), there, work.settings())
+
+    def enter(self, work: Work) -> None:
+        """Let names stand for the same in this process, which is in another folder, perhaps on another machine.
+
+        Raises:
+            FileNotFoundError: something is not here. ValueError: something else is.
+        """
+        paths = [self.place / path for path in self.needed]
+        if missing := [path for path in paths if not path.exists()]:
+            raise FileNotFoundError(
+                f"{platform.node()} has no {missing[0]}: see that all machines have it under this path"
+            )
+        os.chdir(self.place if self.place.is_dir() else os.sep)
+        if other := differing(self.settings, work.settings()):
+            where = f"{', '.join(map(str, paths))} on {platform.node()}"
+            raise ValueError(f"another {', '.join(other)} than where the run was started ({where}): copy it there")
+
+
 class _Worker:
     """An actor's callable. Ray starts killed actors, and what they did, again without end; `_attempt` ends it."""
 
-    def __init__(self, work: Work, folder: Path, threads: int) -> None:
-        self.work, self.folder, self.threads = work, folder, threads
+    def __init__(self, work: Work, folder: Path, threads: int, origin: _Origin) -> None:
+        self.work, self.folder, self.threads, self.origin = work, folder, threads, origin
         self.task: Task | None = None
 
     def __call__(self, row: dict[str, str]) -> dict[str, Any]:
@@ -81,6 +117,7 @@ class _Worker:
             with _attempt(shard, self.folder):
                 if self.task is None:  # here and not above, so that a worker which this kills counts as well
                     torch.set_num_threads(self.threads)
+                    self.origin.enter(self.work)
                     self.task = prepared(self.work, self.folder)
                 make(shard, self.folder, self.task)
         except Exception as error:  # raised here, it would come with Ray Data's advice and without its type
@@ -115,7 +152,7 @@ def _connection(ray: Any, workers: int, cluster: Cluster) -> Iterator[int]:
         _check_address(cluster.address)
     own = {"num_cpus": workers, "include_dashboard": False} if local else {}
     try:
-        with _silent():
+        with _silent(), _let_in(ray, cluster.address):
             ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR, **own)
         _check_gpus(ray, cluster, may_grow=not local)
         yield max(1, torch.get_num_threads() // workers) if local else 1
@@ -135,13 +172,24 @@ def _silent() -> Iterator[None]:
             del os.environ[name]
 
 
+@contextmanager
+def _let_in(ray: Any, address: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:  # which do not say why, or what to do
+        if "Failed to connect" in str(error) or isinstance(error, ray.exceptions.AuthenticationError):
+            reason = str(error).partition(". ")[0]
+            raise ConnectionError(f"the Ray cluster at {address} lets nobody in ({reason}): {_TOKEN}") from error
+        raise
+
+
 def _check_address(address: str) -> None:
     where = urlsplit(address if "://" in address else f"//{address}")
     try:
         socket.create_connection((where.hostname or "", where.port or 0), _SECONDS).close()
     except OSError as error:
         remedy = "start one with `ray start --head`, or leave --address out for a local Ray"
-        raise ConnectionError(f"no Ray cluster answers at {address} ({error}): {remedy}") from error
+        raise ConnectionError(f"no Ray cluster answers at {address} ({error}): {remedy}; {_TOKEN}") from error
 
 
 def _check_gpus(ray: Any, cluster: Cluster, may_grow: bool) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -20,7 +19,6 @@ from tqdm import tqdm
 
 from ..evaluation.records import write_whole
 from . import on_ray
-from .fingerprints import WEIGHTS
 from .ledger import Ledger
 from .on_ray import Cluster
 from .tasks import (
@@ -32,6 +30,7 @@ from .tasks import (
     Work,
     check_ours,
     check_place,
+    differing,
     is_done,
     is_there,
     make,
@@ -121,22 +120,18 @@ def _names_differ(shards: Sequence[Path]) -> None:
 def _claim(path: Path, work: Work) -> None:
     """Write down the settings, or compare them with those that are there, if any shard was done with them.
 
-    Weights that are not known, here or there, are not compared; once they are known they are written down.
+    Weights that become known later are written down then.
     """
     now = json.loads(json.dumps(work.settings()))
     begun = path.exists() and any((path.parent / MANIFESTS).glob("[!.]*.json"))
     before = json.loads(path.read_text(encoding="utf-8")) if begun else now
-    if other := sorted(name for name in before.keys() | now.keys() if _differ(name, before.get(name), now.get(name))):
+    if other := differing(before, now):
         other = ["command"] if "command" in other else other  # of which the others follow
         both = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} now" for name in other)
         raise ValueError(f"{path.parent} holds a run with another {', '.join(other)} ({both}): {REMEDY}")
     found = now | {name: value for name, value in before.items() if value is not None}
     if found != before or not begun:
         write_whole(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
-
-
-def _differ(name: str, before: Any, now: Any) -> bool:
-    return before != now and not (name.startswith(WEIGHTS) and None in (before, now))
 
 
 def _alone(work: Work, shards: Sequence[Path], folder: Path) -> Iterator[None]:

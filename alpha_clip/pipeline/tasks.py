@@ -30,6 +30,7 @@ from ..hashes import sha256
 from ..training.records import parsed
 from . import duplicates, fingerprints
 from .duplicates import HASHES
+from .fingerprints import WEIGHTS
 from .folders import files_in
 from .ledger import Ledger
 
@@ -65,6 +66,20 @@ class Work(Protocol):
     def prepare(self) -> Task: ...
 
 
+def names_of(work: Work) -> list[str]:
+    """Of its models."""
+    named = (getattr(work, role, None) for role in ("segmenter", "captioner", "model"))
+    return [name for name in named if isinstance(name, str)]
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of settings that are not the same. Weights that are not known, here or there, are not compared."""
+    before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
+    other = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    unknown = {name for name in other if name.startswith(WEIGHTS) and None in (before.get(name), now.get(name))}
+    return sorted(set(other) - unknown)
+
+
 def prepared(work: Work, folder: Path) -> Task:
     """The work's task, with its models loaded, which are those that made the shards in the folder.
 
@@ -74,8 +89,7 @@ def prepared(work: Work, folder: Path) -> Task:
     try:
         task = work.prepare()
     except SafetensorError as error:  # which transformers and open_clip let through, and does not say of which file
-        names = [value for value in vars(work).values() if isinstance(value, str)]
-        where = fingerprints.cut_off(names) or " or ".join(names)
+        where = fingerprints.cut_off(names_of(work)) or " or ".join(names_of(work))
         raise OSError(f"{where} is not a whole safetensors file ({error}): copy or fetch it again") from error
     manifests = map(_read, _manifests(folder))
     before = next((found["models"] for found in manifests if found["version"] == _VERSION), task.models)
