@@ -101,7 +101,8 @@ class Page(Layout):
         fresh = [self._number, self._editor, self._frame, self._target, *self._sides, *said]
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         slow = quick | {"show_progress": "minimal"}
-        every = {"trigger_mode": "multiple"}  # of a tap that had to wait, `always_last` tells the place of the one before
+        # Of a tap that had to wait, `always_last` tells the place of the one before.
+        every = {"trigger_mode": "multiple"}
 
         self.blocks.load(self._enter, told, self._session, **quick)
         for choice, sample in zip(self._choices, self._samples, strict=True):
