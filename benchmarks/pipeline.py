@@ -46,6 +46,7 @@ from alpha_clip.pipeline import (
     Ledger,
     Named,
     Segment,
+    Stage,
     grit,
     packing,
     run,
@@ -236,7 +237,7 @@ def rates(folder: Path, scope: Scope, names: Sequence[str], model: str) -> dict[
         segment = Segment(segmenters.find(name, "cpu"))
         found[f"segmenting, {name}"] = seconds(partial(segment, samples, Ledger()), 1)
         masked = segment(samples, Ledger()) if name == "colour" else masked
-    filters = [Named(WORK.score, WORK.words), Fitting(WORK.area, WORK.iou)]
+    filters: list[Stage] = [Named(WORK.score, WORK.words), Fitting(WORK.area, WORK.iou)]
     found["filters"] = seconds(lambda: [stage(masked, Ledger()) for stage in filters], scope.rounds)
 
     def writing() -> None:
