@@ -47,7 +47,8 @@ from alpha_clip.pipeline import (
 )
 from alpha_clip.pipeline import run as run_function
 from alpha_clip.pipeline.__main__ import main
-from alpha_clip.pipeline.filters import box_iou, looks, words
+from alpha_clip.pipeline.alike import NEAR, Seen, looks, marked, words
+from alpha_clip.pipeline.filters import box_iou
 from alpha_clip.pipeline.samples import Mask, batches
 from alpha_clip.regions import embed_regions
 from alpha_clip.scenes import draw_scene
@@ -155,6 +156,31 @@ def test_a_picture_with_an_orientation_is_masked_as_it_is_seen(tmp_path):
     out = annotated([(key, file.getvalue(), record)], tmp_path)
     (picture,) = RegionShards(out)
     assert picture.image.size == (SIDE + 16, SIDE) and len(picture.regions) == len(record["ref_exps"])
+
+
+def test_of_a_jpeg_with_two_pictures_the_first_is_masked_and_the_file_stays(tmp_path):
+    key, _, record = of_scene(3)
+    first, second = (Image.fromarray(draw_scene(seed, SIDE).image) for seed in (3, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    file = io.BytesIO()
+    first.rotate(180).save(file, "MPO", save_all=True, append_images=[second], quality=95, exif=exif)
+    out = annotated([(key, file.getvalue(), record)], tmp_path)
+    (picture,) = RegionShards(out)
+    assert abs(np.asarray(picture.image, np.int16) - np.asarray(first)).mean() < 5
+    assert len(picture.regions) == len(record["ref_exps"])
+    with tarfile.open(out / "00000.tar") as tar:
+        assert tar.extractfile(f"{key}.jpg").read() == file.getvalue()
+
+
+def test_grey_of_16_bits_stays_grey(tmp_path):
+    key, _, record = of_scene(3)
+    grey = np.asarray(Image.fromarray(draw_scene(3, SIDE).image).convert("L"))
+    deep = lossless(grey.astype(np.uint16) * 257)
+    assert Image.open(io.BytesIO(deep)).mode == "I;16"
+    assert (np.asarray(grit.decoded("0", deep)[0]) == grey[..., None]).all()
+    (picture,) = RegionShards(annotated([(key, deep, record)], tmp_path, area=(0, 1), iou=0))
+    assert (np.asarray(picture.image) == grey[..., None]).all()
 
 
 @pytest.mark.parametrize("kind", SAMS)
@@ -359,11 +385,12 @@ def expression(*numbers) -> dict:
     return GOOD | {"ref_exps": [*GOOD["ref_exps"], list(numbers)]}
 
 
+NO_FORMAT = "the picture cannot be read: its file begins as none of JPEG, PNG, WEBP"
 BAD_PICTURES = {
     "broken jpg": (PICTURE[:200], GOOD, "unreadable picture", "the picture cannot be read"),
     "cut jpg": (PICTURE[:-1000], GOOD, "unreadable picture", "truncated"),
-    "no picture": (b"<html>not found</html>", GOOD, "unreadable picture", "cannot identify image file"),
-    "gif": (gif(), GOOD, "unreadable picture", "cannot identify image file"),
+    "no picture": (b"<html>not found</html>", GOOD, "unreadable picture", NO_FORMAT),
+    "gif": (gif(), GOOD, "unreadable picture", NO_FORMAT),
     "100 megapixels": (png(10_000), GOOD, "picture too large", "100000000 pixels"),
     "300 megapixels": (png(17_400), GOOD, "picture too large", "302760000 pixels"),
     "no json": (PICTURE, b"{'caption'", "malformed record", "is not JSON"),
@@ -464,6 +491,24 @@ def test_of_a_truncated_shard_what_is_whole_is_used(tmp_path):
     assert_all_are_counted(tmp_path / "out")
 
 
+def test_a_name_that_is_not_in_utf_8_is_rejected(tmp_path):
+    shard = write(tmp_path / "in" / "00000.tar", [of_scene(0), ("cafX", *of_scene(1)[1:])])
+    data = io.BytesIO()
+    with tarfile.open(shard) as source, tarfile.open(fileobj=data, mode="w", encoding="latin-1") as target:
+        target.format = tarfile.GNU_FORMAT
+        for member in source:
+            content = source.extractfile(member)
+            member.name = member.name.replace("X", "\xe9")
+            target.addfile(member, content)
+    shard.write_bytes(data.getvalue())
+    run(AnnotateGrounding("colour"), [shard], tmp_path / "out")
+    (found,) = rejects(tmp_path / "out")
+    assert (found["key"], found["problem"]) == (r"caf\xe9", "malformed name")
+    assert found["reason"] == "its name is not in UTF-8: rename its files"
+    assert RegionShards(tmp_path / "out").keys == ["000000000"]
+    assert_all_are_counted(tmp_path / "out")
+
+
 def test_a_shard_with_nothing_usable_becomes_an_empty_one(tmp_path, grit_shards):
     bad = write(tmp_path / "in" / "bad.tar", [("0", b"", GOOD)])
     (tmp_path / "in" / "empty.tar").write_bytes(b"")
@@ -535,16 +580,69 @@ def test_duplicates(by, kept):
     assert ledger.pictures["duplicate"] == ledger.regions["of pictures left out"] == 4 - len(expected)
 
 
-def test_the_hash_of_a_look_survives_another_size_and_quality_and_tells_scenes_apart():
-    scenes = [Image.fromarray(draw_scene(seed, 192).image) for seed in range(40)]
-    hashes = [np.unpackbits(np.frombuffer(looks(scene), np.uint8)) for scene in scenes]
-    assert len({looks(scene) for scene in scenes}) == 40
-    for scene, mark in zip(scenes, hashes, strict=True):
-        file = io.BytesIO()
-        scene.resize((128, 128)).save(file, "JPEG", quality=80)
-        copy = np.unpackbits(np.frombuffer(looks(Image.open(file)), np.uint8))
-        others = min(int((mark != other).sum()) for other in hashes if other is not mark)
-        assert (copy != mark).sum() < others
+def test_only_what_comes_out_of_the_later_stages_makes_a_duplicate():
+    class Odd:
+        def __call__(self, samples, ledger):
+            return [sample for sample in samples if sample.key not in "ac"]
+
+    samples = [sample(key, seed) for key, seed in zip("abcdef", (0, 1, 2, 0, 2, 0), strict=True)]
+    for size in (1, 2, 6):
+        ledger, stage = Ledger(), Distinct("picture", [Odd()])
+        found = [kept for batch in batches(samples, size) for kept in stage(batch, ledger)]
+        assert keys(found) == "bde" and ledger.pictures == {"duplicate": 1}
+
+
+def test_a_sample_like_one_that_was_left_out_is_written(tmp_path):
+    _, picture, record = of_scene(0)
+    bad = record | {"ref_exps": [[*expression[:6], 0.1] for expression in record["ref_exps"]]}
+    for batch in (1, 8):
+        out = annotated([("a", picture, bad), ("b", picture, record), ("c", picture, record)], tmp_path / f"{batch}",
+                        score=0.5, batch=batch)  # fmt: skip
+        assert RegionShards(out).keys == ["b"]
+        assert report(out)["pictures"] == {"duplicate": 1, "no region left": 1, "read": 3, "written": 1}
+        assert_all_are_counted(out)
+
+
+def stored(picture: Image.Image, quality: int, scale: float = 1) -> Image.Image:
+    """A copy in another size and quality."""
+    file = io.BytesIO()
+    picture.resize((round(scale * picture.width), round(scale * picture.height))).save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def discs(count: int) -> list[Image.Image]:
+    """On white, of different colours and sizes, as `annotate-classification` cuts objects out."""
+    random, side = np.random.default_rng(0), 160
+    rows, columns = np.mgrid[:side, :side] - side / 2 + 0.5
+    pictures = []
+    for number in range(count):
+        pixels = np.full((side, side, 3), 255, np.uint8)
+        pixels[np.hypot(rows, columns) < 35 + 20 * number / count] = random.integers(0, 230, 3)
+        pictures.append(Image.fromarray(pixels))
+    return pictures
+
+
+@pytest.mark.parametrize("kind", ["scenes", "discs"])
+def test_other_pictures_are_no_duplicates_and_copies_in_another_size_or_quality_are(kind):
+    pictures = [Image.fromarray(draw_scene(seed, 192).image) for seed in range(100)] if kind == "scenes" else discs(100)
+    seen = Seen("picture")
+    for picture in pictures:
+        assert not seen.holds(marked(picture, None))
+        seen.add(marked(picture, None))
+    for quality, scale in ((50, 1), (80, 2 / 3), (90, 0.5), (75, 0.5)):
+        found = [seen.holds(marked(stored(picture, quality, scale), None)) for picture in pictures]
+        assert np.mean(found) >= 0.97, (quality, scale)
+
+
+def test_a_look_is_near_by_the_root_mean_square_of_its_colours():
+    assert looks(Image.new("RGB", (50, 30), (1, 2, 3))) == bytes([1, 2, 3]) * 64
+    for by in ("both", "picture"):
+        seen = Seen(by)
+        seen.add(marked(Image.new("RGB", (8, 8), (100, 100, 100)), "a cat"))
+        for levels in range(5):
+            picture = Image.new("RGB", (80, 80), (100 - levels,) * 3)
+            assert seen.holds(marked(picture, "A cat")) == (levels <= NEAR)
+            assert seen.holds(marked(picture, "a dog")) == (levels <= NEAR and by == "picture")
     assert words("A  cat\n") == words("a cat") != words("a dog")
 
 

@@ -50,6 +50,7 @@ from alpha_clip.regions import embed_regions
 from alpha_clip.scenes import draw_scene
 from alpha_clip.training import TrainConfig, finetune, open_data
 from alpha_clip.training.check import check
+from alpha_clip.training.records import BadSample
 from alpha_clip.transforms import box_mask, mask_box
 
 EXTRA = 'pip install "alpha-clip[pipeline]"'
@@ -520,8 +521,114 @@ def test_bad_pictures_are_rejected_and_the_run_goes_on(words, tmp_path):
     }
     assert {record["source"] for *_, record in written(tmp_path / "out")} <= {f"car/00{i}.png" for i in range(3)}
     counts = report(tmp_path / "out")["pictures"]
-    assert (counts["read"], counts["duplicate"]) == (11, 1)
+    assert (counts["read"], counts["duplicate"], counts["no picture by its name"]) == (12, 1, 1)
     assert_all_are_counted(tmp_path / "out")
+
+
+def test_what_is_not_read_of_a_class_is_rejected_with_the_same_reason_wherever_it_lies(words, tmp_path, monkeypatch):
+    (car,) = draw(tmp_path / "in", ["car"], range(2))
+    for suffix in ("bmp", "TIFF", "gif"):
+        Image.new("RGB", (8, 8)).save(car / f"a.{suffix}")
+    (car / "b.jpg").write_bytes((car / "a.gif").read_bytes())
+    (car / "c.jpg").symlink_to("nowhere")
+    (car / "more").symlink_to("nowhere")
+    (car / "deep").mkdir()
+    (car / "deep" / "up").symlink_to("../../car")
+    os.mkfifo(car / "pipe.jpg")
+    work, found = AnnotateClassification("colour", f"words:{words}"), []
+    monkeypatch.chdir(tmp_path)
+    for folder in (car, Path("in", "car")):
+        run(work, [folder], tmp_path / "out" / f"{len(found)}")
+        found.append((tmp_path / "out" / f"{len(found)}" / "rejects.jsonl").read_bytes())
+    assert found[0] == found[1]
+    format = "files called .{} are not read, expected one of jpg, jpeg, png, webp: convert it"
+    up = "it is a folder that cannot be listed, or a link back to one that it lies in: mend or delete it"
+    assert {reject["key"]: reject["reason"] for reject in rejects(tmp_path / "out" / "0")} == {
+        **{f"car/a.{suffix}": format.format(suffix.lower()) for suffix in ("bmp", "TIFF", "gif")},
+        "car/b.jpg": "the picture cannot be read: its file begins as none of JPEG, PNG, WEBP",
+        "car/c.jpg": "it is a link to nowhere",
+        "car/more": "it is a link to nowhere",
+        "car/deep/up": up,
+        "car/pipe.jpg": "it is no file",
+    }
+    assert_all_are_counted(tmp_path / "out" / "0")
+
+
+def test_a_picture_that_cannot_be_opened_is_rejected_without_its_place(tmp_path, monkeypatch):
+    (tmp_path / "car").mkdir()
+    (tmp_path / "car" / "a.jpg").touch()
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(BadSample, match=r"^car/a\.jpg: the picture cannot be read: Permission denied$"):
+        folders.read(tmp_path / "car", tmp_path / "car" / "a.jpg")
+
+
+def test_a_folder_that_cannot_be_listed_is_one_of_its_files(tmp_path, monkeypatch):
+    for name in ("a/1.jpg", "b/2.jpg", "b/c/3.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    original = os.listdir
+
+    def listed(path):
+        if Path(path).name == "c":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    found = folders.files_in(tmp_path)
+    assert found == [tmp_path / "a" / "1.jpg", tmp_path / "b" / "2.jpg", tmp_path / "b" / "c"]
+    assert all(map(folders.is_picture, found))
+    with pytest.raises(BadSample, match="c: it is a folder that cannot be listed"):
+        folders.read(tmp_path, found[-1])
+
+
+def test_linked_folders_are_followed_and_a_link_to_nowhere_is_refused(tmp_path):
+    (car,) = draw(tmp_path / "elsewhere", ["car"], range(2))
+    (tmp_path / "in" / "truck").mkdir(parents=True)
+    (tmp_path / "in" / "car").symlink_to(car)
+    (tmp_path / "in" / "truck" / "some").symlink_to(car)
+    (tmp_path / "in" / "truck" / "other").symlink_to("some")
+    classes = folders.class_folders([tmp_path / "in"])
+    assert [folder.name for folder in classes] == ["car", "truck"]
+    found = [folders.source(folder, path) for folder in classes for path in folders.files_in(folder)]
+    names = ("000.png", "001.png")
+    assert found == [f"{place}/{name}" for place in ("car", "truck/other", "truck/some") for name in names]
+    (tmp_path / "in" / "bus").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match="in/bus is a link to nowhere, expected the folder of a class: mend"):
+        folders.class_folders([tmp_path / "in"])
+
+
+def test_names_that_are_not_in_utf_8_are_rejected_by_them(tmp_path):
+    car = tmp_path / "in" / "car"
+    car.mkdir(parents=True)
+    path = Path(os.fsdecode(os.fsencode(car / "caf") + b"\xe9.png"))
+    try:
+        path.write_bytes(png(8))
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 only")
+    (found,) = folders.files_in(car)
+    with pytest.raises(BadSample, match=r"^car/caf\\xe9\.png: its name is not in UTF-8: rename it$"):
+        folders.read(car, found)
+    Path(os.fsdecode(os.fsencode(car) + b"\xe9")).mkdir()
+    with pytest.raises(ValueError, match=r"^the folder car\\xe9 in .* has a name that is not in UTF-8: rename it$"):
+        folders.class_folders([tmp_path / "in"])
+
+
+@pytest.mark.parametrize("place", ["in", "in/out", "in/car/out", "in/linked/out", "elsewhere/out"])
+def test_an_output_folder_among_the_pictures_is_refused(place, tmp_path, capsys):
+    draw(tmp_path / "in", ["car"], range(1))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    command = ["annotate-classification", "--input", str(tmp_path / "in"), "--segmenter", "colour", "--captioner"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "words:none", "--output", str(tmp_path / place)])
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: the output folder {tmp_path / place} lies in {tmp_path / 'in'}")
+    assert "choose one elsewhere, to which what is done can be moved" in said
+    assert not (tmp_path / place / "settings.json").exists()
 
 
 def test_a_picture_that_changes_between_the_two_readings_is_rejected(words, tmp_path, monkeypatch):

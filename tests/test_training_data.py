@@ -306,7 +306,7 @@ def bad(line: dict, match: str, problem: str):
     [
         bad({"image": "none.png"}, r"none\.png: the picture cannot be read: .*No such file", "unreadable picture"),
         bad({"image": "cut.jpg"}, r"cut\.jpg: the picture cannot be read: .*[Tt]runcated", "unreadable picture"),
-        bad({"image": "text.jpg"}, "cannot be read: cannot identify image file", "unreadable picture"),
+        bad({"image": "text.jpg"}, "cannot be read: its file is of no format that Pillow knows$", "unreadable picture"),
         bad({"image": "../a.png"}, r"\.\./a\.png lies outside of .*write an absolute path", "unreadable picture"),
         bad({"image": "x/../../a.png"}, "lies outside of", "unreadable picture"),
         bad({"image": "a\0.png"}, "the picture cannot be read", "unreadable picture"),

@@ -188,7 +188,7 @@ def _annotate_grounding(args: argparse.Namespace) -> None:
 
 
 def _annotate_classification(args: argparse.Namespace) -> None:
-    classes = folders.class_folders(args.input)
+    classes = folders.class_folders(args.input, args.output)
     args.names = folders.read_names(args.names) if args.names else None
     for folder in classes:  # before the work of hours, not in the middle
         folders.class_name(folder, args.names)

@@ -108,7 +108,10 @@ class Classification:
         self.models = {"segmenter": self.generator.identity, "model": model, "captioner": self.captioner.identity}
 
     def __call__(self, shard: Path, file: BinaryIO, ledger: Ledger) -> None:
-        name, pictures = folders.class_name(shard, self.work.names), folders.pictures_in(shard)
+        name, files = folders.class_name(shard, self.work.names), folders.files_in(shard)
+        pictures = [path for path in files if folders.is_picture(path)]
+        if others := len(files) - len(pictures):
+            ledger.pictures.update({"read": others, "no picture by its name": others})
         if not pictures:
             ledger.pictures["read"] += 1
             ledger.reject(BadSample(shard.name, f"the folder holds no pictures, {', '.join(IMAGES)}", "empty class"))
@@ -118,8 +121,9 @@ class Classification:
     def _best(self, shard: Path, pictures: Sequence[Path], name: str, ledger: Ledger) -> dict[int, tuple[Target, ...]]:
         """The regions whose scores are the highest, by the number of their picture."""
         work = self.work
-        stages: list[Stage] = [Distinct(work.duplicates), SegmentAll(self.generator, name), Sized(work.area)]
+        stages: list[Stage] = [SegmentAll(self.generator, name), Sized(work.area)]
         stages += [Score(self.subject, work.score, work.context), Apart(work.overlap)]
+        distinct = Distinct(work.duplicates, stages)
         best, shown = Best(work.keep), 0
         for number, path in enumerate(pictures):
             ledger.pictures["read"] += 1
@@ -128,9 +132,7 @@ class Classification:
             except BadSample as error:
                 ledger.reject(error)
                 continue
-            for stage in stages:
-                samples = stage(samples, ledger)
-            for sample in samples:
+            for sample in distinct(samples, ledger):
                 best.add(number, sample.targets, ledger)
                 shown += 1
         found = best.pictures()

@@ -4,46 +4,70 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..training.shards import Entry, scanned
 from . import fingerprints
+from .alike import BYTES, Alike, Seen, keys, tables
 from .ledger import Ledger
 
-Alike = Literal["both", "picture", "caption"]
+HASHES = "hashes"  # folder, with a file for each shard: the marks of the pictures that were written (`alike`)
 
-HASHES = "hashes"  # folder, with a file for each shard: of each picture that was written `looks` and `words`
-
-_BYTES = 16  # of both
+_BLOCK = 4096  # marks that are read at a time
 
 
-def hashes_in(file: Path) -> NDArray[np.uint64]:
-    """(N, 2) of a shard's N pictures: how they look, and what they are called."""
-    return np.fromfile(file, np.uint64).reshape(-1, 2)
+def marks_in(file: Path) -> NDArray[np.uint8]:
+    """(N, 200) of a shard's N pictures."""
+    return np.fromfile(file, np.uint8).reshape(-1, BYTES)
+
+
+def _blocks(files: Iterable[Path]) -> Iterator[NDArray[np.uint8]]:
+    for path in files:
+        with path.open("rb") as file:
+            while data := file.read(_BLOCK * BYTES):
+                yield np.frombuffer(data, np.uint8).reshape(-1, BYTES)
 
 
 def repeated(files: Sequence[Path], by: Alike = "both") -> list[NDArray[np.bool_]]:
-    """For each file of hashes which of its N pictures are like an earlier one, of it or of a file before it: (N,).
+    """For each file of marks which of its N pictures are like an earlier one, of it or of a file before it: (N,).
 
-    Holds some 30 bytes for each picture of all files while it sorts.
+    What is left out itself makes no other one be left out. Holds some 30 bytes for each picture of all files while it
+    sorts, then what `Seen` holds for those that share a key with another.
     """
-    ends = np.cumsum([file.stat().st_size // _BYTES for file in files])
-    keys = np.empty(ends[-1] if files else 0, np.uint64)
-    for key, file in zip(np.split(keys, ends[:-1]), files, strict=bool(files)):
-        look, text = hashes_in(file).T
-        # Texts have random hashes: if two differ, those of look and text together are the same as rarely as any two.
-        key[:] = {"both": look ^ text, "picture": look, "caption": text}[by]
-    order = np.argsort(keys, kind="stable")  # of those that are alike, the first one stays the first
-    keys = keys[order]
-    again = np.zeros(len(keys), bool)
-    again[order[1:]] = keys[1:] == keys[:-1]
+    ends = np.cumsum([file.stat().st_size // BYTES for file in files])
+    shared = _with_shared_keys(files, by, ends[-1] if files else 0)
+    again, seen, start = np.zeros(len(shared), bool), Seen(by), 0
+    for marks in _blocks(files):
+        for number in np.flatnonzero(shared[start : start + len(marks)]).tolist():
+            mark = marks[number].tobytes()
+            if seen.holds(mark):
+                again[start + number] = True
+            else:
+                seen.add(mark)
+        start += len(marks)
     return np.split(again, ends[:-1])
+
+
+def _with_shared_keys(files: Sequence[Path], by: Alike, count: int) -> NDArray[np.bool_]:
+    """Which of all pictures may be like another one: (count,)."""
+    shared = np.zeros(count, bool)
+    for table in tables(by):
+        found, start = np.empty(count, np.uint64), 0
+        for marks in _blocks(files):
+            found[start : start + len(marks)] = keys(marks, by, table)
+            start += len(marks)
+        order = np.argsort(found)
+        found = found[order]
+        same = found[1:] == found[:-1]
+        shared[order[1:][same]] = True
+        shared[order[:-1][same]] = True
+    return shared
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,7 @@ class Deduplication:
             raise ValueError(f"{shard} does not hold the {len(again)} pictures that it had: run annotate-... again")
         kept = [entry for entry, left_out in zip(entries, again, strict=True) if not left_out]
         self._count(shard, entries, kept, ledger)
-        ledger.hashes = bytearray(hashes_in(shard.parent / HASHES / f"{shard.stem}.bin")[~again].tobytes())
+        ledger.hashes = bytearray(marks_in(shard.parent / HASHES / f"{shard.stem}.bin")[~again].tobytes())
         starts = {start for entry in kept for start in (entry.image_at, entry.json_at)}
         with tarfile.open(shard, "r:") as source, tarfile.open(fileobj=file, mode="w") as target:
             for member in source:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from .alike import Seen, marked
 from .ledger import Ledger
-from .samples import Box, Mask, Sample, Target
+from .samples import Box, Mask, Sample, Stage, Target
 
 Duplicates = Literal["both", "picture", "caption", "keep"]
 
 OVERLAP = 0.8  # of the smaller mask, above which two are taken for one
 
 _WORDS = 20.0  # where the histogram of phrase lengths ends
-_HASH = 8  # rows and columns of differences: 64 bits
 
 
 @dataclass(frozen=True)
@@ -41,42 +39,33 @@ class Sourced:
 
 @dataclass
 class Distinct:
-    """Leaves out pictures seen before: alike in look (`looks`), in caption (`words`), or in both.
+    """Leaves out pictures like an earlier one: in look, in caption, or in both.
 
-    It remembers 16 bytes of each; the pipeline makes one for each shard, so that shards do not depend on each other.
+    The others go through the stages `then`, one after the other, and of those only that come out of them it remembers a
+    mark (`alike`): who is left out makes no duplicate. The pipeline makes one for each shard, so that shards do not
+    depend on each other.
     """
 
     by: Duplicates = "both"
-    _seen: set[bytes] = field(default_factory=set, repr=False)
+    then: Sequence[Stage] = ()
+
+    def __post_init__(self) -> None:
+        self._seen = None if self.by == "keep" else Seen(self.by)
 
     def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
-        kept = []
-        for sample in samples:
-            mark = self._mark(sample)
-            if mark and mark in self._seen:
-                ledger.drop("duplicate", len(sample.targets))
-            else:
-                self._seen.add(mark)
-                kept.append(sample)
-        return kept
+        return [kept for sample in samples for kept in self._distinct(sample, ledger)]
 
-    def _mark(self, sample: Sample) -> bytes:
-        look = looks(sample.image) if self.by in ("both", "picture") else b""
-        return look + (words(sample.caption or "") if self.by in ("both", "caption") else b"")
-
-
-def looks(image: Image.Image) -> bytes:
-    """A hash of how a picture looks, 8 bytes: where its brightness rises from left to right, on an 8 x 8 grid.
-
-    The same for copies in another size or quality, mostly.
-    """
-    small = np.asarray(image.convert("L").resize((_HASH + 1, _HASH), Image.Resampling.BOX), np.int16)
-    return np.packbits(np.diff(small, axis=1) > 0).tobytes()
-
-
-def words(text: str) -> bytes:
-    """A hash of a text, 8 bytes, whatever its case and spaces."""
-    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=8).digest()
+    def _distinct(self, sample: Sample, ledger: Ledger) -> list[Sample]:
+        mark = marked(sample.image, sample.caption) if self._seen else b""
+        if self._seen and self._seen.holds(mark):
+            ledger.drop("duplicate", len(sample.targets))
+            return []
+        left = [sample]
+        for stage in self.then:
+            left = stage(left, ledger)
+        if self._seen and left:
+            self._seen.add(mark)
+        return left
 
 
 @dataclass(frozen=True)

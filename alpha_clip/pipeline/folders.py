@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..training.records import BadSample, parsed
 from ..training.shards import IMAGES
-from .grit import decoded
+from .grit import decoded, escaped
 from .samples import Sample
 
+OTHERS = ("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "tif", "tiff")  # pictures that are not read
 
-def class_folders(roots: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The folders in `roots`, but for hidden ones, in the order of their names.
+
+def class_folders(roots: Iterable[str | os.PathLike[str]], output: Path | None = None) -> list[Path]:
+    """The folders in `roots`, and links to such, but for hidden ones, in the order of their names.
 
     Raises:
-        NotADirectoryError: a root is no folder. FileNotFoundError: there are no folders in it.
+        NotADirectoryError: a root is no folder.
+        FileNotFoundError: there are no folders in it, or a link there leads nowhere.
+        ValueError: a folder's name is not in UTF-8, or `output` lies in a root or a class, of which it would be a part.
     """
     found: list[Path] = []
     for root in map(Path, roots):
         if not root.is_dir():
             raise NotADirectoryError(f"{root} is no folder: expected one with a folder of pictures for each class")
-        classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        there = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+        classes = [path for path in there if path.is_dir()]
         if not classes:
             raise FileNotFoundError(f"{root} holds no folders, expected one with pictures for each class")
+        if lost := next((path for path in there if path.is_symlink() and not path.exists()), None):
+            raise FileNotFoundError(f"{lost} is a link to nowhere, expected the folder of a class: mend or delete it")
+        if odd := next((path for path in classes if escaped(path.name) != path.name), None):
+            raise ValueError(f"the folder {escaped(odd.name)} in {root} has a name that is not in UTF-8: rename it")
+        _check_apart(output, [root, *classes])
         found += classes
     return found
+
+
+def _check_apart(output: Path | None, places: Iterable[Path]) -> None:
+    if output is None:
+        return
+    if place := next((place for place in places if output.resolve().is_relative_to(place.resolve())), None):
+        remedy = "choose one elsewhere, to which what is done can be moved"
+        raise ValueError(f"the output folder {output} lies in {place}, and would be read as pictures: {remedy}")
 
 
 def read_names(file: Path) -> dict[str, str]:
@@ -80,13 +98,39 @@ def class_name(folder: Path, names: Mapping[str, str] | None) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files in a folder and those in it, in an order that does not depend on the disk."""
-    return sorted(Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    """All files in a folder and those in it, links followed, in an order that does not depend on the disk.
+
+    With them, for they hold files that are not read: folders that cannot be listed, and links back to one that they
+    lie in.
+    """
+    return sorted(_below(folder, ()))
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Those of `files_in` that by their suffix are pictures which the trainer reads."""
-    return [path for path in files_in(folder) if path.suffix.lower().removeprefix(".") in IMAGES]
+def _below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    try:
+        stat = os.stat(f"{folder}{os.sep}.")  # fails where files cannot be reached
+        names = os.listdir(folder)
+    except OSError:
+        yield folder
+        return
+    this = (stat.st_dev, stat.st_ino)
+    if this in above:
+        yield folder
+        return
+    for path in map(folder.joinpath, names):
+        if os.path.isdir(path):
+            yield from _below(path, (*above, this))
+        else:
+            yield path
+
+
+def is_picture(path: Path) -> bool:
+    """Whether one of `files_in` is a picture by its suffix, read or not, or is no file; `read` says what is wrong."""
+    return _suffix(path) in (*IMAGES, *OTHERS) or not os.path.isfile(path)
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
 
 
 def source(folder: Path, path: Path) -> str:
@@ -98,12 +142,27 @@ def read(folder: Path, path: Path) -> Sample:
     """A picture of a class, without regions, under its `source`.
 
     Raises:
-        BadSample: it cannot be read, or has too many pixels, as in `grit.decoded`.
+        BadSample: it is of another format, its name is not in UTF-8, it cannot be read, or has too many pixels, as in
+            `grit.decoded`.
     """
     key = source(folder, path)
+    if (shown := escaped(key)) != key:
+        raise BadSample(shown, "its name is not in UTF-8: rename it", "malformed name")
+    if not os.path.isfile(path):
+        raise BadSample(key, _no_file(path), "unreadable picture")
+    if _suffix(path) not in IMAGES:
+        reason = f"files called .{_suffix(path)} are not read, expected one of {', '.join(IMAGES)}: convert it"
+        raise BadSample(key, reason, "picture of another format")
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadSample(key, f"the picture cannot be read: {error}", "unreadable picture") from error
+        reason = f"the picture cannot be read: {error.strerror}"  # without the path, which differs between machines
+        raise BadSample(key, reason, "unreadable picture") from error
     image, suffix = decoded(key, data)
     return Sample(key, data, suffix, image, None, ())
+
+
+def _no_file(path: Path) -> str:
+    if os.path.isdir(path):
+        return "it is a folder that cannot be listed, or a link back to one that it lies in: mend or delete it"
+    return "it is a link to nowhere" if path.is_symlink() else "it is no file"

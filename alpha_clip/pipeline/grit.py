@@ -17,14 +17,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from ..training.records import BadSample, parsed
 from ..training.shards import Entry, scanned
+from ..transforms import upright
 from .ledger import Ledger
 from .samples import Box, Sample, Target
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # of Pillow's formats that the trainer reads
+MORE = {"MPO": "jpg"}  # what Pillow calls a JPEG with others behind it, as phones write them: the first one counts
 FIELDS = ("url", "license", "licence", "license_url", "author", "attribution", "id")  # kept, where a record has them
 TOLERANCE = 0.01  # of width or height that a box may reach outside; then it is cut
 
@@ -47,12 +49,19 @@ def read(shard: Path, ledger: Ledger, fields: Sequence[str] = ()) -> Iterator[Sa
 
 
 def _sample(file: BinaryIO, entry: Entry, ledger: Ledger, fields: Sequence[str]) -> Sample:
+    if (shown := escaped(entry.key)) != entry.key:
+        raise BadSample(shown, "its name is not in UTF-8: rename its files", "malformed name")
     if entry.wrong:
         raise BadSample(entry.key, entry.wrong, "malformed shard")
     file.seek(entry.image_at)
     data = file.read(entry.image_size)
     file.seek(entry.json_at)
     return make_sample(entry.key, data, file.read(entry.json_size), ledger, fields)
+
+
+def escaped(name: str) -> str:
+    """A file's name as it is; where bytes of it are not in UTF-8, with those as \\x.."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def make_sample(key: str, data: bytes, text: bytes, ledger: Ledger, fields: Sequence[str] = ()) -> Sample:
@@ -97,12 +106,14 @@ def decoded(key: str, data: bytes) -> tuple[Image.Image, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=list(SUFFIXES)) as stored:
-                suffix = SUFFIXES[str(stored.format)]
+                suffix = (SUFFIXES | MORE)[str(stored.format)]
                 stored.load()
-                ImageOps.exif_transpose(stored, in_place=True)
-                return stored if stored.mode == "RGB" else stored.convert("RGB"), suffix
+                return upright(stored), suffix
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadSample(key, f"the picture is too large: {error}", "picture too large") from error
+    except UnidentifiedImageError as error:  # which says no more than where in memory the file was
+        reason = f"the picture cannot be read: its file begins as none of {', '.join(SUFFIXES)}"
+        raise BadSample(key, reason, "unreadable picture") from error
     except Exception as error:  # Pillow's decoders raise nearly anything when a file is broken
         raise BadSample(key, f"the picture cannot be read: {error}", "unreadable picture") from error
 

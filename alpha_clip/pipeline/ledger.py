@@ -30,7 +30,7 @@ class Ledger:
     regions: Counter[str] = field(default_factory=Counter)
     histograms: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name: "low", "high", "counts"
     rejects: list[Reject] = field(default_factory=list)
-    hashes: bytearray | None = None  # of each picture that was written, in a shard of pictures: `filters.mark`
+    hashes: bytearray | None = None  # of each picture that was written, in a shard of pictures: `alike.marked`
     duplicates: int | None = None  # among the pictures written, of all shards; None: this is not of all
 
     def reject(self, error: BadSample, region: int | None = None) -> None:

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
-from .filters import looks, words
+from .alike import marked
 from .ledger import Ledger
 from .samples import Sample
 
 
 def write(samples: Iterable[Sample], file: IO[bytes], ledger: Ledger) -> None:
-    """Write a shard; its bytes follow from the samples alone. Regions are counted as written, and pictures hashed.
+    """Write a shard; its bytes follow from the samples alone. Regions are counted as written, pictures marked.
 
     Raises:
         ImportError: webdataset is not installed.
@@ -21,7 +21,7 @@ def write(samples: Iterable[Sample], file: IO[bytes], ledger: Ledger) -> None:
     with tar_writer()(file, mtime=0, encoder=False) as writer:
         for sample in samples:
             writer.write(packed(sample))
-            ledger.hashes += looks(sample.image) + words(sample.caption or "")
+            ledger.hashes += marked(sample.image, sample.caption)
             ledger.regions["written"] += len(sample.targets)
 
 

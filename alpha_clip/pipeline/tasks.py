@@ -4,7 +4,7 @@ A shard is a file, or the folder of a class. In the output folder, for one of th
 
     NAME.tar or .parquet    what was made of it
     rejects/NAME.jsonl      bad input in it, a line each
-    hashes/NAME.bin         of its pictures, 16 bytes each, if it is a tar
+    hashes/NAME.bin         of its pictures, 200 bytes each, if it is a tar
     manifests/NAME.json     counts, sizes and hashes of these files, what made them
     rejects.jsonl, report.json, settings.json    of all shards
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from .. import rle
-from ..transforms import box_mask, mask_values, unit_mask
+from ..transforms import box_mask, mask_values, unit_mask, upright
 
 CHECK = "`python -m alpha_clip.training.check DATA` lists them all."
 
@@ -98,9 +98,10 @@ def _upright(key: str, data: bytes) -> tuple[Image.Image, tuple[int, int]]:
     try:
         with Image.open(io.BytesIO(data)) as stored:
             stored.load()
-            size = stored.size[::-1]
-            ImageOps.exif_transpose(stored, in_place=True)
-            return stored if stored.mode == "RGB" else stored.convert("RGB"), size
+            return upright(stored), stored.size[::-1]
+    except UnidentifiedImageError as error:  # which says no more than where in memory the file was
+        reason = "the picture cannot be read: its file is of no format that Pillow knows"
+        raise BadSample(key, reason, "unreadable picture") from error
     except Exception as error:  # Pillow's decoders raise nearly anything when a file is broken
         raise BadSample(key, f"the picture cannot be read: {error}", "unreadable picture") from error
 
