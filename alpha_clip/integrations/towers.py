@@ -36,8 +36,8 @@ def add_alpha(tower: Tower) -> Tower:
         `tower` itself.
 
     Raises:
-        ValueError: it has no patch embedding of RGB, or several, or one that something has wrapped, or whose weights
-            are elsewhere (on the meta device, as when they are offloaded), or an alpha channel already.
+        ValueError: it has no patch embedding of RGB, or several, or one that something has wrapped or reads past, or
+            whose weights are elsewhere (on the meta device, as when they are offloaded), or an alpha channel already.
     """
     if found := list(_with_alpha(tower)):
         raise ValueError(f"{type(tower).__name__} has an alpha channel already, in {', '.join(n for n, _ in found)}")
@@ -49,7 +49,12 @@ def add_alpha(tower: Tower) -> Tower:
     name, patches = _patch_embedding(tower)
     _check_plain(f"the patch embedding of {type(tower).__name__}, {name},", patches)
     parent = tower.get_submodule(name.rpartition(".")[0])
-    made = AlphaConv2d(patches) if isinstance(patches, nn.Conv2d) else AlphaLinear(patches)
+    if getattr(parent, "patch_interpolator", None) is not None:  # timm's NaFlexEmbeds
+        raise ValueError(
+            f"{type(tower).__name__} resizes the weight of its patch embedding, {name}, past any alpha channel: make "
+            "it with enable_patch_interpolator=False"
+        )
+    made = AlphaConv2d(patches) if isinstance(patches, nn.Conv2d) else AlphaLinear(patches, _packs_by_pixel(parent))
     setattr(parent, name.rpartition(".")[2], made)
     if isinstance(made, AlphaConv2d) and _counts_channels(parent):
         _split_off(parent)
@@ -161,6 +166,11 @@ def _is_patch_embedding(name: str, module: nn.Module) -> bool:
     last = name.rpartition(".")[2]
     side = (module.in_features / 3) ** 0.5 if isinstance(module, nn.Linear) else 0.5
     return last in ("patch_embedding", "proj") and "embed" in name and side == int(side)
+
+
+def _packs_by_pixel(parent: nn.Module) -> bool:
+    """timm's NaFlexEmbeds packs the channels of a picture, all four of them; for transformers' the processor does."""
+    return getattr(parent, "is_linear", False) and getattr(parent, "channels_last", True)  # older timm has no choice
 
 
 def _check_plain(named: str, patches: nn.Conv2d | nn.Linear) -> None:
