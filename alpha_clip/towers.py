@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .model import CLIP
 from .transforms import IMAGE_MEAN, IMAGE_STD, Preprocess
 
-# Of transformers' models, which do not hold their own; SigLIP's processors scale to [-1, 1].
+# Of transformers' models, which do not hold their own unless `open_tower` found it; SigLIP's scale to [-1, 1].
 _NORMALISATION = {
     "clip": (IMAGE_MEAN, IMAGE_STD),
     "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -132,7 +132,9 @@ def _of_transformers(model: Any) -> Tower:
     kind, vision = model.config.model_type, model.config.vision_config
     if kind not in _NORMALISATION:
         raise TypeError(f"the model is transformers' {kind!r}, expected one of {', '.join(map(repr, _NORMALISATION))}")
-    preprocess = Preprocess(_side(vision.image_size), *_NORMALISATION[kind])
+    mean, std = _NORMALISATION[kind]
+    settings = getattr(model, "preprocess_cfg", {})  # of the image processor that lay beside the weights
+    preprocess = Preprocess(_side(vision.image_size), settings.get("mean", mean), settings.get("std", std))
 
     def features(rgb: Tensor) -> Tensor:
         found = model.get_image_features(pixel_values=rgb)
