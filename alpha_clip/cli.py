@@ -22,8 +22,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from .errors import WeightsError
-
 MODEL = "tiny"
 METHODS = (  # of `embed_regions` for our models; not imported, for nobody should wait for torch to read a help
     "alpha",
@@ -49,12 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None and (args.command == "search" or getattr(args, "out", None) in (None, "-")):
         _complain("the standard output is closed, expected a place for the answer")
         return 1
+    in_our_words: Callable[[object], object] = str
     try:
         from . import commands  # imports torch
 
+        in_our_words = commands.in_our_words
         command: Callable[[argparse.Namespace], None] = getattr(commands, args.command)
         with warnings.catch_warnings():
-            warnings.showwarning = _warn_in_a_line
+            warnings.showwarning = lambda message, *_, **__: _complain(commands.in_our_words(message))
             if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
                 sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what it cannot
             command(args)
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, IndexError, OSError, RuntimeError, TypeError, ValueError) as error:
         if args.debug:
             raise
-        _complain(error)
+        _complain(in_our_words(error))
         try:
             if sys.stdout:
                 sys.stdout.flush()
@@ -84,38 +84,8 @@ def _print_no_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _warn_in_a_line(message: Warning | str, *_: Any, **__: Any) -> None:
-    from .transforms import NoForeground
-
-    if isinstance(message, NoForeground):
-        lost = str(message).partition(": ")[0]
-        message = f"{lost}: look closer, as --method crop does, or with a --model of a larger input size"
-    _complain(message)
-
-
 def _complain(message: object) -> None:
-    text = " ".join(str(message).split())
-    if isinstance(message, (WeightsError, Warning)):
-        text = in_our_words(text)
-    print(f"alpha-clip: {text}", file=sys.stderr)  # noqa: T201
-
-
-_OUR_WORDS = (  # for the arguments of `load`
-    (r"alpha_vision_ckpt_pth=(?=[\w./~])", "--alpha "),
-    (r"alpha_vision_ckpt_pth=", "--alpha"),
-    (r"\bpass None for", "pass --alpha none for"),
-    (r"\bpass a download_root=", "set an HF_HOME"),
-    (r"\bdownload_root\b", "~/.cache/alpha_clip"),
-    (r"; or pass trust=True to load", ""),
-    (r"\bload\(['\"](.*?)['\"]\)", r"--model \1"),
-)
-
-
-def in_our_words(text: str) -> str:
-    """What the library says of weights, and tells its caller to pass, with the command's options."""
-    for theirs, ours in _OUR_WORDS:
-        text = re.sub(theirs, ours, text)
-    return text
+    print(f"alpha-clip: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
 
 
 class _Parser(argparse.ArgumentParser):

@@ -35,7 +35,7 @@ from .search import RegionIndex, cache_folder, fill, nearest, sheet
 from .search import load as load_for_search
 from .search.indexing import KINDS, UNREADABLE
 from .tokenizer import shared_tokenizer, tokenize
-from .transforms import Preprocess, box_mask, read, upright
+from .transforms import NoForeground, Preprocess, box_mask, read, upright
 from .zero_shot import zero_shot_classifier
 
 _PART = 64  # masks in memory at a time
@@ -345,6 +345,28 @@ def _check_lengths(model: CLIP, texts: Sequence[str]) -> None:
 
 
 # --- what they give ---
+
+_OUR_WORDS = (  # for the arguments of `load`
+    (r"alpha_vision_ckpt_pth=(?=[\w./~])", "--alpha "),
+    (r"alpha_vision_ckpt_pth=", "--alpha"),
+    (r"\bpass None for", "pass --alpha none for"),
+    (r"\bpass a download_root=", "set an HF_HOME"),
+    (r"\bdownload_root\b", "~/.cache/alpha_clip"),
+    (r"; or pass trust=True to load", ""),
+    (r"\bload\(['\"](.*?)['\"]\)", r"--model \1"),
+)
+
+
+def in_our_words(said: object) -> str:
+    """An error or a warning, and where the library tells its caller what to pass, the command's options."""
+    text = str(said)
+    if isinstance(said, NoForeground):
+        lost = text.partition(": ")[0]
+        return f"{lost}: look closer, as --method crop does, or with a --model of a larger input size"
+    if isinstance(said, (RuntimeError, Warning)):  # as `load` raises, and warns
+        for theirs, ours in _OUR_WORDS:
+            text = re.sub(theirs, ours, text)
+    return text
 
 
 def _say(text: str) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 import alpha_clip
 from alpha_clip import catalogue, cli, commands, sources
+from alpha_clip.errors import WeightsError
 from alpha_clip.model import _BLIND
 from alpha_clip.regions import METHODS
 from alpha_clip.scenes import draw_scene
@@ -478,15 +479,15 @@ PYTHON = re.compile(r"\w=[^\w/]|\w+=$|None|True|download_root|ckpt|load\(|embed_
 @pytest.mark.parametrize(
     "said",
     [
-        str(sources._not_found(next(iter(catalogue.ALPHA["ViT-L/14"].values())), [])),
-        str(sources._not_found(catalogue.BASES["ViT-L/14"], [])),
-        sources._reason(OSError(errno.ENOSPC, "No space left on device")),
-        sources._reason(OSError(errno.EACCES, "Permission denied")),
-        _BLIND,
+        sources._not_found(next(iter(catalogue.ALPHA["ViT-L/14"].values())), []),
+        sources._not_found(catalogue.BASES["ViT-L/14"], []),
+        WeightsError(sources._reason(OSError(errno.ENOSPC, "No space left on device"))),
+        WeightsError(sources._reason(OSError(errno.EACCES, "Permission denied"))),
+        UserWarning(_BLIND),
     ],
 )
 def test_remedies_are_the_command_s(said):
-    assert PYTHON.search(said) and not PYTHON.search(cli.in_our_words(said))
+    assert PYTHON.search(str(said)) and not PYTHON.search(commands.in_our_words(said))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
