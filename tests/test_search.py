@@ -449,6 +449,12 @@ def test_links_to_nothing_and_closed_folders_are_named_and_pipes_are_no_pictures
     assert indexing.fill(index, photos, model, grid) == (4, 0, 1)
     first, _, second = capsys.readouterr().err.splitlines()
     assert first == f"skipped {photos / 'more'}: Permission denied" and second.startswith("skipped gone.png: ")
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert indexing.fill(index, photos, model, grid) == (1, 4, 1)
+    assert "gone.png" not in capsys.readouterr().err  # as before
+    (photos / "0.png").rename(photos / "nowhere.png")
+    (photos / "0.masks.npz").rename(photos / "gone.masks.npz")
+    assert indexing.fill(index, photos, model, grid) == (1, 5, 0)
 
 
 def test_a_link_to_a_picture_is_searched_as_one_of_the_folder(tiny, photos, tmp_path):

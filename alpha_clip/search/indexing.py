@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sys
@@ -75,8 +76,11 @@ def key_of(path: Path) -> str:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """While this stays, so does `key_of`; the inode tells of pictures of one size and time that swapped names."""
-    stats = [file.stat() for file in _files_of(path)]
+    """While this stays, so does `key_of`; the inode tells of pictures of one size and time that swapped names.
+
+    Of a link to nothing it is the link's.
+    """
+    stats = [file.stat() if file.exists() else file.lstat() for file in _files_of(path)]
     return [[stat.st_size, stat.st_mtime_ns, stat.st_ino] for stat in stats]
 
 
@@ -145,9 +149,9 @@ def _add(
             if _is_untouched(index, path):
                 broken, known = (broken + 1, known) if str(path) in index.damaged else (broken, known + 1)
                 continue
-            picture = None
+            picture, stamp = None, None
             try:
-                stamp: Stamp | None = stamp_of(path)
+                stamp = stamp_of(path)
                 key = key_of(path)
                 picture = None if key in keys else _picture(index, path)
                 shown = None if picture is None else masks_of(path, picture, source)
@@ -158,7 +162,7 @@ def _add(
                 broken += 1
                 index.forget(str(path))
                 is_in_the_files = picture is None or mask_file(path) is not None  # and no fault of `source`
-                if is_in_the_files and not _is_of_the_system(error) and _stamp_now(path) == stamp:
+                if is_in_the_files and _is_lasting(error) and stamp is not None and _stamp_now(path) == stamp:
                     waiting.append(Seen(str(path), None, None, stamp))
                 continue
             if shown is not None:
@@ -182,9 +186,12 @@ def _picture(index: RegionIndex, path: Path) -> Image.Image:
     return picture
 
 
-def _is_of_the_system(error: BaseException) -> bool:
-    """Whether another time the same bytes may be read: a right, a disk, a network. Pillow's errors have no number."""
-    return isinstance(error, OSError) and error.errno is not None
+def _is_lasting(error: BaseException) -> bool:
+    """Unlike a right, a disk or a network, with which another time the same bytes may be read.
+
+    Pillow's errors have no number; what is not found is a link to nothing, or else has no stamp any more.
+    """
+    return not isinstance(error, OSError) or error.errno in (None, errno.ENOENT)
 
 
 def _skipped(name: str, error: object) -> str:
