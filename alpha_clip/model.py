@@ -364,9 +364,13 @@ def _as_alpha(alpha: Tensor, image: Tensor) -> Tensor:
         alpha = alpha[:, None]
     if alpha.ndim != 4 or alpha.shape[1] != 1 or tuple(alpha.shape[-2:]) != expected:
         h, w = expected
+        remedy = "transform the two together with `preprocess(image, mask)`"
+        if shape[-2:] == expected and shape[0] == image.shape[0] and (len(shape) == 4 or shape[2:-2] == (1,)):
+            k = shape[1]  # a DataLoader makes this of K masks of each image
+            remedy = f"pass {k} masks of each image as `image.repeat_interleave({k}, 0), alpha.flatten(0, 1)`"
         raise ValueError(
             f"alpha is {shape}, expected (B, 1, {h}, {w}), (B, {h}, {w}) or ({h}, {w}) to fit the image "
-            f"{tuple(image.shape)}: transform the two together with `preprocess(image, mask)`"
+            f"{tuple(image.shape)}: {remedy}"
         )
     # Not len(), which would fix the size of the batch in torch.export.
     if alpha.shape[0] != image.shape[0] and alpha.shape[0] != 1 and image.shape[0] != 1:
