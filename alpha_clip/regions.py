@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor, nn
 
-from .model import ALPHA_MEAN, ALPHA_STD
-from .towers import Tower, first_weight, tower_of
+from .model import ALPHA_MEAN, ALPHA_STD, first_weight
+from .towers import Tower, tower_of
 from .transforms import IMAGE_MEAN, Geometry, Mask, Picture, mask_box, read
 
 Method = Callable[..., Tensor]  # (tower, RGB picture, (K, H, W) masks in [0, 1], chunk, options) -> (K, D)

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from .model import CLIP
+from .model import CLIP, first_weight, unwrapped
 from .transforms import IMAGE_MEAN, IMAGE_STD, Preprocess
 
 # Of transformers' models, which do not hold their own; SigLIP's processors scale to [-1, 1].
@@ -79,30 +78,6 @@ class Tower:
             yield
         finally:
             handle.remove()
-
-
-def unwrapped(model: Any) -> Any:
-    """The model in a wrapper that adds nothing to what the model's own methods compute.
-
-    Such are ``torch.compile``'s, ``DataParallel``, ``DistributedDataParallel``, ``AveragedModel`` and peft's, whose
-    adapters are in the modules of the model inside.
-    """
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # compiled
-            model = inner
-        elif callable(base := getattr(model, "get_base_model", None)):  # of peft
-            model = base()
-        else:
-            return model
-
-
-def first_weight(model: nn.Module) -> Tensor:
-    """The patch embedding's, whose dtype and device pixels must have, and whose dtype the features then have."""
-    tower = getattr(model, "visual", getattr(model, "vision_model", model))
-    found = next((m.weight for m in tower.modules() if isinstance(m, nn.Conv2d)), None)
-    return next(model.parameters()) if found is None else found
 
 
 def tower_of(model: nn.Module) -> Tower:

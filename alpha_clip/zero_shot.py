@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .model import CLIP
+from .model import CLIP, first_weight, unwrapped
 from .tokenizer import tokenize
-from .towers import first_weight, unwrapped
 
 _VOCABULARY = 49408  # of the tokenizer
 
