@@ -158,7 +158,8 @@ def as_device(device: str | torch.device | None) -> torch.device:
     except (AssertionError, RuntimeError, NotImplementedError, ImportError) as error:  # as each kind has it
         reason = str(error).partition("\n")[0].partition(". ")[0]  # the rest may be a thousand letters
         raise ValueError(
-            f"device is {device!r}, which cannot be used here ({reason}): pass {str(_default_device())!r}, or None"
+            f"device is {device!r}, which cannot be used here ({reason}): "
+            f"pass {str(_default_device())!r}, or leave it out"
         ) from error
     return chosen
 

@@ -122,10 +122,10 @@ def test_a_device_that_is_not_in_this_computer_is_refused_before_any_weights_are
 @pytest.mark.parametrize(
     ("device", "reason"),
     [
-        ("hpu", r", which cannot be used here \(.*\): pass '\w+', or None$"),
+        ("hpu", r", which cannot be used here \(.*\): pass '\w+', or leave it out$"),
         pytest.param(
             "mps",
-            r", which cannot be used here \(.{,120}\): pass '\w+', or None$",
+            r", which cannot be used here \(.{,120}\): pass '\w+', or leave it out$",
             marks=pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is MPS"),
         ),
         ("meta", ", which holds no values, expected one that computes: pass 'cpu'$"),
