@@ -267,7 +267,7 @@ def _features(model: CLIP, picture: Image.Image, regions: Sequence[_Region], met
     with tqdm(total=len(regions), unit="region", leave=False, disable=None if len(regions) > _PART else True) as bar:
         for start in range(0, len(regions), _PART):
             masks = [region.mask(picture) for region in regions[start : start + _PART]]
-            found.append(embed_regions(model, picture, masks, method or "alpha"))
+            found.append(embed_regions(model, picture, masks, method or "alpha").float())
             bar.update(len(masks))
     return torch.cat(found)
 

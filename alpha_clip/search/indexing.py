@@ -92,7 +92,7 @@ def look(
     if len(masks) == 0:
         features = np.zeros((0, model.visual.output_dim), np.float32)
     else:
-        features = embed_regions(model, picture, masks, method).cpu().numpy()
+        features = embed_regions(model, picture, masks, method).float().cpu().numpy()
     return Seen(str(path), key, records(features, masks), stamp)
 
 
