@@ -151,12 +151,15 @@ def as_device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}, expected 'cpu', 'cuda', 'cuda:1', 'mps' or None, to choose") from error
+    if chosen.type == "meta":
+        raise ValueError(f"device is {device!r}, which holds no values, expected one that computes: pass 'cpu'")
     try:
         torch.empty(0, device=chosen)
-    except (AssertionError, RuntimeError, NotImplementedError) as error:  # as each kind has it
-        reason = str(error).partition("\n")[0]
+    except (AssertionError, RuntimeError, NotImplementedError, ImportError) as error:  # as each kind has it
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # the rest may be a thousand letters
         raise ValueError(
-            f"device is {device!r}, which cannot be used here ({reason}): pass None to choose one that can"
+            f"device is {device!r}, which cannot be used here ({reason}): "
+            f"pass {str(_default_device())!r}, or leave it out"
         ) from error
     return chosen
 

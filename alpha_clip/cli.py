@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 MODEL = "tiny"
-METHODS = (  # of `embed_regions`; not imported from there, for nobody should wait for torch to read a help
+METHODS = (  # of `embed_regions` for our models; not imported, for nobody should wait for torch to read a help
     "alpha",
     "whole",
     "crop",
@@ -35,27 +35,33 @@ METHODS = (  # of `embed_regions`; not imported from there, for nobody should wa
     "maskclip",
     "pool",
     "ensemble",
-    "maskinversion",
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0: done, 1: it could not be done, 2: it was asked for wrongly."""
+    if sys.stderr is None:  # it was closed, and what is printed there would be part of the answer
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     args = _parser().parse_args(arguments)
     _check(args)
+    if sys.stdout is None and (args.command == "search" or getattr(args, "out", None) in (None, "-")):
+        _complain("the standard output is closed, expected a place for the answer")
+        return 1
+    in_our_words: Callable[[object], object] = str
     try:
         from . import commands  # imports torch
 
+        in_our_words = commands.in_our_words
         command: Callable[[argparse.Namespace], None] = getattr(commands, args.command)
         with warnings.catch_warnings():
-            warnings.showwarning = _warn_in_a_line
+            warnings.showwarning = lambda message, *_, **__: _complain(commands.in_our_words(message))
             if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
                 sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what it cannot
             command(args)
-            if sys.stdout:  # None where it was closed
+            if sys.stdout:
                 sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
     except KeyboardInterrupt:
         kept = "; what was indexed is kept, and the same command goes on from there"
         _complain("interrupted" + (kept if args.command == "search" else ""))
@@ -63,13 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, IndexError, OSError, RuntimeError, TypeError, ValueError) as error:
         if args.debug:
             raise
-        _complain(error)
+        _complain(in_our_words(error))
+        try:
+            if sys.stdout:
+                sys.stdout.flush()
+        except OSError:
+            _print_no_more()
         return 1
     return 0
 
 
-def _warn_in_a_line(message: Warning | str, *_: Any, **__: Any) -> None:
-    _complain(message)
+def _print_no_more() -> None:
+    """Python would try once more at its end, and fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: object) -> None:
@@ -77,37 +89,73 @@ def _complain(message: object) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: Any = None) -> None:
+        """As argparse does, which passes over what cannot be written."""
+        try:
+            print(self.format_help(), end="", file=file or sys.stdout or sys.stderr, flush=True)
+        except BrokenPipeError:
+            _print_no_more()
+        except OSError as error:
+            _print_no_more()
+            self.exit(1, f"alpha-clip: {error}\n")
+
     def error(self, message: str) -> NoReturn:
         if re.match("unrecognized arguments: (?!--)", message):
             message += '; labels stand side by side, and "--" before what begins with "-"'
-        elif message == "argument --box: expected one argument":
-            message += "; one that begins with - as --box=-5,0,20,30"
+        elif message in (f"argument {option}: expected one argument" for option in ("--box", "--mask")):
+            message += "; one that begins with - as --box=-5,0,20,30 or --mask=-#4"
         self.exit(2, f"{self.prog}: {message} (--help says more)\n")
 
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what argparse does not: options that would be read and not used, and what can be had but once."""
     given = {_POSITIONAL.get(name, f"--{name.replace('_', '-')}"): value for name, value in vars(args).items()}
+    regions: list[tuple[str, Any]] = given.pop("--regions", [])
     texts = [(name, text) for name, value in given.items() for text in (value if isinstance(value, list) else [value])]
-    if empty := next((name for name, text in texts if isinstance(text, str) and not text.strip()), None):
+    texts = [(name, text) for name, text in [*texts, *regions] if isinstance(text, str)]
+    if empty := next((name for name, text in texts if not text.strip()), None):
         args.refuse(f"{empty} is empty: expected something, or leave it out")
-    if len(piped := [name for name, text in texts if text == "-" and name in _READS]) > 1:
+    if len(piped := [name for name, text in texts if name in _READS and re.fullmatch(r"-(#\d+)?", text)]) > 1:
         args.refuse(f"{' and '.join(piped)} are -, expected one: the standard input is read once; name files instead")
     if args.command == "search":
         if args.points is not None and args.sam is None:
             args.refuse("--points is for a segmenter, expected --sam NAME too; or leave it out")
         if args.out == "-":
             args.refuse("--out is -, where the hits are listed: expected a file for the picture of them")
-        return
-    regions = [name for name in ("--mask", "--box", "--masks-dir") if given.get(name)]
-    method = given.get("--method")
-    if given.get("--text"):
-        if unused := [*regions, *(["--method"] if method else [])]:
+    else:
+        _check_regions(args, regions)
+    if args.command == "classify":
+        _check_labels(args)
+    if device := given.get("--device"):
+        _check_device(args, device)
+
+
+def _check_regions(args: argparse.Namespace, regions: Sequence[tuple[str, Any]]) -> None:
+    kinds, method = list(dict.fromkeys(kind for kind, _ in regions)), getattr(args, "method", None)
+    if getattr(args, "text", None):
+        if unused := [*kinds, *(["--method"] if method else [])]:
             args.refuse(f"{' and '.join(unused)} say where to look in a picture, and --text has none: leave one out")
     elif method not in (None, "alpha", "whole") and not regions:
         args.refuse(f"--method {method} looks at a region, expected --mask, --box or --masks-dir too; or leave it out")
-    if args.command == "attention" and (count := len(args.mask) + len(args.box)) > 1:
-        args.refuse(f"{count} regions were given, expected one --mask or one --box, or none for the whole picture")
+    if args.command == "attention" and len(regions) > 1:
+        args.refuse(f"{len(regions)} regions were given, expected one --mask or one --box, or none: the whole picture")
+
+
+def _check_labels(args: argparse.Namespace) -> None:
+    labels = [label.strip() for label in args.labels if label != "-"]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        args.refuse(f"the label {twice!r} was given twice, expected each once")
+    if (places := args.template.count("{}")) != 1:
+        args.refuse(f"--template {args.template!r} has {places} places {{}}, expected 1, where the label goes")
+
+
+def _check_device(args: argparse.Namespace, device: str) -> None:
+    import torch  # what comes next needs it too
+
+    try:
+        torch.device(device)
+    except RuntimeError:
+        args.refuse(f"--device {device!r} is unknown to torch, expected cpu, cuda, cuda:1 or mps; or leave it out")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,7 +194,7 @@ def _attention(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", help="a picture; - reads it from the standard input")
     _add_out(parser, ".png", "the picture to write, or - [attention.png]", "attention.png")
     parser.add_argument("--layer", type=int, default=-1, help="block of the image tower [-1, the last]")
-    _add_region(parser, "a mask of the picture's size; without any, the whole picture")
+    _add_region(parser, f"{_MASK}; without any, the whole picture")
     _add_model(parser)
 
 
@@ -181,14 +229,29 @@ def _add_out(parser: argparse.ArgumentParser, kind: str, about: str, default: st
     parser.add_argument("--out", metavar="FILE", type=named, default=default, help=about)
 
 
+_MASK = "a mask of the picture's size; of a map of labels, FILE#4 takes the pixels that are 4"
+
+
+class _Add(argparse.Action):
+    """To one list of pairs (option, value), in the order in which they are typed."""
+
+    def __call__(self, _: Any, args: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(args, self.dest, [*getattr(args, self.dest), (self.option_strings[0], values)])
+
+
 def _add_region(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument("--mask", action="append", default=[], metavar="FILE", help=about)
-    parser.add_argument("--box", action="append", default=[], type=_box, metavar="X0,Y0,X1,Y1", help="in pixels")
+    to_regions: dict[str, Any] = {"action": _Add, "dest": "regions", "default": []}
+    parser.add_argument("--mask", **to_regions, metavar="FILE[#VALUE]", help=about)
+    parser.add_argument("--box", **to_regions, type=_box, metavar="X0,Y0,X1,Y1", help="in pixels")
 
 
 def _add_regions(parser: argparse.ArgumentParser) -> None:
-    _add_region(parser, "a mask of the picture's size; this and --box as often as there are regions")
-    parser.add_argument("--masks-dir", metavar="DIR", help="a folder of masks; without any, the whole picture")
+    _add_region(
+        parser,
+        f"{_MASK}. Give this, --box and --masks-dir as often as there are regions, which keep their order",
+    )
+    about = "a folder of masks, in the order of their names; without any region, the whole picture"
+    parser.add_argument("--masks-dir", action=_Add, dest="regions", metavar="DIR", help=about)
 
 
 def _add_method(parser: argparse.ArgumentParser, methods: Sequence[str] = METHODS) -> None:
@@ -197,7 +260,8 @@ def _add_method(parser: argparse.ArgumentParser, methods: Sequence[str] = METHOD
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=MODEL, help=f"a name, a file, or hf-hub:user/repo [{MODEL}]")
-    parser.add_argument("--alpha", metavar="TAG", help="tag or file of its alpha weights [the best there are]")
+    about = "tag or file of its alpha weights, or none: plain CLIP, which sees no mask [the best there are]"
+    parser.add_argument("--alpha", metavar="TAG", help=about)
     parser.add_argument("--device", help="such as cpu or cuda [CUDA if there is one, else MPS, else the CPU]")
 
 
@@ -206,6 +270,8 @@ def _box(text: str) -> tuple[float, ...]:
         x0, y0, x1, y1 = (float(x) for x in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no box, expected x0,y0,x1,y1: 20,30,200,180") from error
+    if not (x0 < x1 and y0 < y1):  # NaN too
+        raise argparse.ArgumentTypeError(f"{text!r} is no box, expected x0 < x1 and y0 < y1, as in 20,30,200,180")
     return x0, y0, x1, y1
 
 
@@ -216,7 +282,7 @@ def _count(text: str) -> int:
 
 
 _POSITIONAL = {"image": "IMAGE", "labels": "LABEL", "folder": "DIR", "wanted": "TEXT"}
-_READS = ("IMAGE", "LABEL", "TEXT", "--text", "--mask")  # the standard input, where it says -
+_READS = ("IMAGE", "LABEL", "TEXT", "--text", "--mask")  # the standard input, where it says - (a mask also -#4)
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
     "classify": (

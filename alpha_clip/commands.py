@@ -6,21 +6,26 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
+import unicodedata
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from .api import available_models, load
+from .api import as_device, available_models, load
 from .attention_map import attention_map, painted
 from .catalogue import available_alpha_weights
 from .mask_sources import POINTS, SamMasks, grid, in_words, when_needed
@@ -28,12 +33,11 @@ from .model import CLIP
 from .regions import embed_regions
 from .search import RegionIndex, cache_folder, fill, nearest, sheet
 from .search import load as load_for_search
-from .search.indexing import UNREADABLE
-from .tokenizer import tokenize
-from .transforms import Preprocess, box_mask, read, upright
+from .search.indexing import KINDS, UNREADABLE
+from .tokenizer import shared_tokenizer, tokenize
+from .transforms import NoForeground, Preprocess, box_mask, read, upright
 from .zero_shot import zero_shot_classifier
 
-_MASKS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _PART = 64  # masks in memory at a time
 
 
@@ -44,8 +48,9 @@ def classify(args: argparse.Namespace) -> None:
         raise ValueError("no label was given, expected one or more")
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise ValueError(f"the label {twice!r} was given twice, expected each once")
-    picture, regions = _open(args.image), _regions(args)
+    picture, regions = _picture_and_regions(args)
     model, _ = _load(args)
+    _check_lengths(model, [args.template.replace("{}", label) for label in labels])
     features = _features(model, picture, regions, args.method)
     weights = zero_shot_classifier(model, labels, [args.template]).float()
     shares = (model.logit_scale.exp().float() * features @ weights.T).softmax(dim=-1).tolist()
@@ -56,10 +61,10 @@ def classify(args: argparse.Namespace) -> None:
         ]
         _say(json.dumps(rows, indent=1))
         return
-    width = max(len(region.name) for region in regions)
-    for region, row in zip(regions, shares, strict=True):
-        best = sorted(zip(row, labels, strict=True), reverse=True)
-        _say(f"{region.name:<{width}}  " + "  ".join(f"{share:6.1%} {label}" for share, label in best))
+    names = [_in_a_line(region.name) for region in regions]
+    for name, row in zip(names, shares, strict=True):
+        best = sorted(zip(row, map(_in_a_line, labels), strict=True), reverse=True)
+        _say(f"{name:<{max(map(len, names))}}  " + "  ".join(f"{share:6.1%} {label}" for share, label in best))
 
 
 def embed(args: argparse.Namespace) -> None:
@@ -70,10 +75,11 @@ def embed(args: argparse.Namespace) -> None:
         if not names:
             raise ValueError("no text was given, expected one or more")
         model, _ = _load(args)
+        _check_lengths(model, names)
         with torch.no_grad():
             features = F.normalize(model.encode_text(tokenize(names, model.context_length)).float(), dim=-1)
     else:
-        picture, regions = _open(args.image), _regions(args)
+        picture, regions = _picture_and_regions(args)
         model, _ = _load(args)
         features = _features(model, picture, regions, args.method)
         names = [region.name for region in regions]
@@ -88,7 +94,7 @@ def embed(args: argparse.Namespace) -> None:
 def attention(args: argparse.Namespace) -> None:
     """Draw where the class token looks, over the picture, through a mask or without."""
     _check_place(args.out)
-    stored, (region,) = _open(args.image), _regions(args)
+    stored, (region,) = _picture_and_regions(args)
     mask, picture = region.mask(stored), upright(stored)
     model, preprocess = _load(args)
     heat = attention_map(model, preprocess, picture, mask, args.layer)
@@ -108,11 +114,14 @@ def search(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.folder} is no folder: expected one of pictures")
     points = args.points or POINTS
     source = when_needed(args.sam, lambda: SamMasks(args.sam, points, args.device)) if args.sam else grid
+    _check_device(args)
+    _expect_zeros(args)
     model, settings = load_for_search(
-        args.model, args.device, args.method or "alpha", in_words(args.sam, points), args.alpha or "auto"
+        args.model, args.device, args.method or "alpha", in_words(args.sam, points), _alpha(args)
     )
+    _check_lengths(model, [text])
     index = RegionIndex.create(Path(args.index) if args.index else cache_folder(folder, settings), settings)
-    new, known, broken = fill(index, folder, model, source)
+    new, known, broken = fill(index, folder, model, source, _tell)
     if new or broken:
         _tell(f"new pictures: {new}, known: {known}, unreadable: {broken}; the index is {index.folder}")
     if new and not args.sam:
@@ -124,7 +133,8 @@ def search(args: argparse.Namespace) -> None:
         _say(json.dumps([{"path": hit.paths[0], "score": hit.score, "box": hit.box} for hit in hits], indent=1))
     else:
         for rank, hit in enumerate(hits, 1):
-            _say(f"{rank:>3}  {hit.score:.3f}  {hit.paths[0]}  " + " ".join(f"{x:.0%}" for x in hit.box))
+            box = " ".join(f"{x:.0%}" for x in hit.box)
+            _say(f"{rank:>3}  {hit.score:.3f}  {_in_a_line(hit.paths[0])}  {box}")
     if args.out:
         _write(args.out, lambda file: sheet(hits, text).save(file, "PNG"))
         _tell(f"hits drawn: {args.out}")
@@ -149,20 +159,60 @@ class _Region:
     mask: Callable[[Image.Image], Any]  # of the picture as it is stored, which may not be upright: (H, W), upright
 
 
+def _picture_and_regions(args: argparse.Namespace) -> tuple[Image.Image, list[_Region]]:
+    """The picture as it is stored, and all regions read once, so that what is wrong is said before a model is loaded.
+
+    Of many regions, the first masks stay in memory.
+    """
+    picture = _shown(args.image, _content(args.image))
+    regions = _regions(args)
+    for i, region in enumerate(regions):
+        mask = region.mask(picture)
+        if i < _PART:
+            regions[i] = replace(region, mask=partial(_as_it_is, mask))
+    return picture, regions
+
+
+def _as_it_is(mask: Any, _: Image.Image) -> Any:
+    return mask
+
+
 def _regions(args: argparse.Namespace) -> list[_Region]:
-    """In the order of masks, boxes, folder; the whole picture if there are none."""
-    found = [_Region(path, partial(_mask, path)) for path in args.mask]
-    for box in args.box:
-        found.append(_Region(",".join(f"{x:g}" for x in box), lambda p, box=box: box_mask(box, _size(p))))  # type: ignore[misc]
-    if getattr(args, "masks_dir", None):
-        folder = Path(args.masks_dir)
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder: expected one of masks")
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _MASKS)
-        if not files:
-            raise ValueError(f"{folder} holds no masks, expected files such as {', '.join(_MASKS[:3])}")
-        found += [_Region(path.name, partial(_mask, path)) for path in files]
+    """In the order in which they were typed; the whole picture if there are none."""
+    found = []
+    for option, given in args.regions:
+        if option == "--box":
+            name = ",".join(f"{x:g}" for x in given)
+            found.append(_Region(name, lambda p, box=given: box_mask(box, _size(p))))  # type: ignore[misc]
+        elif option == "--mask":
+            path, value = _with_value(given)
+            found.append(_Region(given, partial(_mask, path, _content(path), value)))  # a pipe is read once
+        else:
+            found += [_Region(path.name, partial(_mask, str(path), None, None)) for path in _masks_in(Path(given))]
     return found or [_Region("whole picture", lambda p: np.ones(_size(p), bool))]
+
+
+def _with_value(text: str) -> tuple[str, int | None]:
+    """FILE or FILE#VALUE; a file may be called like that, too."""
+    if (parts := re.fullmatch(r"(.+)#(\d+)", text, re.DOTALL)) is None or os.path.exists(text):
+        return text, None
+    return parts[1], int(parts[2])
+
+
+def _masks_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: expected one of masks")
+    there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in there if path.suffix.lower() in KINDS and not path.is_dir()]
+    if not files:
+        raise ValueError(f"{folder} holds no masks, expected pictures such as .png or .tif")
+    if others := [path.name for path in there if path not in files]:
+        _tell(f"left out of {folder}, as no pictures: {_listed(others)}")
+    return files
+
+
+def _listed(some: Sequence[object], most: int = 8) -> str:
+    return ", ".join(map(str, some[:most])) + (f" and {len(some) - most} more" if len(some) > most else "")
 
 
 def _size(picture: Image.Image) -> tuple[int, int]:
@@ -170,11 +220,45 @@ def _size(picture: Image.Image) -> tuple[int, int]:
     return upright(picture).size[::-1]
 
 
-def _mask(path: str | Path, picture: Image.Image) -> Tensor:
+def _mask(path: str, content: bytes | None, value: int | None, picture: Image.Image) -> Tensor:
+    given = ImageOps.exif_transpose(_shown(path, _content(path) if content is None else content))
+    mask = given if value is None else _pixels_of(value, given, path)
     try:
-        return read(picture, _open(path))[1][0]
+        return read(picture, mask)[1][0]
     except ValueError as error:
-        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+        raise ValueError(f"{path}: {_remedy(path, given, picture) or error}") from error
+
+
+def _pixels_of(value: int, given: Image.Image, path: str) -> NDArray[np.bool_]:
+    if len(given.getbands()) > 1:
+        raise ValueError(f"{path}: has colours, expected one number a pixel to look for {value}")
+    values = np.asarray(given)
+    if not (values == value).any():
+        raise ValueError(f"{path}: no pixel is {value}, expected one of {_listed(np.unique(values).tolist())}")
+    return np.asarray(values == value)
+
+
+def _remedy(path: str, given: Image.Image, picture: Image.Image) -> str | None:
+    """What is wrong with a mask that was refused, and what to do here about it; None: the library's words will do."""
+    shown = upright(picture).size
+    if given.size != shown:
+        what = f"mask is {given.width} x {given.height} pixels, expected {shown[0]} x {shown[1]}"
+        if given.size == picture.size:
+            why = "the picture's EXIF orientation turns it, and the mask is of the picture as stored"
+            return f"{what}: {why}; turn it too"
+        return f"{what}, as the picture has: make it of the picture"
+    if len(given.getbands()) > 1:
+        return "mask is a colour picture, expected a grey one, white where to look, or one with transparency"
+    values = np.unique(np.asarray(given))
+    if values[-1] <= 0:
+        return None
+    if given.mode == "F":
+        return f"mask holds {values[0]:g} to {values[-1]:g}, expected 0 to 1: save it with 8 bits, white where to look"
+    found = values[values > 0].tolist()
+    return (
+        f"mask holds {_listed(found)}, expected 0 and 1, or grey up to 255: choose a value, {path}#{found[0]}, or save "
+        "it with 8 bits, white where to look"
+    )
 
 
 def _features(model: CLIP, picture: Image.Image, regions: Sequence[_Region], method: str | None) -> Tensor:
@@ -183,23 +267,27 @@ def _features(model: CLIP, picture: Image.Image, regions: Sequence[_Region], met
     with tqdm(total=len(regions), unit="region", leave=False, disable=None if len(regions) > _PART else True) as bar:
         for start in range(0, len(regions), _PART):
             masks = [region.mask(picture) for region in regions[start : start + _PART]]
-            found.append(embed_regions(model, picture, masks, method or "alpha"))
+            found.append(embed_regions(model, picture, masks, method or "alpha").float())
             bar.update(len(masks))
     return torch.cat(found)
 
 
 def _lines(given: Sequence[str]) -> list[str]:
     """The texts, those of the standard input in place of a "-", without empty ones."""
-    lines = (_standard_input().read().splitlines() if text == "-" else [text] for text in given)
+    mark = "\ufeff"  # of the byte order, before the text in some files
+    lines = (_standard_input().read().removeprefix(mark).splitlines() if text == "-" else [text] for text in given)
     return [text.strip() for some in lines for text in some if text.strip()]
 
 
-def _open(path: str | Path) -> Image.Image:
-    """The picture in a file, a pipe (as of a shell's `<(...)`), or the standard input."""
+def _content(path: str | Path) -> bytes:
+    """Of a file, a pipe (as of a shell's `<(...)`), or the standard input."""
     try:
-        content = _standard_input().buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        return bytes(_standard_input().buffer.read()) if str(path) == "-" else Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}, expected a picture") from error
+
+
+def _shown(path: str | Path, content: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
@@ -216,20 +304,84 @@ def _standard_input() -> Any:
     return sys.stdin
 
 
+# --- what looks at it ---
+
+
 def _load(args: argparse.Namespace) -> tuple[CLIP, Preprocess]:
-    alpha = args.alpha if args.alpha else "auto"
-    return load(args.model, args.device, alpha_vision_ckpt_pth=alpha)
+    _check_device(args)
+    _expect_zeros(args)
+    return load(args.model, args.device, alpha_vision_ckpt_pth=_alpha(args))
+
+
+def _check_device(args: argparse.Namespace) -> None:
+    try:
+        as_device(args.device)
+    except ValueError as error:
+        reason = str(error.__cause__).partition("\n")[0]
+        raise ValueError(f"--device {args.device} cannot be used here ({reason}): leave it out") from error
+
+
+def _alpha(args: argparse.Namespace) -> str | None:
+    alpha: str = args.alpha or "auto"
+    return None if alpha.lower() == "none" else alpha
+
+
+def _expect_zeros(args: argparse.Namespace) -> None:
+    """Whoever asks for plain CLIP is told once that it ignores masks, where there are some, and else not at all."""
+    if _alpha(args) is None:
+        warnings.filterwarnings("ignore", "the alpha weights of this model are all zero")
+        is_given_masks = args.command == "search" or args.regions
+        if not is_given_masks or getattr(args, "method", None) not in (None, "alpha", "ensemble"):
+            warnings.filterwarnings("ignore", ".* it is plain CLIP, and ignores every mask")
+
+
+def _check_lengths(model: CLIP, texts: Sequence[str]) -> None:
+    for text in texts:
+        if (count := len(shared_tokenizer().encode(text)) + 2) > model.context_length:
+            raise ValueError(
+                f"{shorten(text, 80, placeholder='...')!r} has {count} tokens with start and end, and the model "
+                f"reads {model.context_length}: shorten it"
+            )
 
 
 # --- what they give ---
+
+_OUR_WORDS = (  # for the arguments of `load`
+    (r"alpha_vision_ckpt_pth=(?=[\w./~])", "--alpha "),
+    (r"alpha_vision_ckpt_pth=", "--alpha"),
+    (r"\bpass None for", "pass --alpha none for"),
+    (r"\bpass a download_root=", "set an HF_HOME"),
+    (r"\bdownload_root\b", "~/.cache/alpha_clip"),
+    (r"; or pass trust=True to load", ""),
+    (r"\bload\(['\"](.*?)['\"]\)", r"--model \1"),
+)
+
+
+def in_our_words(said: object) -> str:
+    """An error or a warning, and where the library tells its caller what to pass, the command's options."""
+    text = str(said)
+    if isinstance(said, NoForeground):
+        lost = text.partition(": ")[0]
+        return f"{lost}: look closer, as --method crop does, or with a --model of a larger input size"
+    if isinstance(said, (RuntimeError, Warning)):  # as `load` raises, and warns
+        for theirs, ours in _OUR_WORDS:
+            text = re.sub(theirs, ours, text)
+    return text
 
 
 def _say(text: str) -> None:
     print(text)  # noqa: T201
 
 
+def _in_a_line(text: str) -> str:
+    """With \\n for what would begin another, and other control characters alike."""
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text
+    )
+
+
 def _tell(text: str) -> None:
-    print(f"alpha-clip: {text}", file=sys.stderr)  # noqa: T201
+    tqdm.write(f"alpha-clip: {text}", file=sys.stderr)  # above a bar
 
 
 def _check_place(path: str | None) -> None:

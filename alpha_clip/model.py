@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from .transformer import LayerNorm, ResidualAttentionBlock, Transformer, is_changed, is_readable, is_watched, rows_of
 from .transformer import QuickGELU as QuickGELU  # where OpenAI's clip has it too
@@ -364,9 +365,13 @@ def _as_alpha(alpha: Tensor, image: Tensor) -> Tensor:
         alpha = alpha[:, None]
     if alpha.ndim != 4 or alpha.shape[1] != 1 or tuple(alpha.shape[-2:]) != expected:
         h, w = expected
+        remedy = "transform the two together with `preprocess(image, mask)`"
+        if shape[-2:] == expected and shape[0] == image.shape[0] and (len(shape) == 4 or shape[2:-2] == (1,)):
+            k = shape[1]  # a DataLoader makes this of K masks of each image
+            remedy = f"pass {k} masks of each image as `image.repeat_interleave({k}, 0), alpha.flatten(0, 1)`"
         raise ValueError(
             f"alpha is {shape}, expected (B, 1, {h}, {w}), (B, {h}, {w}) or ({h}, {w}) to fit the image "
-            f"{tuple(image.shape)}: transform the two together with `preprocess(image, mask)`"
+            f"{tuple(image.shape)}: {remedy}"
         )
     # Not len(), which would fix the size of the batch in torch.export.
     if alpha.shape[0] != image.shape[0] and alpha.shape[0] != 1 and image.shape[0] != 1:
@@ -480,3 +485,27 @@ def matrices(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from own.values()
         else:
             yield from (own[name] for name in ("proj", "text_projection") if name in own)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model in a wrapper that adds nothing to what the model's own methods compute.
+
+    Such are ``torch.compile``'s, ``DataParallel``, ``DistributedDataParallel``, ``AveragedModel`` and peft's, whose
+    adapters are in the modules of the model inside.
+    """
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # compiled
+            model = inner
+        elif callable(base := getattr(model, "get_base_model", None)):  # of peft
+            model = base()
+        else:
+            return model
+
+
+def first_weight(model: nn.Module) -> Tensor:
+    """The patch embedding's, whose dtype and device pixels must have, and whose dtype the features then have."""
+    tower = getattr(model, "visual", getattr(model, "vision_model", model))
+    found = next((m.weight for m in tower.modules() if isinstance(m, nn.Conv2d)), None)
+    return next(model.parameters()) if found is None else found

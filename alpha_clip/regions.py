@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor, nn
 
-from .model import ALPHA_MEAN, ALPHA_STD
+from .model import ALPHA_MEAN, ALPHA_STD, first_weight
 from .towers import Tower, tower_of
 from .transforms import IMAGE_MEAN, Geometry, Mask, Picture, mask_box, read
 
@@ -44,11 +44,15 @@ def embed_regions(
     chunk: int = 32,
     **options: Any,
 ) -> Tensor:
-    """One feature for each region of a picture, (K, D) float32, of unit length, on the model's device.
+    """One feature for each region of a picture, (K, D), of unit length, in the model's dtype and on its device.
+
+    The dtype is that of `zero_shot_classifier`'s weights, so that ``features @ weights.T`` multiplies, and that of
+    ``encode_image`` and ``encode_text`` (``load`` chooses float16 on CUDA). Only what these two give under autocast has
+    autocast's: make it the model's again to multiply outside of it.
 
     Args:
-        model: from `load`; an open_clip model; or a CLIP or SigLIP model of transformers. Its own size, mean and
-            deviation are used.
+        model: from `load`; an open_clip model; or a CLIP or SigLIP model of transformers; or one of these as
+            ``torch.compile``, ``DataParallel`` or peft wraps it. Its own size, mean and deviation are used.
         image: a picture as `Preprocess` takes it.
         masks: (K, H, W), a list of K, or one, as `Preprocess` takes them.
         method: a name in `METHODS`, or a function of this signature.
@@ -68,7 +72,8 @@ def embed_regions(
         _check_options(method, options)
     picture, found = read(image, masks)
     chosen = METHODS[method] if isinstance(method, str) else method
-    return chosen(tower_of(model), picture, found.numpy(), chunk, **options)
+    tower = tower_of(model)
+    return chosen(tower, picture, found.numpy(), chunk, **options).to(first_weight(tower.model).dtype)
 
 
 def _check_options(method: str, options: dict[str, Any]) -> None:
@@ -180,7 +185,7 @@ def pool(
     rgb, covered = _patches(tower, picture, masks, geometry)
     with tower.last_block_sees(lambda x: x[0, 1:, None]):  # (N, 1, width): each patch in place of the class token
         dense = tower.encode(rgb)  # (N, D)
-    return F.normalize(covered.to(dense.device) @ dense, dim=-1)
+    return F.normalize(covered.to(dense) @ dense, dim=-1)
 
 
 def ensemble(

@@ -9,6 +9,7 @@ rebuilds them from the copy that open_clip carries.
 from __future__ import annotations
 
 import html
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from itertools import pairwise
@@ -155,6 +156,19 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: boo
             ids[context_length - 1 :] = [_END]
         row[: len(ids)] = ids
     return torch.from_numpy(result)
+
+
+def tokenize_cut(texts: Sequence[str], context_length: int = 77) -> torch.Tensor:
+    """`tokenize` for data that nobody reads through: long texts are cut, and a warning says that there are some."""
+    try:
+        return tokenize(texts, context_length)
+    except RuntimeError:
+        warnings.warn(
+            f"some texts have more than {context_length} tokens, and are cut there: what differs behind counts for "
+            "nothing. `python -m alpha_clip.training.check` names those of a data set; shorten them",
+            stacklevel=2,
+        )
+        return tokenize(texts, context_length, truncate=True)
 
 
 def _as_list(texts: str | Sequence[str]) -> list[str]:

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .model import CLIP
+from .model import CLIP, first_weight, unwrapped
 from .transforms import IMAGE_MEAN, IMAGE_STD, Preprocess
 
-# Of transformers' models, which do not hold their own; SigLIP's processors scale to [-1, 1].
+# Of transformers' models, which do not hold their own unless `open_tower` found it; SigLIP's scale to [-1, 1].
 _NORMALISATION = {
     "clip": (IMAGE_MEAN, IMAGE_STD),
     "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -39,11 +39,14 @@ class Tower:
 
     @torch.no_grad()
     def encode(self, rgb: Tensor, alpha: Tensor | None = None) -> Tensor:
-        """(B, 3, n, n) pixels, and masks (K, 1, n, n) as `Preprocess` gives them, to (B or K, D), of unit length."""
-        weight = next(self.model.parameters())
+        """(B, 3, n, n) pixels, and masks (K, 1, n, n) as `Preprocess` gives them, to (B or K, D), of unit length.
+
+        In float32 at least, whatever the model computes in.
+        """
+        weight = first_weight(self.model)
         rgb = rgb.to(weight.device, weight.dtype)
         features = self.features(rgb) if alpha is None else self.features(rgb, alpha)
-        return F.normalize(features.float(), dim=-1)
+        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
     @contextmanager
     def last_block_sees(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -81,25 +84,38 @@ def tower_of(model: nn.Module) -> Tower:
     """What it takes to see with `model`.
 
     Args:
-        model: from `load`; an open_clip model; or a CLIP or SigLIP model of transformers. One that
-            `integrations.add_alpha` has given an alpha channel takes alpha.
+        model: from `load`; an open_clip model; or a CLIP or SigLIP model of transformers; or one of these `unwrapped`
+            finds. One that `integrations.add_alpha` has given an alpha channel takes alpha.
 
     Raises:
         TypeError: it is none of these, or does not see squares.
     """
+    model = unwrapped(model)
     if isinstance(model, CLIP):
         visual = model.visual
         grid = visual.input_resolution // visual.conv1.kernel_size[0]
         preprocess = Preprocess(visual.input_resolution)
         return Tower(model, preprocess, model.encode_image, True, visual.transformer.blocks[-1], True, grid)
-    if hasattr(getattr(model, "visual", None), "image_size"):
+    if _is_of_open_clip(model):
         return _with_alpha(_of_open_clip(model))
-    if hasattr(model, "get_image_features") and hasattr(getattr(model, "config", None), "vision_config"):
+    if _is_of_transformers(model):
         return _with_alpha(_of_transformers(model))
+    parts = model.named_modules() if isinstance(model, nn.Module) else ()
+    inside = next(
+        (name for name, m in parts if isinstance(m, CLIP) or _is_of_open_clip(m) or _is_of_transformers(m)), ""
+    )
     raise TypeError(
         f"the model is {type(model).__name__}, expected one from alpha_clip.load or open_clip.create_model, or a "
-        "CLIPModel or SiglipModel of transformers"
+        f"CLIPModel or SiglipModel of transformers{f': pass the one it holds, model.{inside}' if inside else ''}"
     )
+
+
+def _is_of_open_clip(model: Any) -> bool:
+    return hasattr(getattr(model, "visual", None), "image_size")
+
+
+def _is_of_transformers(model: Any) -> bool:
+    return hasattr(model, "get_image_features") and hasattr(getattr(model, "config", None), "vision_config")
 
 
 def _with_alpha(tower: Tower) -> Tower:
@@ -132,7 +148,9 @@ def _of_transformers(model: Any) -> Tower:
     kind, vision = model.config.model_type, model.config.vision_config
     if kind not in _NORMALISATION:
         raise TypeError(f"the model is transformers' {kind!r}, expected one of {', '.join(map(repr, _NORMALISATION))}")
-    preprocess = Preprocess(_side(vision.image_size), *_NORMALISATION[kind])
+    mean, std = _NORMALISATION[kind]
+    settings = getattr(model, "preprocess_cfg", {})  # of the image processor that lay beside the weights
+    preprocess = Preprocess(_side(vision.image_size), settings.get("mean", mean), settings.get("std", std))
 
     def features(rgb: Tensor) -> Tensor:
         found = model.get_image_features(pixel_values=rgb)

@@ -3,40 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .model import CLIP
+from .model import CLIP, first_weight, unwrapped
 from .tokenizer import tokenize
+
+_VOCABULARY = 49408  # of the tokenizer
 
 _TEXTS = 1600  # at most so many go through the text tower at a time, or one name's if they are more
 
 
+class TextTower(Protocol):
+    """As much of a model as texts need."""
+
+    context_length: int
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """(N, L) token ids to (N, D)."""
+        ...
+
+
 @torch.no_grad()
 def zero_shot_classifier(
-    model: CLIP,
+    model: TextTower | nn.Module,
     names: Sequence[str],
     templates: Sequence[str] | Literal["openai80"] = ("a photo of a {}.",),
     *,
     negatives: Sequence[str] = (),
+    truncate: bool = False,
 ) -> Tensor:
     """Weights (N + M, D) of unit norm, in the model's dtype, so that ``features @ weights.T`` are N + M scores.
 
+    The dtype is that of the features of `embed_regions`, under autocast too.
+
     Args:
+        model: from `load` or `onnx.load`; an open_clip model with CLIP's vocabulary; or one of these as
+            ``torch.compile``, ``DataParallel`` or peft wraps it.
         names: N things, such as ``["cat", "traffic light"]``.
         templates: sentences with one ``{}`` each, where the name goes; or ``"openai80"``, the 80 that OpenAI's CLIP
             used for ImageNet, which open_clip carries.
         negatives: M things that a region may be besides, such as ``["background", "object"]``. Their rows come last,
             so that after a softmax over all N + M a region can be none of the names.
+        truncate: cut a sentence that is too long for the model, which is else an error.
 
     Raises:
-        TypeError: `names`, `templates` or `negatives` is not a sequence of strings.
+        TypeError: the model is none of these; `names`, `templates` or `negatives` is not a sequence of strings.
         ValueError: `names` or `templates` is empty; a template has not exactly one ``{}``; a negative is a name too.
         ImportError: ``"openai80"`` without open_clip.
-        RuntimeError: a sentence is too long for the model.
+        RuntimeError: a sentence is too long for the model, without `truncate`.
 
     >>> import alpha_clip
     >>> model, _ = alpha_clip.load("tiny", device="cpu")
@@ -51,6 +69,7 @@ def zero_shot_classifier(
     >>> bool(probs[0, 2:].sum() > 0.9)
     True
     """
+    model = _with_our_tokens(model)
     if templates == "openai80":
         templates = _openai80()
     _check("names", names)
@@ -66,7 +85,7 @@ def zero_shot_classifier(
         )
     rows = [*names, *negatives]
     step = max(1, _TEXTS // len(templates))
-    return torch.cat([_weights(model, rows[i : i + step], templates) for i in range(0, len(rows), step)])
+    return torch.cat([_weights(model, rows[i : i + step], templates, truncate) for i in range(0, len(rows), step)])
 
 
 def joined(names: Sequence[str]) -> str:
@@ -79,11 +98,32 @@ def joined(names: Sequence[str]) -> str:
     return f"{', '.join(before)} and {last}" if before else last
 
 
-def _weights(model: CLIP, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+def _with_our_tokens(model: Any) -> Any:
+    """The model `unwrapped`, if it reads what `tokenize` gives."""
+    model = unwrapped(model)
+    if not isinstance(model, CLIP):
+        size = getattr(model, "vocab_size", None)
+        if not (hasattr(model, "encode_text") and hasattr(model, "context_length") and size == _VOCABULARY):
+            other = f" with a vocabulary of {size}" if isinstance(size, int) else ""
+            raise TypeError(
+                f"the model is {type(model).__name__}{other}, expected one from alpha_clip.load or onnx.load, or one "
+                f"of open_clip with CLIP's vocabulary of {_VOCABULARY}: with another, encode what its own tokenizer "
+                "gives, as open_clip.build_zero_shot_classifier does"
+            )
+    return model
+
+
+def _weights(model: Any, names: Sequence[str], templates: Sequence[str], truncate: bool) -> Tensor:
     texts = [template.replace("{}", name) for name in names for template in templates]
-    features = model.encode_text(tokenize(texts, model.context_length)).float()  # half precision is too coarse to sum
+    tokens, dtype = tokenize(texts, model.context_length, truncate), torch.float32
+    if isinstance(model, nn.Module):  # ONNX has no parameters
+        dtype = first_weight(model).dtype
+        if not isinstance(model, CLIP):  # which moves them itself
+            tokens = tokens.to(next(model.parameters()).device)
+    features = model.encode_text(tokens)
+    features = features.to(torch.promote_types(features.dtype, torch.float32))  # half precision is too coarse to sum
     features = F.normalize(features, dim=-1).unflatten(0, (len(names), len(templates)))
-    return F.normalize(features.mean(1), dim=-1).to(model.dtype)
+    return F.normalize(features.mean(1), dim=-1).to(dtype)
 
 
 def _check(what: str, texts: Sequence[str], least: int = 1) -> None:

@@ -38,7 +38,20 @@ from PIL import Image
 from webdataset import TarWriter
 
 from alpha_clip.hashes import sha256
-from alpha_clip.pipeline import AnnotateGrounding, Cluster, Embed, Ledger, Segment, grit, packing, run, segmenters
+from alpha_clip.pipeline import (
+    AnnotateGrounding,
+    Cluster,
+    Embed,
+    Fitting,
+    Ledger,
+    Named,
+    Segment,
+    Stage,
+    grit,
+    packing,
+    run,
+    segmenters,
+)
 from alpha_clip.scenes import draw_scene
 
 from . import tables
@@ -224,8 +237,7 @@ def rates(folder: Path, scope: Scope, names: Sequence[str], model: str) -> dict[
         segment = Segment(segmenters.find(name, "cpu"))
         found[f"segmenting, {name}"] = seconds(partial(segment, samples, Ledger()), 1)
         masked = segment(samples, Ledger()) if name == "colour" else masked
-    work = WORK.prepare()
-    filters = [stage for stage in work.stages() if not isinstance(stage, Segment)]
+    filters: list[Stage] = [Named(WORK.score, WORK.words), Fitting(WORK.area, WORK.iou)]
     found["filters"] = seconds(lambda: [stage(masked, Ledger()) for stage in filters], scope.rounds)
 
     def writing() -> None:

@@ -42,7 +42,7 @@ def label(
     model: alpha_clip.model.CLIP, picture: Image.Image, masks: Masks, labels: list[str], least: float, method: str
 ) -> list[Found]:
     """The nearest label of each region, (K, H, W) masks; none where even that one's cosine is below `least`."""
-    features = alpha_clip.embed_regions(model, picture, masks, method)  # (K, D)
+    features = alpha_clip.embed_regions(model, picture, masks, method).float()  # (K, D)
     weights = alpha_clip.zero_shot_classifier(model, labels, ("{}",)).float()  # (N, D): the labels are whole phrases
     cosines = features @ weights.T  # (K, N)
     shares = (cosines * model.logit_scale.exp().float()).softmax(dim=-1)

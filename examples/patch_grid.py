@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,12 @@ import alpha_clip
 from alpha_clip.model import ALPHA_MEAN, ALPHA_STD, CLIP
 
 
-@torch.no_grad()
 def patch_grid(model: CLIP, image: Tensor, alpha: Tensor | None = None) -> Tensor:
     """Tokens of the patches, row by row, as Point-E takes them: (B, width, N) float32; 1024 x 256 for ViT-L/14.
 
     They are the last block's, before `ln_post`: Point-E has a layer norm of its own. `image` and `alpha` are as
     `preprocess` returns them, or batches of such; without `alpha` the grid is of the whole picture, as Point-E's own.
+    Gradients go through it, to the alpha weights and to `alpha` too.
     """
     tokens = model.visual.tokens(image, alpha)[:, 1:]  # (B, N, width): all but the class token
     return tokens.transpose(1, 2).float().contiguous()
@@ -50,11 +51,16 @@ def main() -> None:
     else:
         image, masks = args.image, [args.mask]
     try:
-        model, preprocess = alpha_clip.load(args.model)
-        rgb, alphas = preprocess(image, masks)
+        compare(args.model, image, masks, args.out)
     except (OSError, ValueError, RuntimeError) as error:
         parser.exit(1, f"patch_grid: {error}\n")
 
+
+@torch.no_grad()
+def compare(name: str, image: Path, masks: list[Any], out: Path | None) -> None:
+    """Print how far each mask moves the tokens, and write the grid of the first."""
+    model, preprocess = alpha_clip.load(name)
+    rgb, alphas = preprocess(image, masks)
     whole, grids = patch_grid(model, rgb), patch_grid(model, rgb, alphas)
     print(f"grid of one region: {tuple(grids[:1].shape)}\n")
     print("cosine of a patch's token with the whole picture's, mean\nregion  under the mask  elsewhere")
@@ -64,9 +70,9 @@ def main() -> None:
         same = F.cosine_similarity(grid, whole[0], dim=0)  # (N,)
         under = share.to(same.device) > 0.5
         print(f"{k:>6}  {same[under].mean():>14.2f}  {same[~under].mean():>9.2f}")
-    if args.out:
-        torch.save(grids[:1].cpu(), args.out)
-        print(f"grid: {args.out}")
+    if out:
+        torch.save(grids[:1].cpu(), out)
+        print(f"grid: {out}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import alpha_clip
-from alpha_clip.transforms import Geometry, read
+from alpha_clip.transforms import Geometry, read, upright
 
 ASSETS = Path(str(files("alpha_clip"))) / "assets"
 LABELS = ["a cat", "a car", "a tree", "a balloon", "a dog", "a bus", "a mushroom", "a moon"]
@@ -96,18 +96,23 @@ def main() -> None:
     parser.add_argument("--device", help="default: CUDA, else MPS, else the CPU")
     parser.add_argument("--out", type=Path, default=Path("zero_shot_region.png"))
     args = parser.parse_args()
+    if args.image is None and (args.mask or args.box):
+        parser.error("--mask and --box belong to a picture: give --image too")
+    if args.image is not None and not (args.mask or args.box):
+        parser.error("where to look? give --mask or --box")
+    try:
+        run(args)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        parser.exit(1, f"zero_shot_region: {error}\n")
 
+
+def run(args: argparse.Namespace) -> None:
     if args.image is None:
-        if args.mask or args.box:
-            parser.error("--mask and --box belong to a picture: give --image too")
         image, masks = sample()
     else:
-        image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
+        image = upright(args.image)
         masks = list(read(image, args.mask)[1].numpy()) if args.mask else []
         masks += [alpha_clip.box_mask(box, image.size[::-1]) for box in args.box]
-        if not masks:
-            parser.error("where to look? give --mask or --box")
-
     model, preprocess = alpha_clip.load(args.model, device=args.device)
     shares = probabilities(model, preprocess, image, masks, args.labels, args.geometry)
     rows = ["whole picture", *(f"region {k}" for k in range(1, len(masks) + 1))]

@@ -153,6 +153,13 @@ def test_grid_depends_on_the_mask(model, images, masks):
     assert (whole - region).abs().max() > 0.1
 
 
+def test_gradients_reach_the_alpha_weights_through_the_grid(images, masks):
+    model, _ = alpha_clip.load("tiny", "cpu")
+    alpha = ((masks.float() - 0.5) / 0.26).requires_grad_()
+    patch_grid.patch_grid(model, images, alpha).square().mean().backward()
+    assert model.visual.conv1_alpha.weight.grad.abs().max() > 1e-6 and alpha.grad.abs().max() > 0
+
+
 def test_patch_grid_prints_and_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["patch_grid", "--out", str(tmp_path / "grid.pt")])
     patch_grid.main()
@@ -170,6 +177,7 @@ def test_patch_grid_prints_and_writes(tmp_path, monkeypatch, capsys):
         (["--image", "a.png"], "2", "give both or none"),
         (["--image", "a.png", "--mask", "b.png"], "1", "patch_grid: .*a.png"),
         (["--model", "nowhere"], "1", "patch_grid: Model nowhere not found"),
+        (["--out", "nowhere/grid.pt"], "1", "patch_grid: .*nowhere"),
     ],
 )
 def test_patch_grid_says_in_a_line_what_is_wrong(arguments, status, message, monkeypatch, capsys, tmp_path):

@@ -119,6 +119,23 @@ def test_a_device_that_is_not_in_this_computer_is_refused_before_any_weights_are
         load("ViT-L/14", "cuda")
 
 
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        ("hpu", r", which cannot be used here \(.*\): pass '\w+', or leave it out$"),
+        pytest.param(
+            "mps",
+            r", which cannot be used here \(.{,120}\): pass '\w+', or leave it out$",
+            marks=pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is MPS"),
+        ),
+        ("meta", ", which holds no values, expected one that computes: pass 'cpu'$"),
+    ],
+)
+def test_a_device_without_its_software_or_without_values_is_refused_in_one_line(device, reason):
+    with pytest.raises(ValueError, match=f"^device is '{device}'{reason}"):
+        load("tiny", device)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", ""])
 def test_a_device_that_torch_does_not_know_is_refused_before_any_weights_are_looked_for(device):
     with pytest.raises(ValueError, match=f"device is '{device}', expected 'cpu', 'cuda', 'cuda:1', 'mps' or None"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -18,7 +19,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import alpha_clip
-from alpha_clip import cli, commands
+from alpha_clip import catalogue, cli, commands, sources
+from alpha_clip.errors import WeightsError
+from alpha_clip.model import _BLIND
 from alpha_clip.regions import METHODS
 from alpha_clip.scenes import draw_scene
 from alpha_clip.search import indexing
@@ -35,7 +38,21 @@ def masks(tmp_path_factory) -> Path:
     objects = np.array(Image.open(ROOT / "alpha_clip" / "assets" / "sample_masks.png"))
     for i in (1, 2, 3, 4):
         Image.fromarray(objects == i).save(folder / f"{i}.png")
-    (folder / "notes.txt").write_text("no mask")
+    (folder / "._1.png").write_bytes(b"what macOS writes beside a file")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory) -> Path:
+    """Maps of the sample's objects, 1 to 4: grey, of 16 bits, a palette; and one object as 65535 of 16 bits."""
+    folder = tmp_path_factory.mktemp("maps")
+    objects = np.array(Image.open(ROOT / "alpha_clip" / "assets" / "sample_masks.png"))
+    Image.fromarray(objects).save(folder / "grey.png")
+    Image.fromarray(objects.astype(np.uint16)).save(folder / "16.png")
+    palette = Image.fromarray(objects)
+    palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0, 0, 0, 128])
+    palette.save(folder / "palette.png")
+    Image.fromarray((65535 * (objects == 1)).astype(np.uint16)).save(folder / "one.png")
     return folder
 
 
@@ -78,11 +95,11 @@ def test_shares_are_those_of_the_library(capsys, masks, tiny):
     assert [list(row["labels"]) for row in rows] == [LABELS] * 4
 
 
-def test_masks_and_boxes_come_in_their_order_and_none_is_the_whole(capsys, masks):
-    rows = json.loads(
-        run(capsys, "classify", SAMPLE, "--box", "0,0,99.5,99", "--mask", str(masks / "2.png"), "a cat", "--json")
-    )
-    assert [row["region"] for row in rows] == [str(masks / "2.png"), "0,0,99.5,99"]
+def test_regions_come_in_the_order_in_which_they_were_typed_and_none_is_the_whole(capsys, masks):
+    given = ["--box", "0,0,99.5,99", "--masks-dir", str(masks), "--mask", str(masks / "2.png"), "--box", "9,9,50,50"]
+    rows = json.loads(run(capsys, "classify", SAMPLE, *given, "a cat", "--json"))
+    regions = ["0,0,99.5,99", *(f"{i}.png" for i in (1, 2, 3, 4)), str(masks / "2.png"), "9,9,50,50"]
+    assert [row["region"] for row in rows] == regions
     (row,) = json.loads(run(capsys, "classify", SAMPLE, "a cat", "a car", "--json"))
     assert row["region"] == "whole picture"
 
@@ -160,6 +177,63 @@ def test_many_masks_are_taken_in_parts(capsys, masks, monkeypatch):
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
 
 
+@pytest.mark.parametrize("name", ["grey.png", "16.png", "palette.png"])
+def test_of_a_map_of_labels_a_value_is_a_mask(capsys, maps, masks, name, monkeypatch):
+    by_value = [x for i in (1, 2, 3, 4) for x in ("--mask", f"{maps / name}#{i}")]
+    rows = json.loads(run(capsys, "classify", SAMPLE, *by_value, *LABELS, "--json"))
+    expected = json.loads(run(capsys, "classify", SAMPLE, "--masks-dir", str(masks), *LABELS, "--json"))
+    assert [row["region"] for row in rows] == [f"{maps / name}#{i}" for i in (1, 2, 3, 4)]
+    assert [row["labels"] for row in rows] == [row["labels"] for row in expected]
+
+
+def test_a_value_may_be_the_largest_or_of_the_standard_input_and_a_file_be_called_so(capsys, maps, masks, tmp_path):
+    expected = run(capsys, "embed", SAMPLE, "--mask", str(masks / "1.png")).partition("feature")[2]
+    assert run(capsys, "embed", SAMPLE, "--mask", f"{maps / 'one.png'}#65535").partition("feature")[2] == expected
+    done = installed("embed", SAMPLE, "--mask=-#1", stdin=(maps / "grey.png").read_bytes())
+    assert done.returncode == 0 and done.stdout.decode().partition("feature")[2] == expected
+    shutil.copy(masks / "1.png", tmp_path / "mask.png#1")
+    (tmp_path / "mask.png").write_bytes(b"another")
+    assert run(capsys, "embed", SAMPLE, "--mask", str(tmp_path / "mask.png#1")).partition("feature")[2] == expected
+
+
+def test_a_folder_s_masks_are_all_its_pictures_and_the_others_are_named(capsys, masks, tmp_path):
+    mask = Image.open(masks / "1.png").convert("L")
+    for name in ("1.gif", "2.PNG", "3.tif"):
+        mask.save(tmp_path / name)
+    (tmp_path / ".hidden.png").write_bytes(b"no picture")
+    np.save(tmp_path / "m.npy", np.array(mask))
+    (tmp_path / "more.png").mkdir()
+    assert cli.main(["classify", SAMPLE, "--masks-dir", str(tmp_path), "a cat", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"alpha-clip: left out of {tmp_path}, as no pictures: m.npy, more.png\n"
+    assert [row["region"] for row in json.loads(captured.out)] == ["1.gif", "2.PNG", "3.tif"]
+
+
+@pytest.mark.filterwarnings("default")
+def test_none_is_plain_clip_and_only_ignored_masks_are_worth_a_line(capsys, masks):
+    with pytest.warns(match="it is plain CLIP"):
+        plain, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=None)
+    with pytest.warns(match="are all zero"):
+        expected = alpha_clip.embed_regions(plain, SAMPLE, np.ones((384, 384), bool))
+    for none in ("none", "None"):
+        (row,) = json.loads(run(capsys, "embed", SAMPLE, "--alpha", none))
+        torch.testing.assert_close(torch.tensor([row["feature"]]), expected)
+    mask = ["--mask", str(masks / "1.png"), "--alpha", "none"]
+    (cropped,) = json.loads(run(capsys, "embed", SAMPLE, *mask, "--method", "crop"))
+    assert cropped["feature"] != row["feature"]
+    assert cli.main(["embed", SAMPLE, *mask]) == 0
+    captured = capsys.readouterr()
+    assert "it is plain CLIP, and ignores every mask. Pass --alpha to load some.\n" in captured.err
+    assert captured.err.count("\n") == 1
+    torch.testing.assert_close(torch.tensor([json.loads(captured.out)[0]["feature"]]), expected)
+
+
+def test_a_row_is_one_line(capsys, masks, tmp_path):
+    shutil.copy(masks / "1.png", tmp_path / "a\nmask.png")
+    out = run(capsys, "classify", SAMPLE, "--mask", str(tmp_path / "a\nmask.png"), "a\ncat", "a tree\x1b[31m")
+    assert out.count("\n") == 1 and r"a\nmask.png" in out and r"% a\ncat" in out and r"a tree\x1b[31m" in out
+
+
 # --- search ---
 
 
@@ -184,7 +258,9 @@ def test_a_text_finds_its_regions_and_the_folder_stays_as_it_is(capsys, photos):
     hits = json.loads(captured.out)
     assert {int(Path(hit["path"]).stem) for hit in hits} == set(range(6))
     assert sorted((hit["score"] for hit in hits), reverse=True) == [hit["score"] for hit in hits]
-    assert captured.err.startswith("alpha-clip: new pictures: 12, known: 0, unreadable: 0; the index is ")
+    first, second, _ = captured.err.splitlines()
+    assert first == f"alpha-clip: indexing 12 pictures of {photos}"
+    assert second.startswith("alpha-clip: new pictures: 12, known: 0, unreadable: 0; the index is ")
     assert sorted(photos.rglob("*")) == before
     scene = draw_scene(int(Path(hits[0]["path"]).stem), 96, objects=(1, 1), nouns=["cat"], scale=(0.4, 0.6))
     np.testing.assert_allclose(hits[0]["box"], np.array(scene.regions[0].box) / 96, atol=1e-6)
@@ -200,7 +276,11 @@ def test_the_next_search_looks_at_what_is_new_and_forgets_what_is_gone(capsys, p
     assert cli.main(["search", str(photos), "a bus", "-k", "12", "--exact", "--out", str(tmp_path / "hits.png")]) == 0
     captured = capsys.readouterr()
     assert "/6.png" not in captured.out
-    assert "skipped broken.jpg: " in captured.err and "new pictures: 0, known: 11, unreadable: 1" in captured.err
+    assert "alpha-clip: skipped broken.jpg: " in captured.err and "known: 11, unreadable: 1" in captured.err
+    assert cli.main(["search", str(photos), "a bus", "-k", str(10**12)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("alpha-clip: new pictures: 0, known: 11, unreadable: 1")
+    assert captured.err.count("\n") == 1 and captured.out.count("\n") >= 11
     assert len(np.unique(np.array(Image.open(tmp_path / "hits.png")).reshape(-1, 3), axis=0)) > 1000
 
 
@@ -220,7 +300,8 @@ def test_an_interrupted_search_says_that_it_goes_on(capsys, photos, monkeypatch)
 
     monkeypatch.setattr(indexing, "look", interrupted)
     assert cli.main(["search", str(photos), "a cat"]) == 1
-    assert capsys.readouterr().err.startswith("alpha-clip: interrupted; what was indexed is kept")
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("alpha-clip: interrupted; what was indexed is kept")
 
 
 def test_an_interrupted_command_that_keeps_nothing_promises_nothing(capsys, monkeypatch):
@@ -271,7 +352,9 @@ def test_a_segmenter_that_cannot_be_had_is_no_fault_of_the_pictures(capsys, phot
 
     monkeypatch.setattr(commands, "SamMasks", missing)
     (photos / "0.masks.npz").unlink()
-    assert "some/sam: there is no such model" in refused(capsys, "search", str(photos), "a cat", "--sam", "some/sam")
+    assert cli.main(["search", str(photos), "a cat", "--sam", "some/sam"]) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == "alpha-clip: some/sam: there is no such model"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names there are text")
@@ -327,13 +410,14 @@ def test_what_cannot_be_done_is_said_in_a_line(capsys, tmp_path, masks):
     assert "broken.png: 10 bytes that are no picture" in refused(capsys, "embed", str(tmp_path / "broken.png"))
     assert "cut.png: 9000 bytes that are no picture, or a da" in refused(capsys, "embed", str(tmp_path / "cut.png"))
     assert "sample.png is no folder: expected one of masks" in refused(capsys, "embed", SAMPLE, "--masks-dir", SAMPLE)
-    assert "the label 'a cat' was given twice" in refused(capsys, "classify", SAMPLE, "a cat", "a dog", "a cat")
     (tmp_path / "none").mkdir()
     said = refused(capsys, "embed", SAMPLE, "--masks-dir", str(tmp_path / "none"))
-    assert "holds no masks, expected files such as .png" in said
+    assert "holds no masks, expected pictures such as .png" in said
     assert "lies outside the picture" in refused(capsys, "embed", SAMPLE, "--box", "9000,0,9001,1")
     assert "ViT-X not found" in refused(capsys, "embed", SAMPLE, "--model", "ViT-X")
-    assert "places {}, expected 1" in refused(capsys, "classify", SAMPLE, "a cat", "--template", "no place")
+    said = refused(capsys, "classify", SAMPLE, "word " * 90)
+    assert "has 92 tokens with start and end, and the model reads 77: shorten it" in said
+    assert "has 92 tokens" in refused(capsys, "embed", "--text", "word " * 90)
     assert "layer 9 of an image tower of 4 blocks" in refused(
         capsys, "attention", SAMPLE, "--layer", "9", "--out", str(tmp_path / "a.png")
     )
@@ -345,10 +429,89 @@ def test_a_mask_that_does_not_fit_is_named(capsys, tmp_path, masks):
     Image.new("L", (99, 99), 255).save(tmp_path / "small.png")
     good = ["embed", SAMPLE, "--mask", str(masks / "1.png"), "--mask"]
     assert f"{tmp_path / 'empty.png'}: mask is 0 everywhere" in refused(capsys, *good, str(tmp_path / "empty.png"))
-    assert "small.png: mask has shape (99, 99), exp" in refused(capsys, *good, str(tmp_path / "small.png"))
-    assert "sample.png: mask is a colour picture" in refused(capsys, *good, SAMPLE)
+    said = refused(capsys, *good, str(tmp_path / "small.png"))
+    assert "small.png: mask is 99 x 99 pixels, expected 384 x 384, as the picture has" in said
+    assert "sample.png: mask is a colour picture, expected a grey one" in refused(capsys, *good, SAMPLE)
+    Image.fromarray(np.full((384, 384), 80, np.float32)).save(tmp_path / "float.tif")
+    said = refused(capsys, *good, str(tmp_path / "float.tif"))
+    assert "float.tif: mask holds 80 to 80, expected 0 to 1: save it with 8 bits" in said
     said = refused(capsys, *good, str(tmp_path / "nothere.png"))
     assert said == f"alpha-clip: {tmp_path / 'nothere.png'}: No such file or directory, expected a picture\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("grey.png", "mask holds 1, 2, 3, 4, expected 0 and 1, or grey up to 255: choose a value, {}#1, or"),
+        ("16.png", "mask holds 1, 2, 3, 4, expected 0 and 1, or grey up to 255: choose a value, {}#1, or"),
+        ("palette.png", "mask holds 1, 2, 3, 4, expected 0 and 1, or grey up to 255: choose a value, {}#1, or"),
+        ("one.png", "mask holds 65535, expected 0 and 1, or grey up to 255: choose a value, {}#65535, or"),
+        ("grey.png#7", "no pixel is 7, expected one of 0, 1, 2, 3, 4"),
+        ("sample.png#7", "has colours, expected one number a pixel to look for 7"),
+    ],
+)
+def test_of_a_map_of_labels_a_value_is_to_be_chosen(capsys, maps, name, said):
+    shutil.copy(SAMPLE, maps / "sample.png")
+    assert said.format(maps / name) in refused(capsys, "embed", SAMPLE, "--mask", str(maps / name))
+
+
+def test_inputs_are_looked_at_before_a_model_is_loaded(capsys, monkeypatch, masks):
+    monkeypatch.setattr(commands, "load", None)
+    monkeypatch.setattr(commands, "_PART", 1)
+    assert "nowhere is no folder" in refused(capsys, "embed", SAMPLE, "--masks-dir", "nowhere")
+    for command in (["embed", SAMPLE], ["classify", SAMPLE, "a cat"], ["attention", SAMPLE]):
+        assert "nothere.png: No such file" in refused(capsys, *command, "--mask", "nothere.png")
+        assert "sample.png: mask is a colour picture" in refused(capsys, *command, "--mask", SAMPLE)
+        assert "lies outside the picture" in refused(capsys, *command, "--box", "9000,0,9001,1")
+    both = ["--mask", str(masks / "1.png"), "--box", "9000,0,9001,1"]  # the second, too
+    assert "lies outside the picture" in refused(capsys, "embed", SAMPLE, *both)
+
+
+def test_a_device_that_is_not_there_is_to_be_left_out(capsys, photos):
+    for command in (["embed", SAMPLE], ["embed", "--text", "a"], ["search", str(photos), "a"]):
+        said = refused(capsys, *command, "--device", "cuda:99")
+        assert re.search(r"--device cuda:99 cannot be used here \(.+\): leave it out$", said)
+
+
+PYTHON = re.compile(r"\w=[^\w/]|\w+=$|None|True|download_root|ckpt|load\(|embed_regions|np\.|numpy")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        sources._not_found(next(iter(catalogue.ALPHA["ViT-L/14"].values())), []),
+        sources._not_found(catalogue.BASES["ViT-L/14"], []),
+        WeightsError(sources._reason(OSError(errno.ENOSPC, "No space left on device"))),
+        WeightsError(sources._reason(OSError(errno.EACCES, "Permission denied"))),
+        UserWarning(_BLIND),
+    ],
+)
+def test_remedies_are_the_command_s(said):
+    assert PYTHON.search(str(said)) and not PYTHON.search(commands.in_our_words(said))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_remedies_of_files_are_the_command_s(capsys, tmp_path):
+    tower = ROOT / "alpha_clip" / "assets" / "tiny_alpha.safetensors"
+    said = refused(capsys, "embed", SAMPLE, "--model", str(tower))
+    assert said.endswith("load its base by name and pass this file as --alpha\n")
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "archive.pt")
+    said = refused(capsys, "embed", SAMPLE, "--model", str(tmp_path / "archive.pt"))
+    assert said.endswith("archive.safetensors --trust.\n") and not PYTHON.search(said)
+    shutil.copy(tower, tmp_path / "best.safetensors")
+    said = refused(capsys, "embed", SAMPLE, "--model", str(tmp_path))
+    assert f"expected a file: pass --alpha {tmp_path / 'best.safetensors'}, and its base" in said
+
+
+@pytest.mark.filterwarnings("default")
+def test_of_a_mask_too_thin_to_be_seen_the_remedy_is_an_option(capsys, tmp_path):
+    thin = np.zeros((384, 384), bool)
+    thin[100, 100] = True
+    Image.fromarray(thin).save(tmp_path / "thin.png")
+    assert cli.main(["embed", SAMPLE, "--mask", str(tmp_path / "thin.png")]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("alpha-clip: no pixel of ") and ": look closer, as --method crop does" in said
+    assert said.count("\n") == 1 and not PYTHON.search(said)
 
 
 def test_masks_and_boxes_are_of_the_upright_picture(capsys, tmp_path):
@@ -411,6 +574,15 @@ def test_debug_shows_where_it_came_from(tmp_path):
         (["search", "photos", "a cat", "-k", "two"], "'two' is no count, expected 1 or more"),
         (["classify", SAMPLE, "a cat", "--method", "squint"], "invalid choice: 'squint'"),
         (["search", "photos", "a cat", "--method", "whole"], "invalid choice: 'whole'"),
+        (["embed", SAMPLE, "--method", "maskinversion"], "invalid choice: 'maskinversion'"),
+        (["classify", SAMPLE, "a", "--box=200,200,100,100"], "is no box, expected x0 < x1 and y0 < y1, as in 20,30,20"),
+        (["attention", SAMPLE, "--box=nan,0,10,10"], "'nan,0,10,10' is no box, expected x0 < x1"),
+        (["embed", SAMPLE, "--mask", "-#4"], "one that begins with - as --box=-5,0,20,30 or --mask=-#4"),
+        (["classify", SAMPLE, "a", "b", " a"], "the label 'a' was given twice, expected each once"),
+        (["classify", SAMPLE, "a cat", "--template", "no hole"], "has 0 places {}, expected 1, where the label goes"),
+        (["classify", SAMPLE, "a cat", "--template", "{} {}"], "has 2 places {}, expected 1"),
+        (["embed", "--text", "a", "--device", "nonsense"], "--device 'nonsense' is unknown to torch, expected cpu,"),
+        (["search", "photos", "a", "--device", "cpu:x"], "--device 'cpu:x' is unknown to torch"),
         # What would be read and not used.
         (["embed", "--text", "a cat", "--mask", "m.png"], "--mask say where to look in a picture, and --text has none"),
         (["embed", "--text", "a", "--box", "1,2,3,4", "--method", "crop"], "--box and --method say where to look"),
@@ -434,6 +606,7 @@ def test_debug_shows_where_it_came_from(tmp_path):
         (["classify", "-", "--mask", "-", "a cat"], "IMAGE and --mask are -, expected one: the standard input is read"),
         (["classify", SAMPLE, "-", "--mask", "-"], "LABEL and --mask are -, expected one"),
         (["embed", SAMPLE, "--mask", "-", "--mask", "-"], "--mask and --mask are -, expected one"),
+        (["embed", "-", "--mask=-#3"], "IMAGE and --mask are -, expected one"),
         (["embed", "--text", "-", "-"], "--text and --text are -, expected one"),
         (["search", "photos", "a cat", "--out", "-"], "--out is -, where the hits are listed"),
         (
@@ -492,17 +665,42 @@ def test_a_mask_comes_from_a_shell_s_substitution(capsys, masks):
     os.close(ours)
 
 
-def test_closed_ends_are_no_fault_of_ours(capsys, monkeypatch):
+def test_what_needs_a_closed_end_says_so(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdin", None)
     assert "-: the standard input is closed, expected a file or a pipe" in refused(capsys, "embed", "-")
     monkeypatch.setattr(sys, "stdout", None)
-    assert cli.main(["models"]) == 0
+    for command in ("models", "embed --text a", "embed --text a --out -", "search . a --out a.png"):
+        assert cli.main(command.split()) == 1
+        assert capsys.readouterr().err == "alpha-clip: the standard output is closed, expected a place for the answer\n"
+    assert cli.main(["embed", SAMPLE, "--out", str(tmp_path / "a.npy")]) == 0 and (tmp_path / "a.npy").exists()
+
+
+def test_where_the_standard_error_is_closed_nothing_gets_into_the_answer(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["embed", "nothere.png"]) == 1
+    assert capsys.readouterr().out == ""
+    sys.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["embed", "--help"], ["models"]])
+def test_a_full_disk_is_an_error(arguments, unbuffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "alpha_clip", *arguments],
+            stdout=full, stderr=subprocess.PIPE, check=False, cwd=ROOT, env=environment,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, b"alpha-clip: [Errno 28] No space left on device\n")
 
 
 def test_labels_come_from_a_pipe(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\n\n a car \n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffa cat\n\n a car \n"))  # with the mark some editors write
     (row,) = json.loads(run(capsys, "classify", SAMPLE, "-", "--json"))
     assert list(row["labels"]) == ["a cat", "a car"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\na cat\n"))
+    assert "the label 'a cat' was given twice" in refused(capsys, "classify", SAMPLE, "-")
 
 
 def test_a_reader_that_leaves_is_no_error():
@@ -539,4 +737,5 @@ except SystemExit:
 
 
 def test_the_help_names_every_method():
-    assert tuple(METHODS) == cli.METHODS
+    assert {*METHODS} - {*cli.METHODS} == {"maskinversion"}  # for models of open_clip
+    assert [method for method in METHODS if method in cli.METHODS] == list(cli.METHODS)

@@ -797,18 +797,37 @@ def test_a_box_by_two_taps_its_edges_and_the_attention_over_the_picture(server, 
     visitor.best("alpha", "a flower")  # the box in the middle, before it is moved
     frame = page.locator("#frame img")
     left = (frame.bounding_box()["width"] - SAMPLE) / 2  # a small picture lies in the middle, at its own size
-    for i, (x, y) in enumerate([(x1, y0), (x0, y1)]):
-        before = frame.get_attribute("src")
-        frame.click(position={"x": left + x, "y": left + y})
-        page.wait_for_function("([now, before]) => now.src !== before", arg=[frame.element_handle(), before])
-        if i == 1:
-            visitor.best("alpha", "a house")
+    frame.click(position={"x": left + x1, "y": left + y0})
+    frame.click(position={"x": left + x0, "y": left + y1})  # while the first is being answered
+    visitor.best("alpha", "a house")
     visitor.best("crop", "a house")
     visitor.edges((x0, y0, x1, y1))
     page.get_by_label("Show where the model looks").check()
     page.locator("#heat img").wait_for()
     page.get_by_role("button", name="Start over").click()
     visitor.best("alpha", "a flower")
+    visitor.leave()
+
+
+@pytest.mark.slow
+def test_what_is_done_while_the_picture_is_on_its_way_waits_for_it(server, browser):
+    visitor, (sample, *_), held, released = Visitor(browser, server.url), samples(), [], threading.Event()
+    page, (x0, y0, x1, y1) = visitor.page, sample.boxes[0]
+    page.get_by_label("Box", exact=True).check()
+    page.locator("#answers .alpha .best").wait_for()  # of the box in the middle
+    page.wait_for_function("document.querySelector('#frame img').naturalWidth")
+    page.route(re.compile("/file="), lambda route: route.continue_() if released.is_set() else held.append(route))
+    frame = page.locator("#frame img")
+    place, mouse = frame.bounding_box(), page.mouse
+    left, top = (place[way] + (place[length] - SAMPLE) / 2 for way, length in (("x", "width"), ("y", "height")))
+    mouse.click(left + x0, top + y0)
+    page.wait_for_function("document.querySelector('#frame img').naturalWidth === 0")
+    mouse.click(left + x1, top + y1)
+    page.wait_for_timeout(200)
+    released.set()
+    for route in held:
+        route.continue_()
+    visitor.edges(sample.boxes[0])
     visitor.leave()
 
 

@@ -69,6 +69,38 @@ def test_zero_shot_region_says_what_is_missing(args, message, tmp_path):
     assert message in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--image", "nope.png", "--box", "0", "0", "9", "9"], "nope.png"),
+        (["--image", "photo.png", "--box", "90", "0", "99", "9"], "lies outside the picture"),
+        (["--image", "photo.png", "--mask", "black.png"], "mask 0 is 0 everywhere"),
+        (["--image", "photo.png", "--mask", "odd.png"], r"mask 0 has shape \(40, 30\), expected \(40, 50\)"),
+        (["--model", "nowhere"], "Model nowhere not found"),
+        (["--out", "nowhere/figure.png"], "nowhere"),
+    ],
+)
+def test_zero_shot_region_says_in_a_line_what_is_wrong(args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(sys, "argv", ["zero_shot_region", *args])
+    Image.fromarray(draw_scene(0, (40, 50)).image).save("photo.png")
+    for name, width in (("black", 50), ("odd", 30)):
+        Image.new("L", (width, 40), 255 * (name == "odd")).save(f"{name}.png")
+    with pytest.raises(SystemExit, match="1"):
+        importlib.import_module("zero_shot_region").main()
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("zero_shot_region: ") and re.search(message, last)
+
+
+def test_what_examples_write_where_they_are_run_is_ignored_by_git():
+    ignored = (EXAMPLES.parent / ".gitignore").read_text().split()
+    scripts = [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("pipelines/*.py")]
+    written = {name for script in scripts for name in re.findall(r'default=Path\("([^"/]+)"\)', script.read_text())}
+    assert {"zero_shot_region.png", "render3d"} < written
+    assert {f"/{name}" for name in written} <= {line.rstrip("/") for line in ignored}
+
+
 def test_recipe_s_tensors_are_those_of_preprocess(recipe):
     data, _, _ = recipe
     scene = draw_scene(1, data.SIZE, objects=(1, 1))

@@ -263,6 +263,53 @@ def test_gradients_reach_the_alpha_weights_of_packed_patches():
     assert alpha_weight(tower).grad.abs().sum() > 0
 
 
+def naflex(**settings) -> nn.Module:
+    timm = pytest.importorskip("timm", reason='pip install "alpha-clip[test]"')
+    if not hasattr(timm.models, "naflexvit"):
+        pytest.skip("needs a timm with NaFlex")
+    torch.manual_seed(0)
+    sizes = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": 1, "num_heads": 1, "pos_embed_grid_size": (4, 4)}
+    cfg = timm.models.naflexvit.NaFlexVitCfg(**sizes, embed_proj_type="linear", **settings)
+    return timm.models.naflexvit.NaFlexVit(cfg, num_classes=0).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_tower_that_packs_pictures_of_four_channels_finds_alpha_in_each(channels_last):
+    """timm's packs a pixel's channels side by side, or channel by channel; a convolution is the oracle."""
+    tower = naflex() if channels_last else naflex(patchify_channels_last=False)
+    before, masked = tower(pixels()), torch.cat([pixels(), left()], dim=1)
+    add_alpha(tower)
+    assert torch.equal(tower(pixels()), before) and torch.equal(tower(masked), before)
+    proj = wake(tower).embeds.proj
+    conv = nn.Conv2d(4, WIDTH, PATCH, PATCH)
+    patch = (PATCH, PATCH, 3) if channels_last else (3, PATCH, PATCH)
+    rgb = proj.weight.unflatten(1, patch)
+    rgb = rgb.permute(0, 3, 1, 2) if channels_last else rgb
+    conv.weight.copy_(torch.cat([rgb, proj.alpha.unflatten(1, (1, PATCH, PATCH))], dim=1))
+    conv.bias.copy_(proj.bias)
+    found = []
+    proj.register_forward_hook(lambda *call: found.append(call[-1].clone()))  # positions are added in place
+    seen_masked, seen_whole = tower(masked), tower(pixels())
+    whole = torch.cat([pixels(), torch.full_like(left(), FOREGROUND)], dim=1)
+    for one, picture in zip(found, (masked, whole), strict=True):
+        torch.testing.assert_close(one, conv(picture).flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(seen_masked, seen_whole, atol=1e-3)
+    alpha = left().unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).reshape(2, 16, PATCH**2)
+    with focus(tower, alpha):
+        torch.testing.assert_close(tower(pixels()), seen_masked, rtol=1e-5, atol=1e-5)
+    remove_alpha(tower)
+    assert torch.equal(tower(pixels()), before)
+
+
+def test_a_patch_embedding_whose_weight_is_read_past_it_is_refused():
+    tower = naflex(enable_patch_interpolator=True)
+    before = str(tower)
+    with pytest.raises(ValueError, match=r"NaFlexVit resizes the weight of its patch embedding, embeds.proj, past any"):
+        add_alpha(tower)
+    assert str(tower) == before
+
+
 @torch.no_grad()
 def test_a_padded_convolution_sees_the_edges_of_a_mask_as_those_of_the_picture():
     """As the first of a ResNet: a convolution of four channels, zeros around."""

@@ -126,6 +126,42 @@ def test_adapters_of_peft_beside_alpha(tmp_path):
 
 @with_adapters
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [("dinov2", "projection"), ("dinov2", "patch_embeddings"), ("vit", "projection"), ("siglip", "patch_embedding")],
+)
+def test_the_copy_of_the_patch_embedding_that_is_in_use_counts(name, saved):
+    """... where the convolution is what PEFT copies, and where it is the module around it that counts channels."""
+    peft = pytest.importorskip("peft", reason='pip install "alpha-clip[test]"')
+    settings = peft.LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=[saved])
+    plain, whole = made(name), seen(made(name), pixels())
+    if not any(n.endswith("q_proj") for n, _ in plain.named_modules()):  # before transformers 5
+        settings.target_modules = {"query", "value"}
+    tower = peft.get_peft_model(add_alpha(plain), settings).eval()
+    tower.add_adapter("second", settings)
+    assert torch.equal(seen(tower, masked()), whole)  # zero as yet
+    alphas = {}
+    for i, adapter in enumerate(("default", "second")):
+        tower.set_adapter(adapter)
+        alphas[adapter] = alpha_weight(tower)
+        alphas[adapter].fill_(0.01 * (i + 1))
+        expected = made(name)
+        alpha_weight(add_alpha(expected)).fill_(0.01 * (i + 1))
+        expected = seen(expected, masked())
+        assert torch.equal(seen(tower, masked()), expected)
+        with focus(tower, left()):
+            assert torch.equal(seen(tower, pixels()), expected)
+            with tower.disable_adapter():
+                assert not alpha_weight(tower).any()
+                assert torch.equal(seen(tower, pixels()), whole)
+    assert alphas["default"] is not alphas["second"]
+    merged = tower.merge_and_unload()
+    torch.testing.assert_close(seen(merged, masked()), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(seen(remove_alpha(merged), pixels()), whole)
+
+
+@with_adapters
+@torch.no_grad()
 def test_weights_go_in_under_adapters():
     peft = pytest.importorskip("peft", reason='pip install "alpha-clip[test]"')
     model = small_clip()
@@ -139,10 +175,10 @@ def test_weights_go_in_under_adapters():
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["clip_vision", "dinov2"])
+@pytest.mark.parametrize("name", ["clip_vision", "dinov2", "vit"])
 def test_a_compiled_tower_sees_each_mask_in_focus(name):
     tower = wake(add_alpha(made(name)))
-    compiled = torch.compile(tower, backend="eager", fullgraph=name == "clip_vision")
+    compiled = torch.compile(tower, backend="eager", fullgraph=True)
     assert torch.equal(seen(compiled, pixels()), seen(tower, pixels()))
     for alpha in (left(), -left(), left()):
         expected = seen(tower, torch.cat([pixels(), alpha], dim=1))

@@ -180,14 +180,37 @@ def test_image_errors(model, image, error, message):
         (np.ones((2, 32, 32), dtype=bool), TypeError, r"alpha is ndarray, expected a bool mask or"),
         (torch.ones(32), ValueError, r"alpha is \(32,\), expected \(B, 1, 32, 32\), \(B, 32, 32\) or \(32, 32\)"),
         (torch.ones(2, 24, 24), ValueError, r"alpha is \(2, 24, 24\).*to fit the image \(2, 3, 32, 32\)"),
-        (torch.ones(2, 3, 32, 32), ValueError, r"alpha is \(2, 3, 32, 32\), expected"),
-        (torch.ones(1, 2, 1, 32, 32), ValueError, r"alpha is \(1, 2, 1, 32, 32\), expected"),
+        (
+            torch.ones(2, 3, 32, 32),
+            ValueError,
+            r"\(2, 3, 32, 32\), expected.*pass 3 masks of each image as `image\.repeat",
+        ),
+        (
+            torch.ones(1, 2, 1, 32, 32),
+            ValueError,
+            r"alpha is \(1, 2, 1, 32, 32\), expected.*transform the two together",
+        ),
+        (
+            torch.ones(2, 2, 3, 32, 32),
+            ValueError,
+            r"alpha is \(2, 2, 3, 32, 32\), expected.*transform the two together",
+        ),
         (torch.ones(3, 32, 32), ValueError, r"2 images and 3 alphas: the two batches must be equal, or one of them 1"),
     ],
 )
 def test_alpha_errors(model, images, alpha, error, message):
     with pytest.raises(error, match=message):
         model.encode_image(images[:2], alpha)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 32, 32), (2, 3, 32, 32)])
+def test_k_masks_of_each_image_can_be_seen_as_the_message_says(model, images, shape):
+    alpha = torch.randn(shape)
+    with pytest.raises(ValueError, match=r"as `image\.repeat_interleave\(3, 0\), alpha\.flatten\(0, 1\)`"):
+        model.encode_image(images[:2], alpha)
+    found = model.encode_image(images[:2].repeat_interleave(3, 0), alpha.flatten(0, 1)).unflatten(0, (2, 3))
+    for image, its, own in zip(images, alpha, found, strict=False):
+        torch.testing.assert_close(own, model.encode_image(image, its))
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,11 @@ def test_tiny_names_the_objects_of_the_sample(tiny_folder):
         assert_close(logits, model(rgb, text, alpha)[0], **PARITY)
 
 
+def test_tiny_weighs_names_as_the_model_does(tiny_folder):
+    weights = alpha_clip.zero_shot_classifier(load(tiny_folder), ["cat", "car"])
+    assert_close(weights, alpha_clip.zero_shot_classifier(alpha_clip.load("tiny", "cpu")[0], ["cat", "car"]), **PARITY)
+
+
 def test_tiny_warns_of_words_it_has_never_read(tiny_folder):
     served = load(tiny_folder)
     with pytest.warns(UserWarning, match="this model has never read 'xylophone'"):

@@ -413,7 +413,12 @@ def test_models_in_folders_go_the_way_of_those_at_full_size(folder, capsys):
     model.save_pretrained(folder / "llava")
     ask_region.main(["--model", str(folder / "llava"), *common, *shown])
     assert lines(capsys.readouterr().out) == answers
-    caption_region.main(["--model", str(folder / "blip2"), *common, "--box", "0", "0", "30", "60"])
+
+    captions = ["--model", str(folder / "blip2"), *common, "--box", "0", "0", "30", "60"]
+    eva = small.blip2()[0]
+    nn.init.normal_(alpha_of(add_alpha(eva))[1].alpha, std=0.05)
+    eva.save_pretrained(folder / "blip2")
+    caption_region.main(captions)
     assert "the region" in lines(capsys.readouterr().out)
 
 
@@ -443,10 +448,61 @@ def test_a_region_that_the_crop_takes_away_is_said_to_be(folder, capsys):
     ask_region.main([*llava, *shown])
     answers = lines(capsys.readouterr().out)
     assert answers["the region"].strip().startswith("not asked") and "not asked" not in answers["all but it"]
+    said_in_a_line(swap_clip, [*llava, *shown], "the processor leaves nothing of mask 0", capsys)
     vary_region = pytest.importorskip("vary_region", reason='pip install "alpha-clip[diffusion]"')
-    with pytest.raises(SystemExit, match="2"):
-        vary_region.main([*shown, "--steps", "1"])
-    assert "the processor leaves nothing of mask 0" in capsys.readouterr().err
+    said_in_a_line(vary_region, [*shown, "--steps", "1"], "the processor leaves nothing of mask 0", capsys)
+
+
+def said_in_a_line(example, args, message, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        example.main(args)
+    *_, last = capsys.readouterr().err.splitlines()
+    assert message in last
+
+
+@pytest.mark.parametrize("example", ["ask_region", "caption_region", "swap_clip", "vary_region"])
+def test_what_is_wrong_with_a_picture_a_mask_or_a_name_is_one_line(example, folder, monkeypatch, capsys):
+    module = pytest.importorskip(example, reason='pip install "alpha-clip[diffusion]"')
+    monkeypatch.chdir(folder)
+    for name, width in (("black", 96), ("odd", 50)):
+        Image.new("L", (width, 60), 255 * (name == "odd")).save(f"{name}.png")
+    for args, message in (
+        (["--image", "nope.png", "--mask", "mask.png"], "No such file or directory: 'nope.png'"),
+        (["--image", "photo.png", "--mask", "nope.png"], "No such file or directory: 'nope.png'"),
+        (["--image", "photo.png", "--mask", "black.png"], "mask is 0 everywhere, expected some foreground"),
+        (["--image", "photo.png", "--mask", "odd.png"], "mask has shape (60, 50), expected (60, 96)"),
+        (["--image", "photo.png", "--box", "0", "0", "0", "9"], "expected x0 < x1"),
+    ):
+        said_in_a_line(module, args, message, capsys)
+    if example != "vary_region":
+        args = ["--model", "llava", "--device", "cpu", "--weights", "tiny", "--alpha", "grit99"]
+        said_in_a_line(module, args, "alpha weights 'grit99' are neither a file nor a tag for tiny", capsys)
+
+
+def test_a_region_that_is_the_whole_picture_leaves_nothing_else_to_ask_about(folder, capsys):
+    shown = ["--image", str(folder / "photo.png"), "--box", "0", "0", "96", "60"]
+    ask_region.main([*shown, "--tokens", "4"])
+    answers = lines(capsys.readouterr().out)
+    assert answers["the region"].split() == answers["whole picture"].split()  # the crop leaves no padding
+    assert answers["all but it"].strip() == "not asked: the region is the whole picture"
+    caption_region.main([*shown, "--tokens", "4", "--prompt", "a picture"])
+    answers = lines(capsys.readouterr().out)
+    assert answers["all but it"].strip() == "not asked: the region is the whole picture"
+    vary_region = pytest.importorskip("vary_region", reason='pip install "alpha-clip[diffusion]"')
+    vary_region.main([*shown, "--steps", "1", "--out", str(folder / "sheet.png")])
+    printed = capsys.readouterr().out
+    assert "the region is the whole picture" in printed and "all but it" not in printed
+    with Image.open(folder / "sheet.png") as sheet:
+        assert sheet.size == (768, 256)
+
+
+def test_without_alpha_weights_nothing_is_asked(folder, capsys):
+    shown = ["--image", str(folder / "photo.png"), "--mask", str(folder / "mask.png"), "--device", "cpu"]
+    add_alpha(small.llava()[0]).save_pretrained(folder / "zero")  # as good as none
+    small.llava()[1].save_pretrained(folder / "zero")
+    for example, name in ((ask_region, "llava"), (ask_region, "zero"), (caption_region, "blip2")):
+        args = ["--model", str(folder / name), *shown]
+        said_in_a_line(example, args, f"{name} holds no alpha weights, and without any a mask changes nothing", capsys)
 
 
 @torch.no_grad()
@@ -506,8 +562,8 @@ def test_vary_region_takes_pipelines_from_folders(kind, folder, capsys):
     args += ["--out", str(folder / "sheet.png")]
     vary_region.main([*args, "--weights", "tiny", "--alpha", "scenes"])
     assert float(capsys.readouterr().out.split("differ by ")[1].split()[0]) > 0
-    vary_region.main(args)  # without alpha weights, a mask does nothing
-    assert float(capsys.readouterr().out.split("differ by ")[1].split()[0]) == 0
+    said_in_a_line(vary_region, args, "pipe holds no alpha weights, and without any a mask changes nothing", capsys)
+    said_in_a_line(vary_region, [*args, "--weights", "tiny", "--alpha", "no"], "alpha weights 'no' are neither", capsys)
     other = alpha_clip.model.CLIP(64, 48, 2, 64, 8, 77, 49408, 64, 1, 1)
     nn.init.normal_(other.visual.conv1_alpha.weight)
     alpha_clip.save(other, folder / "other")

@@ -1,6 +1,7 @@
 """Features of regions: each method against the same done by hand, with every family of models."""
 
 import copy
+import functools
 import sys
 import threading
 
@@ -10,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
 
 import alpha_clip
-from alpha_clip import embed_regions
+from alpha_clip import embed_regions, zero_shot_classifier
 from alpha_clip.regions import GREY, METHODS
 from alpha_clip.scenes import NOUNS, draw_scene
 from alpha_clip.towers import tower_of
@@ -209,6 +211,108 @@ def test_tiny_names_regions_by_several_methods():
             named = (embed_regions(model, scene.image, [r.mask for r in scene.regions], method) @ text.T).argmax(dim=1)
             right.setdefault(method, []).extend(NOUNS[n] == r.noun for n, r in zip(named, scene.regions, strict=True))
     assert np.mean(right["alpha"]) > 0.8 and np.mean(right["masked_crop"]) > 0.7 and np.mean(right["whole"]) < 0.4
+
+
+# --- dtypes and wrappers ---
+
+NAMES = ["cat", "car", "tree", "balloon"]
+CLOSE = {torch.float16: 3e-3, torch.bfloat16: 3e-2, torch.float64: 1e-5}  # cosines to those in float32
+
+
+@functools.cache
+def tiny(dtype):
+    return alpha_clip.load("tiny", "cpu", dtype=dtype)[0]
+
+
+@functools.cache
+def scored(dtype, method):
+    """As in the README: (K, N)."""
+    features = embed_regions(tiny(dtype), PICTURE, MASKS, method)
+    return features @ zero_shot_classifier(tiny(dtype), NAMES, ["a drawing of a {}"]).T
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "maskinversion"])
+@torch.no_grad()
+def test_features_multiply_with_the_weights_of_names_in_every_dtype(dtype, method):
+    scores = scored(dtype, method)
+    assert scores.dtype == dtype
+    assert_close(scores.float(), scored(torch.float32, method), rtol=0, atol=CLOSE[dtype])
+    model = tiny(dtype)
+    rgb, text = Preprocess(48)(PICTURE), alpha_clip.tokenize(["a cat"])
+    assert model.encode_image(rgb).dtype == model.encode_text(text).dtype == dtype
+    assert embed_regions(model, PICTURE, MASKS, lambda tower, *_: torch.ones(1, 2)).dtype == dtype
+
+
+@torch.no_grad()
+def test_autocast_changes_neither_features_nor_weights():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = embed_regions(tiny(torch.float32), PICTURE, MASKS)
+        weights = zero_shot_classifier(tiny(torch.float32), NAMES, ["a drawing of a {}"])
+        within = features @ weights.T
+    assert features.dtype == weights.dtype == torch.float32
+    for scores in (features @ weights.T, within.float()):
+        assert_close(scores, scored(torch.float32, "alpha"), rtol=0, atol=3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["whole", "maskclip", "pool"])
+def test_a_model_of_open_clip_in_half_precision_sees_as_in_float32(dtype, method):
+    """As its `create_model(precision=...)` makes it: layer norms and embeddings stay in float32."""
+    from open_clip import model as theirs
+
+    vision = theirs.CLIPVisionCfg(layers=2, width=128, head_width=64, patch_size=8, image_size=32)
+    text = theirs.CLIPTextCfg(context_length=16, vocab_size=49408, width=128, heads=2, layers=1)
+    torch.manual_seed(0)
+    half = theirs.CLIP(64, vision, text, quick_gelu=True, cast_dtype=dtype).eval()
+    expected = embed_regions(half, PICTURE, MASKS, method)
+    weights = zero_shot_classifier(half, NAMES)
+    theirs.convert_weights_to_lp(half, dtype)
+    found = embed_regions(half, PICTURE, MASKS, method)
+    assert found.dtype == half.encode_image(torch.zeros(1, 3, 32, 32, dtype=dtype)).dtype == dtype
+    assert_close((found @ zero_shot_classifier(half, NAMES).T).float(), expected @ weights.T, rtol=0, atol=3e-2)
+
+
+def wrapped_by_peft(model):
+    peft = pytest.importorskip("peft", reason='pip install "alpha-clip[test]"')
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["c_fc", "c_proj"], init_lora_weights=False))
+
+
+WRAPPERS = {
+    "compiled": torch.compile,
+    "DataParallel": torch.nn.DataParallel,
+    "AveragedModel": AveragedModel,
+    "peft": wrapped_by_peft,
+    "peft, compiled and in DataParallel": lambda m: torch.nn.DataParallel(torch.compile(wrapped_by_peft(m))),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrapped_model_is_seen_through_its_wrapper(wrapper):
+    model = alpha_clip.load("tiny", "cpu")[0]
+    before = embed_regions(model, PICTURE, MASKS)
+    wrapped = WRAPPERS[wrapper](model)
+    found = embed_regions(wrapped, PICTURE, MASKS)
+    own = tower_of(wrapped).model
+    assert isinstance(own, alpha_clip.model.CLIP)
+    rgb, alpha = Preprocess(48)(PICTURE, MASKS, geometry="pad")
+    with torch.no_grad():
+        assert_close(found, F.normalize(own.encode_image(rgb, alpha), dim=-1))
+        assert torch.allclose(found, before, atol=1e-4) == ("peft" not in wrapper)  # its adapters have a part in it
+        if wrapper == "peft":
+            assert_close(found, F.normalize(wrapped.encode_image(rgb, alpha), dim=-1))
+    assert_close(zero_shot_classifier(wrapped, NAMES), zero_shot_classifier(own, NAMES))
+
+
+def test_a_wrapper_that_is_not_known_is_refused_with_the_name_of_what_it_holds(model, open_clip_model):
+    class Trained(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.towers = torch.nn.ModuleDict({"clip": model})
+
+    for held in (model, open_clip_model):
+        with pytest.raises(TypeError, match=r"the model is Trained, .*: pass the one it holds, model\.towers\.clip$"):
+            embed_regions(Trained(held), PICTURE, MASKS)
 
 
 # --- by another package ---

@@ -195,6 +195,9 @@ def test_faiss_finds_what_the_exact_search_finds(index, features):
     index.add([seen("new", "new", np.eye(1, 8))])
     assert approximate.search(index, features[:3], 5) is None  # it would not find what was added
     approximate.update(index)
+    (all_of_them,) = approximate.search(index, features[:1], 2**40)  # more than FAISS can count
+    assert len(all_of_them) == 61
+    approximate.update(index)
     queries = np.eye(2, 8, dtype=np.float32)
     assert names(approximate.search(index, queries, 10)) == names(index.search(queries, 10))
 
@@ -395,7 +398,11 @@ def test_an_index_nobody_may_write_to_is_searched_as_it_is(photos, tiny, tmp_pat
     (photos / "0.masks.npz").rename(photos / "moved.masks.npz")
     (photos / "broken.png").write_bytes(b"no picture")
     assert indexing.fill(index, photos, model, grid) == (0, 5, 1)
-    assert capsys.readouterr().err.startswith("skipped broken.png: ")
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"indexing 5 pictures of {photos}",
+        f"indexing 2 pictures of {photos}",
+        "skipped broken.png",
+    ]
     found = {Path(hit.paths[0]).name for hit in indexing.nearest(index, model, "a cat", 99, photos)}
     assert found == {"moved.png", "1.png", "2.png", "3.png", "4.png"}
     save_scene(photos, "new", 99)
@@ -440,8 +447,14 @@ def test_links_to_nothing_and_closed_folders_are_named_and_pipes_are_no_pictures
     index = RegionIndex.create(photos / "index", settings)
     monkeypatch.setattr(os, "scandir", closed)
     assert indexing.fill(index, photos, model, grid) == (4, 0, 1)
-    first, second = capsys.readouterr().err.splitlines()
+    first, _, second = capsys.readouterr().err.splitlines()
     assert first == f"skipped {photos / 'more'}: Permission denied" and second.startswith("skipped gone.png: ")
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert indexing.fill(index, photos, model, grid) == (1, 4, 1)
+    assert "gone.png" not in capsys.readouterr().err  # as before
+    (photos / "0.png").rename(photos / "nowhere.png")
+    (photos / "0.masks.npz").rename(photos / "gone.masks.npz")
+    assert indexing.fill(index, photos, model, grid) == (1, 5, 0)
 
 
 def test_a_link_to_a_picture_is_searched_as_one_of_the_folder(tiny, photos, tmp_path):
@@ -541,9 +554,53 @@ def test_a_broken_picture_or_file_of_masks_is_named_and_left_out(name, content, 
     (photos / name).write_bytes(content)
     index = RegionIndex.create(tmp_path / "index", settings)
     assert indexing.fill(index, photos, model, grid) == (4, 0, 1)
-    (line,) = capsys.readouterr().err.splitlines()
+    _, line = capsys.readouterr().err.splitlines()
     assert line.startswith("skipped 0.png: ")
     assert len(index.pictures) == 4
+    assert indexing.fill(RegionIndex.open(tmp_path / "index"), photos, model, grid) == (0, 4, 1)
+    assert capsys.readouterr().err == ""  # said once
+
+
+def test_what_is_damaged_is_read_again_once_it_or_pillow_changed(photos, tiny, tmp_path, reads, monkeypatch, capsys):
+    model, settings = tiny
+
+    def filled():
+        reads.clear()
+        counts = indexing.fill(RegionIndex.create(tmp_path / "index", settings), photos, model, grid)
+        return counts, reads.copy()
+
+    filled()
+    whole = (photos / "0.png").read_bytes()
+    (photos / "0.png").write_bytes(b"no picture")
+    broken = ["key_of 0.png", "upright 0.png"]
+    assert filled() == ((0, 4, 1), broken)
+    assert filled() == ((0, 4, 1), [])
+    monkeypatch.setattr("alpha_clip.search.index.PIL.__version__", "0")
+    assert filled() == ((0, 4, 1), broken)
+    assert filled() == ((0, 4, 1), [])
+    (photos / "0.png").write_bytes(whole)
+    assert filled() == ((0, 5, 0), ["key_of 0.png"])
+    assert filled() == ((0, 5, 0), [])
+    assert RegionIndex.open(tmp_path / "index").damaged == set()
+
+
+def test_what_the_system_or_a_segmenter_failed_at_is_tried_again(alike, tiny, tmp_path, monkeypatch, capsys):
+    model, settings = tiny
+    index = RegionIndex.create(tmp_path / "index", settings)
+    upright = indexing.upright
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    def confused(picture):
+        raise ValueError("no points")
+
+    monkeypatch.setattr(indexing, "upright", refused)
+    assert indexing.fill(index, alike, model, grid) == (0, 0, 2)
+    monkeypatch.setattr(indexing, "upright", upright)
+    assert indexing.fill(index, alike, model, confused) == (0, 0, 2)
+    assert indexing.fill(index, alike, model, grid) == (2, 0, 0)
+    assert capsys.readouterr().err.count("skipped ") == 4
 
 
 def test_a_model_s_hash_is_that_of_its_weights_in_any_precision():

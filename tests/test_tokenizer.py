@@ -157,6 +157,12 @@ def test_decode_of_half_a_character_is_a_replacement_character():
         bpe.decode([49_408])
 
 
+def test_what_is_cut_unread_is_told_of():
+    with pytest.warns(UserWarning, match="more than 8 tokens, and are cut there"):
+        ids = tokenizer.tokenize_cut(["a cat", "cat " * 9], 8)
+    assert torch.equal(ids, tokenize(["a cat", "cat " * 9], 8, truncate=True))
+
+
 def test_too_long():
     long = "cat " * 76
     message = r"^Input cat .* is too long for context length 77: it has 78 tokens.*truncate=True"

@@ -14,6 +14,7 @@ from PIL import Image
 import alpha_clip
 import alpha_clip.training.__main__ as command
 from alpha_clip.scenes import NOUNS, draw_scene
+from alpha_clip.training import TrainConfig, loop, open_data
 from alpha_clip.training.__main__ import main
 
 
@@ -54,6 +55,7 @@ def test_it_trains_shows_progress_evaluates_goes_on_and_its_result_loads(data, t
     typed = ["-m", "alpha_clip.training", "--model", "tiny", "--data", data, "--out", tmp_path, *SMOKE]
     done = run(*typed)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("54 pictures, 6 to evaluate on; 20 steps of 16: 5.93 epochs\n")
     assert "20/20" in done.stderr and "samples/s" in done.stderr and "loss=" in done.stderr
     assert f"load it with alpha_clip.load('tiny', alpha_vision_ckpt_pth='{tmp_path}/best.safetensors')" in done.stdout
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -86,10 +88,11 @@ def test_help_says_what_each_setting_is(capsys):
     assert text.count("[") > 25
 
 
-def test_settings_take_the_place_of_the_presets(data, tmp_path):
+def test_settings_take_the_place_of_the_presets(data, tmp_path, capsys):
     arguments = ["--model", "tiny", "--data", str(data), "--out", str(tmp_path), *SMOKE]
     changes = ["--steps", "2", "--lr", "1e-4", "--unlock-blocks", "1", "--precision", "bfloat16", "--distill", "1"]
     main([*arguments, *changes, "--no-train-text", "--hold-out", "0"])
+    assert "60 pictures, 0 to evaluate on; 2 steps of 16: 0.533 epochs\n" in capsys.readouterr().err
     config = torch.load(tmp_path / "last.pt", weights_only=True)["config"]
     assert (config["steps"], config["lr"], config["unlock_blocks"]) == (2, 1e-4, 1)
     assert (config["precision"], config["distill"], config["train_text"]) == ("bfloat16", 1.0, False)
@@ -157,3 +160,10 @@ def test_both_towers_come_back_from_the_line_that_is_printed(data, tmp_path, cap
     found = model.cpu().state_dict()
     assert all(torch.equal(found[k].float(), v) for k, v in trained.items() if k in found)
     assert "text_projection" in trained and "text_projection" in found
+
+
+def test_a_run_that_sees_few_pictures_hundreds_of_times_says_so(data):
+    config = TrainConfig(steps=640, batch_size=512)
+    few = loop._plan(open_data(data), None, config)
+    assert few.endswith("5.46e+03 epochs, which are many: lower steps, 640, or batch_size, 512")
+    assert "many" not in loop._plan(open_data(data), None, TrainConfig(steps=10, batch_size=512))

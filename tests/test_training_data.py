@@ -776,6 +776,7 @@ def faulty(tmp_path) -> Path:
         {"image": "5.png"} | good,
         "{",
         {"image": "6.png"} | good | {"mask": [9, 9, 1, 1]},
+        {"image": "7.png"} | good | {"text": "cat " * 75, "caption": "cat " * 76},
     )
     return tmp_path
 
@@ -789,6 +790,7 @@ EXPECTED = {
     "empty text": "4.png: the text of region 0 is ''",
     "same region": "5.png: 'thing' with the same mask as in 5.png",
     "malformed record": "regions.jsonl:10: b'{",
+    "long text": "7.png: 'cat cat cat cat cat cat cat cat cat cat cat cat cat cat...' has 78 tokens; CLIP reads 77",
     "unusable mask": "6.png: the mask of region 0, 'thing', cannot be used: box is",
 }
 
@@ -800,7 +802,7 @@ def test_check_reports_one_of_each_problem(faulty, workers):
     for problem, found in report.problems.items():
         assert len(found) == 1
         assert found[0].startswith(EXPECTED[problem])
-    assert (report.samples, report.read, report.regions) == (10, 4, 5)
+    assert (report.samples, report.read, report.regions) == (11, 5, 6)
 
 
 def test_check_as_a_program(faulty):
@@ -808,7 +810,7 @@ def test_check_as_a_program(faulty):
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert run.returncode == 1, run.stderr
     assert "1 x full mask\n    3.png: the mask of 'thing' is the whole picture" in run.stdout
-    assert run.stdout.endswith("10 samples, 4 read with 5 regions; 9 problems\n")
+    assert run.stdout.endswith("11 samples, 5 read with 6 regions; 10 problems\n")
 
 
 def test_check_shows_the_first_of_many_and_refuses_nonsense(tmp_path, capsys):

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -536,6 +537,46 @@ def test_the_command_takes_a_folder_of_transformers_and_what_it_wrote_is_one(fol
     assert alpha_of(model)[1].alpha.any() and words(["a cat and a dog"]).shape == (1, 8)
     main(["--model", name, "--data", str(data), "--out", str(tmp_path / "more"), *SMOKE, "--distill", "1"])
     assert len(lines(tmp_path / "more")) == 4
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_pixels_are_those_of_the_folder_s_own_processor_and_of_what_was_trained(file, folder, data, tmp_path):
+    at, mean, std = tmp_path / "model", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    shutil.copytree(folder, at)
+    assert trainable(open_tower(f"hf:{at}", "cpu")[0]).preprocess.transforms[-1].mean == (0.5, 0.5, 0.5)  # SigLIP's
+    own = transformers.SiglipImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=mean, image_std=std)
+    own.save_pretrained(at)
+    if file == "processor_config.json":  # of transformers 5, which a processor of images and texts writes
+        (at / file).write_text(json.dumps({"image_processor": own.to_dict()}))
+        (at / "preprocessor_config.json").write_text("{}")
+    main(["--model", f"hf:{at}", "--data", str(data), "--out", str(tmp_path / "run"), *SMOKE, "--hold-out", "0"])
+    picture = Image.fromarray(draw_scene(1, 32).image).resize((SIZE, SIZE))
+    expected = own(picture, return_tensors="pt")["pixel_values"]
+    for name in (at, tmp_path / "run" / "best"):
+        model, _ = open_tower(f"hf:{name}", "cpu")
+        torch.testing.assert_close(trainable(model).preprocess(picture)[None], expected, rtol=0, atol=1e-5)
+        whole = embed_regions(model, picture, [np.ones((SIZE, SIZE), bool)], "whole")
+        with torch.no_grad():
+            torch.testing.assert_close(whole, F.normalize(image_features(model, expected), dim=-1))
+
+
+def test_a_processor_that_does_not_normalise_or_is_none(folder, tmp_path):
+    at = tmp_path / "model"
+    shutil.copytree(folder, at)
+    file = at / "preprocessor_config.json"
+    file.write_text('{"do_normalize": false, "image_mean": [0.5, 0.5, 0.5]}')
+    preprocess = trainable(open_tower(f"hf:{at}", "cpu")[0]).preprocess
+    white = preprocess(Image.new("RGB", (SIZE, SIZE), "white"))
+    assert torch.equal(white, torch.ones_like(white))
+    for content, message in (
+        ("[1]", "preprocessor_config.json is not what an image processor's save_pretrained writes"),
+        ("{", "is not what an image processor's save_pretrained writes: Expecting"),
+        ('{"image_std": 0.5}', "is not what an image processor's save_pretrained writes: .*not iterable"),
+        ('{"image_std": [0.5]}', r"image_std in .* is \[0.5\], expected 3 numbers, of RGB"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            open_tower(f"hf:{at}", "cpu")
 
 
 def test_the_command_takes_a_model_of_open_clip_and_what_it_wrote(small_open_clip, data, tmp_path, capsys):

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torchvision import transforms as T
 
 from alpha_clip.model import FOREGROUND
-from alpha_clip.transforms import NoForeground, Preprocess, box_mask
+from alpha_clip.transforms import NoForeground, Preprocess, box_mask, unit_mask
 
 N = 64
 GEOMETRIES = ["crop", "pad", "squash"]
@@ -341,7 +341,7 @@ def test_k_masks_equal_k_single_masks(preprocess, geometry):
 
 BAD_VALUES = {
     "empty": (np.zeros((90, 131), dtype=bool), "mask is 0 everywhere, expected some foreground"),
-    "nan": (np.where(HARD, np.nan, 0), "floats from nan to nan"),
+    "nan": (np.where(HARD, np.nan, 0), r"mask has \d+ values of NaN, expected 0 to 1: pass np.nan_to_num\(mask\)"),
     "inf": (np.where(HARD, np.inf, 0), "floats from 0 to inf"),
     "float 0..255": (HARD * 255.0, "floats from 0 to 255, expected 0 to 1: divide 0..255 by 255"),
     "logits": (HARD * 8.0 - 4, "floats from -4 to 4.*sigmoid"),
@@ -355,9 +355,19 @@ BAD_VALUES = {
     ),
     "colour picture": (photo(90, 131), "mask is a colour picture, expected a grey one"),
     "transposed": (HARD.T, r"mask has shape \(131, 90\), expected \(90, 131\).*resize it"),
-    "channels last": (np.dstack([HARD] * 3), r"mask 0 has shape \(131, 3\).*take one channel"),
-    "a batch": (HARD[None, None], r"mask has shape \(1, 1, 90, 131\).*as \(K, H, W\)"),
+    "channels last": (np.dstack([HARD] * 3), r"mask has shape \(90, 131, 3\).*: take one channel, such as mask\[...,"),
+    "one channel last": (HARD[..., None], r"mask has shape \(90, 131, 1\), expected .*: pass mask\[\.\.\., 0\]$"),
+    "one channel last in a list": (
+        [HARD, HARD[..., None]],
+        r"mask 1 has shape \(90, 131, 1\).*: pass mask\[\.\.\., 0\]$",
+    ),
+    "many of another size": (np.stack([HARD.T, HARD.T]), r"mask has shape \(2, 131, 90\), expected \(90, 131\)"),
+    "a batch": (HARD[None, None], r"mask has shape \(1, 1, 90, 131\).*as \(K, H, W\), mask\[:, 0\]$"),
+    "a batch of three masks each": (np.stack([[HARD] * 3]), r"mask has shape \(1, 3, 90, 131\).*as \(K, H, W\)$"),
     "a row": (HARD[0], r"mask has shape \(131,\)"),
+    "a box in an array": (np.array([10, 20, 30, 40]), r"mask has shape \(4,\).*box_mask\(box, \(height, width\)\)$"),
+    "boxes in an array": (np.array([[10, 20, 30, 40.0]] * 3), r"mask has shape \(3, 4\).*box_mask\("),
+    "polygons in arrays": ([np.ones((7, 2))], r"mask 0 has shape \(7, 2\).*ImageDraw\.Draw\(mask\)\.polygon\(points"),
     "no masks": (np.zeros((0, 90, 131)), "there are 0 masks, expected 1 or more"),
     "no masks in a list": ([], "there are 0 masks"),
     "one empty of two": ([HARD, HARD & False], "mask 1 is 0 everywhere"),
@@ -378,7 +388,27 @@ def test_masks_that_are_no_masks(preprocess, case):
     [
         (5, "mask is int, expected an array"),
         ([HARD, None], "mask 1 is NoneType"),
-        (HARD.tolist(), "mask 0 is list"),
+        (
+            [{"segmentation": HARD, "area": 3}],
+            r'mask 0 is dict, .* what it holds, \[m\["segmentation"\] for m in masks\]',
+        ),
+        ({"masks": HARD[None], "scores": [1]}, r'mask is dict, expected an array, .*\[m\["masks"\] for m in masks\]'),
+        ({"size": [90, 131], "counts": "abc"}, r"decode run lengths, pycocotools\.mask\.decode\(rle\)$"),
+        (
+            [{"size": [90, 131], "counts": [9, 1]}],
+            r"decode\(rle\) of pycocotools\.mask\.frPyObjects\(rle, height, width\)$",
+        ),
+        ({"bbox": [1, 2, 3, 4]}, "mask is dict, expected an array, a tensor, a PIL image or a path$"),
+        ((10, 20, 30, 40), r"mask is tuple, .*: of a box make alpha_clip\.box_mask\(box, \(height, width\)\)"),
+        ([[10, 20, 30, 40], [1.5, 2, 3, 4]], r"mask 0 is list, .*: of a box make alpha_clip\.box_mask\(box, "),
+        (
+            [[10, 20, 30, 40, 50, 60.5]],
+            r"mask 0 is list, .*: draw a polygon, PIL\.ImageDraw\.Draw\(mask\)\.polygon\(points",
+        ),
+        ([10, 20, 30, 40, 50, 60.5], r"mask is list, .*pycocotools\.mask\.frPyObjects"),
+        ([(10, 20), (30, 40), (50, 60)], "mask is list, .*: draw a polygon"),
+        ([[[10, 20], [30, 40], [50, 60]]], "mask 0 is list, .*: draw a polygon"),
+        (HARD.tolist(), r"mask 0 is list, .*: make it an array, np\.array\(mask\)"),
         (HARD.astype(np.complex64), "mask has dtype complex64, expected bool, integers or floats"),
         (HARD.astype(object), "mask has dtype object"),
     ],
@@ -402,6 +432,118 @@ def test_masks_of_a_wrong_type(preprocess, mask, message):
 def test_pictures_that_are_no_pictures(preprocess, image, error, message):
     with pytest.raises(error, match=message):
         preprocess(image)
+
+
+@pytest.mark.parametrize(
+    ("floats", "named"),
+    [
+        (np.linspace(0, 1, 64).reshape(8, 8), "0 to 1"),
+        (np.linspace(0, 65535, 64).reshape(8, 8), "0 to 65535"),
+        (np.linspace(-2, 9, 64).reshape(8, 8), "-2 to 9"),
+        (np.full((8, 8), np.nan), "nan to nan"),
+    ],
+)
+def test_pictures_of_floats_that_pillow_would_make_black_or_white(preprocess, tmp_path, floats, named):
+    picture = Image.fromarray(floats.astype(np.float32))
+    picture.save(tmp_path / "floats.tif")
+    for given in (picture, tmp_path / "floats.tif"):
+        with pytest.raises(ValueError, match=f"PIL image of mode F with floats from {named}, expected 0 to 255: make"):
+            preprocess(given)
+        with pytest.raises(ValueError, match="of mode F with floats"):
+            preprocess(given, np.ones((8, 8)))
+
+
+def test_pictures_of_floats_from_0_to_255_are_seen(preprocess):
+    grey = photo(90, 131, "L")
+    assert torch.equal(preprocess(grey.convert("F"), geometry="squash"), preprocess(grey, geometry="squash"))
+    assert torch.equal(preprocess(Image.new("F", (9, 9))), preprocess(Image.new("L", (9, 9))))
+
+
+# --- label maps ---
+
+
+def void_around(mask: np.ndarray, label: int, width: int = 2) -> np.ndarray:
+    """As in Pascal VOC: 0, the label, and 255 on its border."""
+    grown = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * width + 1))) > 0
+    labels = np.where(grown, 255, 0)
+    labels[mask] = label
+    return labels
+
+
+def grid(labels: np.ndarray, side: int) -> np.ndarray:
+    return labels.repeat(side, 0).repeat(side, 1)
+
+
+LABELS = {
+    **{f"VOC's {label}": (void_around(HARD, label), label) for label in (1, 2, 7, 15, 20)},
+    "VOC's person in a dog": (np.where(np.roll(HARD, 30, 1), 12, void_around(HARD, 15)), 12),
+    "ADE20K's, without background": (np.where(HARD, 128, 3), 128),
+    "two classes on background": (np.where(HARD, 200, np.where(np.roll(HARD, 40, 1), 5, 0)), 200),
+    "COCO-Stuff's sky": (np.where(HARD, 157, 0), 157),
+    "200 instances": (grid(np.arange(200).reshape(10, 20), 9), None),
+    "instances in any order": (grid(np.random.default_rng(0).permutation(256)[:130].reshape(10, 13), 10), None),
+}
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64, np.uint16])
+@pytest.mark.parametrize("case", LABELS)
+def test_label_maps_of_a_high_maximum_are_refused(preprocess, case, kind):
+    labels, named = LABELS[case]
+    which = "" if named is None else f"{named}, without the void"
+    with pytest.raises(ValueError, match=f"in flat areas, as a label map has, .*choose a label, mask == {which}"):
+        preprocess(photo(*labels.shape), labels.astype(kind), geometry="pad")
+    with pytest.raises(ValueError, match=r"mask 1 has integers from . to .* in flat areas"):
+        preprocess(photo(*labels.shape), [labels > 0, Image.fromarray(labels.astype(np.uint8))], geometry="pad")
+
+
+def compressed(mask: Image.Image, kind: str, quality: int) -> Image.Image:
+    file = io.BytesIO()
+    mask.save(file, kind, quality=quality)
+    return Image.open(file).convert("L")
+
+
+def soft_masks(height: int, width: int, shape: str) -> dict[str, Image.Image]:
+    """A shape drawn at four times the size, and what people make of it."""
+    large = Image.new("L", (4 * width, 4 * height))
+    pen = ImageDraw.Draw(large)
+    if shape == "ellipse":
+        pen.ellipse((0.8 * width, 0.7 * height, 3 * width, 3.1 * height), fill=255)
+    elif shape == "box on JPEG's grid":
+        pen.rectangle(
+            (32 * (width // 32), 32 * (height // 32), 64 * (width // 32) - 1, 64 * (height // 32) - 1), fill=255
+        )
+    else:
+        for y in (0.3, 1.1, 2.2):
+            pen.line((0.2 * width, y * height, 3.9 * width, (y + 1) * height), fill=255, width=12)
+    hard = large.resize((width, height), Image.Resampling.NEAREST)
+    edges = large.resize((width, height), Image.Resampling.BOX)
+    quarter = large.resize((width // 4, height // 4), Image.Resampling.BOX)
+    ramp = np.asarray(hard) * np.linspace(0.1, 1, width)
+    found = {"hard": hard, "anti-aliased": edges}
+    found |= {f"blur {s}": hard.filter(ImageFilter.GaussianBlur(s)) for s in (1, 3, 20)}
+    found |= {f"box blur {s}": hard.filter(ImageFilter.BoxBlur(s)) for s in (1, 5)}
+    for kind in ("JPEG", "WEBP"):
+        found |= {f"{kind} {q}": compressed(hard, kind, q) for q in (3, 10, 30, 75, 95)}
+        found |= {f"{kind} {q} anti-aliased": compressed(edges, kind, q) for q in (3, 10, 30, 75, 95)}
+    found["enlarged"] = quarter.resize((width, height), Image.Resampling.BILINEAR)
+    if shape == "ellipse":  # of thin things, all would be edge
+        found["ramp"] = Image.fromarray(ramp.astype(np.uint8))
+        found["enlarged in blocks"] = quarter.resize((width, height), Image.Resampling.NEAREST)
+    return found
+
+
+@pytest.mark.parametrize("shape", ["ellipse", "box on JPEG's grid", "lines"])
+@pytest.mark.parametrize("size", [(90, 131), (480, 640)])
+def test_soft_masks_are_no_label_maps(size, shape):
+    for name, picture in soft_masks(*size, shape).items():
+        mask = np.asarray(picture)
+        if mask.max() > 127:  # less is refused, whatever it is
+            assert np.allclose(unit_mask(mask, name), mask / 255), name
+
+
+def test_small_and_even_masks_are_no_label_maps():
+    for mask in (np.array([[0, 200]]), np.array([[200]]), np.array([[0], [128], [255]]), np.full((9, 9), 128)):
+        assert np.allclose(unit_mask(mask, "mask"), mask / 255)
 
 
 def test_unknown_geometry(preprocess):

@@ -100,6 +100,42 @@ def test_weights_have_the_dtype_of_the_model(tiny):
     assert_close(weights.float(), by_hand(tiny, NAMES, TEMPLATES), rtol=0, atol=2e-2)
 
 
+def theirs_of(tiny, vocabulary=49408):
+    """open_clip's model with the weights of `tiny`."""
+    model = pytest.importorskip("open_clip.model", reason="pip install -e '.[test]'")
+    vision = model.CLIPVisionCfg(layers=4, width=128, head_width=64, patch_size=8, image_size=48)
+    text = model.CLIPTextCfg(context_length=77, vocab_size=vocabulary, width=128, heads=2, layers=2)
+    theirs = model.CLIP(128, vision, text, quick_gelu=True)
+    if vocabulary == 49408:
+        theirs.load_state_dict({name: value for name, value in tiny.state_dict().items() if "alpha" not in name})
+    return theirs.eval()
+
+
+def test_a_model_of_open_clip_gives_the_same(tiny):
+    weights = zero_shot_classifier(theirs_of(tiny), NAMES, TEMPLATES)
+    assert not weights.requires_grad
+    assert_close(weights, zero_shot_classifier(tiny, NAMES, TEMPLATES), **TOLERANCE)
+
+
+def test_models_that_do_not_read_our_tokens_are_refused(tiny, transformers_model):
+    with pytest.raises(TypeError, match=r"the model is CLIP with a vocabulary of 32000, .*build_zero_shot_classifier"):
+        zero_shot_classifier(theirs_of(tiny, 32000), NAMES)
+    with pytest.raises(
+        TypeError, match=r"the model is CLIPModel, expected one from alpha_clip\.load or onnx\.load, or"
+    ):
+        zero_shot_classifier(transformers_model, NAMES)
+    with pytest.raises(TypeError, match="the model is str, expected one"):
+        zero_shot_classifier("tiny", NAMES)
+
+
+def test_sentences_may_be_cut(tiny):
+    names = ["cat " * 100, "cat " * 200]
+    with pytest.raises(RuntimeError, match=r"too long for context length 77.*or pass truncate=True to cut it"):
+        zero_shot_classifier(tiny, names)
+    first, second = zero_shot_classifier(tiny, names, truncate=True)
+    assert_close(first, second)
+
+
 @pytest.mark.parametrize(
     ("names", "templates", "error", "message"),
     [

@@ -101,6 +101,8 @@ class Page(Layout):
         fresh = [self._number, self._editor, self._frame, self._target, *self._sides, *said]
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         slow = quick | {"show_progress": "minimal"}
+        # Of a tap that had to wait, `always_last` tells the place of the one before.
+        every = {"trigger_mode": "multiple"}
 
         self.blocks.load(self._enter, told, self._session, **quick)
         for choice, sample in zip(self._choices, self._samples, strict=True):
@@ -111,10 +113,10 @@ class Page(Layout):
         self._tool.change(self._switch, held, [self._frame, self._target, *said], **quick)
         # `change` does not fire on strokes.
         self._editor.input(self._painted, [self._editor, *told], said, **quick)
-        self._frame.select(self._tapped_corner, told, [*self._sides, self._frame, *said], **quick)
+        self._frame.select(self._tapped_corner, told, [*self._sides, self._frame, *said], **quick | every)
         gr.on([s.input for s in self._sides], self._boxed, [*self._sides, *told], [self._frame, *said], **quick)
         if self._clicks:
-            self._target.select(self._tapped, told, [*self._point, self._target, *said], **slow)
+            self._target.select(self._tapped, told, [*self._point, self._target, *said], **slow | every)
             gr.on([s.input for s in self._point], self._clicked, [*self._point, *told], [self._target, *said], **slow)
         # `input` fires on keys alone.
         self._labels.change(self._typed, told, [self._session, self._answers], **quick)

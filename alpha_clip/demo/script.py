@@ -23,6 +23,15 @@ for (const done of ["pointerdown", "pointerup", "keydown", "input"]) {  // input
 }
 """
 
+# Of a picture that is on its way, drawn on anew, the browser knows no size: what is done there meanwhile waits for it.
+_WAIT = """
+const known = (image, then) => {
+  const {src} = image;
+  if (image.naturalWidth) then();
+  else image.addEventListener("load", () => { if (image.src === src) then(); }, {once: true});
+};
+"""
+
 # A box is drawn by moving the edges' sliders at the end. What hardly moves is a tap, and left to gradio.
 _BOX = """
 const frame = document.querySelector("#frame"), drawn = document.createElement("div"), least = 8;
@@ -32,7 +41,7 @@ const span = (a, b) => [Math.min(a, b), Math.max(a, b)];
 const percent = (at, start, length, shown) =>
   Math.round(10 * Math.min(100, Math.max(0, 50 + 100 * (at - start - length / 2) / shown))) / 10;
 frame.addEventListener("dragstart", (event) => event.preventDefault());
-frame.addEventListener("click", (event) => { if (moved) event.stopPropagation(); }, true);
+frame.addEventListener("click", (event) => { if (moved) event.stopImmediatePropagation(); }, true);
 frame.addEventListener("pointerdown", (event) => {
   moved = false;
   from = event.target.matches("img") && event.isPrimary ? event : null;
@@ -47,21 +56,36 @@ document.addEventListener("pointermove", (event) => {
   });
   document.body.append(drawn);
 });
+const move = (image, across, down) => {
+  const {x, y, width, height} = image.getBoundingClientRect();
+  const zoom = Math.min(1, width / image.naturalWidth, height / image.naturalHeight);
+  const [left, right] = across.map((at) => percent(at, x, width, zoom * image.naturalWidth));
+  const [top, bottom] = down.map((at) => percent(at, y, height, zoom * image.naturalHeight));
+  const edges = [left, top, right, bottom];
+  document.querySelectorAll(".box input[type=number]").forEach((field, i) => enter(field, edges[i]));
+};
 const end = (event) => {
-  const image = from && moved && event.type === "pointerup" ? from.target : null;
   drawn.remove();
-  if (image) {
-    const {x, y, width, height} = image.getBoundingClientRect();
-    const zoom = Math.min(1, width / image.naturalWidth, height / image.naturalHeight);
-    const across = (at) => percent(at, x, width, zoom * image.naturalWidth);
-    const down = (at) => percent(at, y, height, zoom * image.naturalHeight);
-    const [left, right] = span(from.clientX, event.clientX), [top, bottom] = span(from.clientY, event.clientY);
-    const edges = [across(left), down(top), across(right), down(bottom)];
-    document.querySelectorAll(".box input[type=number]").forEach((field, i) => enter(field, edges[i]));
+  if (from && moved && event.type === "pointerup") {
+    const {target} = from;
+    const across = span(from.clientX, event.clientX), down = span(from.clientY, event.clientY);
+    known(target, () => move(target, across, down));
   }
   from = null;
 };
 for (const done of ["pointerup", "pointercancel"]) document.addEventListener(done, end);
 """
 
-READY = f"() => {{{_LOOK}{_CLOCK}{_BOX}}}"
+# Of a picture without a size, gradio drops a tap.
+_TAP = """
+for (const tapped of document.querySelectorAll("#frame, #target")) {
+  tapped.addEventListener("click", (event) => {
+    const image = event.target.closest("button")?.querySelector("img"), {clientX, clientY} = event;
+    if (!image || image.naturalWidth) return;
+    event.stopPropagation();
+    known(image, () => image.dispatchEvent(new MouseEvent("click", {bubbles: true, clientX, clientY})));
+  }, true);
+}
+"""
+
+READY = f"() => {{{_LOOK}{_CLOCK}{_WAIT}{_BOX}{_TAP}}}"

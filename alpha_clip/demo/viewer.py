@@ -54,7 +54,7 @@ class Viewer:
     @torch.no_grad()
     def photo(self, image: Image.Image) -> Photo:
         everything = np.ones(image.size[::-1], bool)
-        return Photo(image, embed_regions(self.model, image, everything, "whole"))
+        return Photo(image, embed_regions(self.model, image, everything, "whole").float())
 
     @torch.no_grad()
     def shares(self, photo: Photo, mask: Mask | None, labels: Sequence[str]) -> dict[str, list[float]]:
@@ -65,7 +65,7 @@ class Viewer:
         """
         features = {"whole": photo.whole}
         if mask is not None:
-            features |= {way: embed_regions(self.model, photo.image, mask, way) for way in WAYS[1:]}
+            features |= {way: embed_regions(self.model, photo.image, mask, way).float() for way in WAYS[1:]}
         scale, weights = self.model.logit_scale.exp().float(), self._weights(tuple(labels))
         return {way: (scale * feature @ weights.T).softmax(dim=-1)[0].tolist() for way, feature in features.items()}
 

@@ -230,7 +230,7 @@ def _cut_outs(subject: Subject, scenes: Sequence[Sample]) -> tuple[torch.Tensor,
         if not questions:
             continue
         cut = embed_regions(subject.model, sample.image, sample.masks[list(questions)], "cut_out", chunk=CHUNK)
-        features.append(cut.cpu())
+        features.append(cut.float().cpu())
         asked += questions.values()
     return torch.cat(features), asked
 

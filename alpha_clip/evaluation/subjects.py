@@ -16,7 +16,7 @@ from ..api import load
 from ..hashes import fingerprint
 from ..integrations import holds_alpha, open_tower
 from ..model import CLIP
-from ..tokenizer import tokenize
+from ..tokenizer import tokenize_cut
 
 _TEXTS = 256  # that go through a text tower at a time
 
@@ -88,7 +88,7 @@ def of(name: str, model: CLIP, base: Subject | None = None, takes_masks: bool = 
     """A model from `load` as a subject."""
 
     def encode(texts: list[str]) -> Tensor:
-        return model.encode_text(tokenize(texts, model.context_length, truncate=True))
+        return model.encode_text(tokenize_cut(texts, model.context_length))
 
     return Subject(name, model, encode, takes_masks, base, {"name": name, "weights": fingerprint(model)})
 

@@ -182,7 +182,7 @@ def _look(
     start = time.perf_counter()
     method = _counted(_METHODS[part.method], rows, change)
     found = embed_regions(model, image, masks, method, chunk=chunk, **part.options)
-    found = found.cpu()  # waits for the device
+    found = found.float().cpu()  # waits for the device
     return found, sum(rows), time.perf_counter() - start
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .towers import add_alpha, alpha_of, alpha_weight
+from .towers import add_alpha, alpha_of, alpha_weight, has_alpha
 
 Made = TypeVar("Made")
 
@@ -34,34 +34,56 @@ def from_pretrained(cls: type[Made], folder: str | os.PathLike[str], **options: 
 
     Args:
         folder: as ``save_pretrained`` wrote it.
-        options: for ``cls.from_pretrained``; alpha comes from the same ``subfolder`` and ``variant``.
+        options: for ``cls.from_pretrained``; alpha comes from the same ``subfolder`` and ``variant``, and from
+            safetensors or not by the same ``use_safetensors``. With ``output_loading_info=True`` the result is the
+            model and that, without alpha among the unexpected keys. A part of a pipeline that is passed keeps the
+            alpha that it has.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder holds alpha weights of another size; the model has no patch embedding of RGB, or several.
+        ValueError: the folder holds alpha weights of another size; the model has no patch embedding of RGB, or several;
+            a part that is passed has no alpha channel, and that of the folder has.
     """
-    root, variant = Path(folder) / options.get("subfolder", ""), options.get("variant")
+    root = Path(folder) / options.get("subfolder", "")
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder, expected one that save_pretrained wrote: download it first")
     made: Any = cls.from_pretrained(folder, **options)  # type: ignore[attr-defined]
+    chosen = {key: options.get(key) for key in ("variant", "use_safetensors")}
     if isinstance(made, nn.Module):
-        _restore(made, root, variant)
-        return made  # type: ignore[return-value]
-    parts: dict[str, Any] = made.components
-    there = {name: part for name, part in parts.items() if isinstance(part, nn.Module) and (root / name).is_dir()}
-    with_alpha = [name for name in there if next(alphas(root / name, variant), None) is not None]
-    for name in with_alpha or ["image_encoder"]:
-        if name not in there:
-            raise ValueError(f"{cls.__name__} in {root} has no image_encoder: call add_alpha on the part that you mean")
-        _restore(there[name], root / name, variant)
+        _restore(made, root, **chosen)
+    elif isinstance(made, tuple):
+        model, info = made
+        _restore(model, root, **chosen)
+        unexpected = info["unexpected_keys"]
+        info["unexpected_keys"] = type(unexpected)(key for key in unexpected if not key.endswith(_last(model)))
+    else:
+        _restore_parts(made, root, options, **chosen)
     return made
 
 
-def _restore(model: nn.Module, folder: Path, variant: str | None) -> None:
+def _restore_parts(pipeline: Any, root: Path, options: dict[str, Any], **chosen: Any) -> None:
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    passed = [name for name in parts if isinstance(options.get(name), nn.Module)]
+    held = [name for name in parts if next(alphas(root / name, **chosen), None) is not None]
+    for name in held or [name for name in passed if has_alpha(parts[name])] or ["image_encoder"]:
+        kind = type(pipeline).__name__
+        if name not in parts:
+            raise ValueError(f"{kind} in {root} has no image_encoder: call add_alpha on the part that you mean")
+        if name not in passed:
+            _restore(parts[name], root / name, **chosen)
+        elif not has_alpha(parts[name]):
+            if name in held:
+                raise ValueError(
+                    f"the {name} that is passed has no alpha channel, and {root / name} holds alpha weights: open it "
+                    "with alpha_clip.integrations.from_pretrained, or call add_alpha on it for one of zero"
+                )
+            add_alpha(parts[name])
+
+
+def _restore(model: nn.Module, folder: Path, **chosen: Any) -> None:
     add_alpha(model)
-    name, alpha = alpha_of(model)[0], alpha_weight(model)
-    last = name.rpartition(".")[2] + _KEY  # names on disk and in memory differ further up
-    found = [tensor for key, tensor in alphas(folder, variant) if key.endswith(last)]
+    alpha = alpha_weight(model)
+    found = [tensor for key, tensor in alphas(folder, **chosen) if key.endswith(_last(model))]
     if len(found) > 1:
         raise ValueError(f"{folder} holds {len(found)} alpha weights, expected 1: load its towers one by one")
     if found and found[0].shape != alpha.shape:
@@ -71,9 +93,16 @@ def _restore(model: nn.Module, folder: Path, variant: str | None) -> None:
             alpha.copy_(tensor)
 
 
-def alphas(folder: Path, variant: str | None = None) -> Iterator[tuple[str, Tensor]]:
+def _last(model: nn.Module) -> str:
+    """How the name of its alpha weight ends; further up, those on disk and in memory differ."""
+    return alpha_of(model)[0].rpartition(".")[2] + _KEY
+
+
+def alphas(
+    folder: Path, variant: str | None = None, use_safetensors: bool | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Keys and values of the alpha weights in the files that a model is loaded from."""
-    for file in _weight_files(folder, variant):
+    for file in _weight_files(folder, variant, use_safetensors):
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as weights:
                 yield from ((key, weights.get_tensor(key)) for key in weights.keys() if key.endswith(_KEY))  # noqa: SIM118
@@ -83,13 +112,14 @@ def alphas(folder: Path, variant: str | None = None) -> Iterator[tuple[str, Tens
             yield from ((key, tensor) for key, tensor in state.items() if key.endswith(_KEY))
 
 
-def _weight_files(folder: Path, variant: str | None) -> list[Path]:
+def _weight_files(folder: Path, variant: str | None, use_safetensors: bool | None) -> list[Path]:
     """Those that transformers and diffusers take, where there are several.
 
     safetensors come first, and a whole file before shards. A part of a pipeline without the variant is loaded plain.
     """
     marks = [f".{variant}", ""] if variant else [""]
-    for mark, (names, ending) in product(marks, _NAMES.items()):
+    kinds = [names for names in _NAMES.items() if use_safetensors in (None, names[1] == ".safetensors")]
+    for mark, (names, ending) in product(marks, kinds):
         for name in names:
             if (whole := folder / f"{name}{mark}{ending}").is_file():
                 return [whole]

@@ -20,14 +20,19 @@ from .files import alphas, from_pretrained
 from .towers import add_alpha
 
 KINDS = ("hf", "open_clip")  # what stands before the colon
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # transformers' of how pixels are made: 5's first
 OPEN_CLIP = "open_clip"  # in the metadata of a file: options of its `create_model`, which the weights do not tell
 
 
 class Words:
-    """A tokenizer of transformers: texts to (N, L) ids, cut and padded to the full length, as SigLIP was trained."""
+    """A tokenizer of transformers: texts to (N, L) ids, cut and padded to the full length, as SigLIP was trained.
 
-    def __init__(self, tokenizer: Any, length: int) -> None:
+    `processors`, the files that say how pixels are made, lie beside it, and are saved with it.
+    """
+
+    def __init__(self, tokenizer: Any, length: int, processors: Sequence[Path] = ()) -> None:
         self.tokenizer, self.length = tokenizer, length
+        self.processors = {path.name: path.read_bytes() for path in processors}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         found = self.tokenizer(
@@ -38,6 +43,8 @@ class Words:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         self.tokenizer.save_pretrained(folder)
+        for name, content in self.processors.items():
+            (Path(folder) / name).write_bytes(content)
 
 
 def open_tower(
@@ -45,10 +52,12 @@ def open_tower(
 ) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
     """A CLIP or SigLIP of another library, in ``eval()`` and float32, with an alpha channel, and its tokenizer.
 
-    Alpha weights that the files hold are there; else they are zero.
+    Alpha weights that the files hold are there; else they are zero. `alpha_clip.embed_regions` and the trainer make
+    pixels of the mean and deviation that the files name.
 
     Args:
-        name: ``"hf:FOLDER"``, a CLIPModel or SiglipModel with its tokenizer, as ``save_pretrained`` wrote them;
+        name: ``"hf:FOLDER"``, a CLIPModel or SiglipModel with its tokenizer, and its image processor where that has
+            another mean or deviation than CLIP's or SigLIP's own, as ``save_pretrained`` wrote them;
             ``"open_clip:NAME"``, or ``"open_clip:NAME:PRETRAINED"`` with a tag of open_clip or a file.
         device: None means CUDA if there is one, else MPS, else the CPU.
 
@@ -90,7 +99,28 @@ def _of_transformers(name: str, folder: str) -> tuple[nn.Module, Callable[[Seque
         raise ValueError(
             f"{folder} holds no tokenizer: put the model's there, tokenizer.save_pretrained(...)"
         ) from error
-    return model, Words(tokenizer, text.max_position_embeddings)
+    files = [Path(folder) / file for file in _PROCESSORS if (Path(folder) / file).is_file()]
+    model.preprocess_cfg = _pixels(files)  # where open_clip keeps its own
+    return model, Words(tokenizer, text.max_position_embeddings, files)
+
+
+def _pixels(files: Sequence[Path]) -> dict[str, tuple[float, ...]]:
+    """The mean and the deviation (std) that an image processor's files name, those of the first that does."""
+    for file in files:
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            found = found.get("image_processor", found)
+            if not found.get("do_normalize", True):
+                return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+            named = {key: found[f"image_{key}"] for key in ("mean", "std") if found.get(f"image_{key}") is not None}
+            pixels = {key: tuple(map(float, values)) for key, values in named.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is not what an image processor's save_pretrained writes: {error}") from error
+        if wrong := [key for key, values in pixels.items() if len(values) != 3]:
+            raise ValueError(f"image_{wrong[0]} in {file} is {list(pixels[wrong[0]])}, expected 3 numbers, of RGB")
+        if pixels:
+            return pixels
+    return {}
 
 
 def _of_open_clip(name: str, rest: str) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:

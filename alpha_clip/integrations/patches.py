@@ -56,24 +56,34 @@ class AlphaConv2d(nn.Conv2d):
 
 
 class AlphaLinear(nn.Linear):
-    """The same for towers that take packed patches, (B, N, 3pp), such as SigLIP 2: alpha is the last of (B, N, 4pp)."""
+    """The same for towers that take packed patches, (B, N, 3pp), such as SigLIP 2: alpha is the last of (B, N, 4pp).
 
-    def __init__(self, linear: nn.Linear) -> None:
+    `by_pixel` is for towers that pack pictures of four channels themselves: alpha is then each pixel's last value.
+    """
+
+    def __init__(self, linear: nn.Linear, by_pixel: bool = False) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.alpha = nn.Parameter(linear.weight.new_zeros(linear.out_features, linear.in_features // 3))
+        self.by_pixel = by_pixel
         _stand_in(self, linear)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches (B, N, 3pp), or (B, N, 4pp) with alpha behind RGB; without alpha anywhere, the whole image."""
-        rgb, pixels = patches[..., : self.in_features], self.in_features // 3
+        pixels = self.in_features // 3
         if patches.shape[-1] not in (3 * pixels, 4 * pixels):
             raise ValueError(
                 f"patches are {tuple(patches.shape)}, expected {self.in_features} values each, or {4 * pixels} with "
                 "alpha behind them"
             )
-        own = patches.shape[-1] == 4 * pixels
-        alpha = patches[..., self.in_features :] if own else focused(self, rgb, (rgb.shape[-2], pixels))
+        alpha: Tensor | None
+        if patches.shape[-1] == 3 * pixels:
+            rgb, alpha = patches, focused(self, patches, (patches.shape[-2], pixels))
+        elif self.by_pixel:
+            each = patches.unflatten(-1, (pixels, 4))  # (B, N, pp, 4)
+            rgb, alpha = each[..., :3].flatten(-2), each[..., 3]
+        else:
+            rgb, alpha = patches[..., : self.in_features], patches[..., self.in_features :]
         if alpha is None:
             alpha = rgb.new_full((1, 1, pixels), FOREGROUND)
         return super().forward(rgb) + F.linear(alpha.to(self.alpha.dtype), self.alpha)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from ..model import ALPHA_MEAN, ALPHA_STD, FOREGROUND
 from ..transforms import Mask, Picture, RegionLost, read, upright
+
+_EXACT = 1e-4  # what values in [0, 1] are told apart by; those of 8 bits lie 4e-3 apart
 
 
 class ProcessorWithMask:
@@ -29,9 +33,10 @@ class ProcessorWithMask:
         """Prepare pictures and one mask for each.
 
         Args:
-            images: one picture or a list, as `alpha_clip.Preprocess` takes them.
-            masks: one mask, or as many as pictures, None among them for a whole one. None: no alpha at all, which is
-                the whole of all, to the last bit.
+            images: one picture or a list, as `alpha_clip.Preprocess` takes them. One with a mask is turned upright, as
+                its EXIF orientation says; one without goes to the processor as it is.
+            masks: one mask of the upright picture, or as many as pictures, None among them for a whole one. None: no
+                alpha at all, which is the whole of all, and what the processor makes by itself, to the last bit.
             options: for the processor, such as ``text`` or ``padding``; ``return_tensors`` is ``"pt"``.
 
         Raises:
@@ -48,22 +53,45 @@ class ProcessorWithMask:
         options = {"return_tensors": "pt"} | options
         if options["return_tensors"] != "pt":
             raise ValueError(f"return_tensors is {options['return_tensors']!r}, expected 'pt': masks become tensors")
-        shown = [upright(picture) for picture in pictures]
-        made = self.processor(images=shown if several else shown[0], **options)
+        shown = [_shown(picture, mask) for picture, mask in zip(pictures, given, strict=True)]
+        made, chosen = self._made(shown if several else shown[0], options)
         if any(mask is not None for mask in given):
-            found = [_grey(picture, mask) for picture, mask in zip(pictures, given, strict=True)]
-            chosen = {**options, **options.get("images_kwargs", {})}
-            own = {key: chosen[key] for key in _GEOMETRY if key in chosen}
-            alpha = self._of_images(found, **_NORMALISED, **own).get("pixel_values")
-            if alpha is None or alpha.ndim < 3 or len(alpha) != len(pictures):
-                raise ValueError(
-                    f"{type(self._of_images).__name__} makes no pixel_values of one row for each picture, as those of "
-                    "CLIP, SigLIP and LLaVA do: hold the mask in `focus` where its tower looks"
-                )
-            _check_kept(alpha, given)
-            alpha[[mask is None for mask in given]] = FOREGROUND
-            made["pixel_values"] = _joined(made["pixel_values"], alpha)
+            pixels = self._with_alpha(_pixels(made), shown, given, chosen)
+            made["pixel_values"] = pixels
         return made
+
+    def _made(self, images: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """What the processor makes, and the options that its image processor got for it, which may be its own."""
+        if self._of_images is self.processor:
+            return self.processor(images=images, **options), options
+        twin = copy.copy(self.processor)
+        twin.image_processor = heard = _Heard(self._of_images)
+        return twin(images=images, **options), heard.options
+
+    def _with_alpha(
+        self, pixels: Any, shown: Sequence[Any], given: Sequence[Mask | None], options: dict[str, Any]
+    ) -> Tensor:
+        pictures = [_drawn(picture, mask) for picture, mask in zip(shown, given, strict=True)]
+        own = {key: value for key, value in options.items() if key not in _OF_PICTURES} | _PLAIN
+        kind = type(self._of_images).__name__
+        try:
+            found = _pixels(_padding_with_black(self._of_images)(pictures, **own))
+        except TypeError as error:  # of the picture it made pixels
+            raise ValueError(f"{kind} does not take the options that a mask needs, {_INSTEAD}: {error}") from error
+        if not _is_like(found, pixels, len(given)):
+            raise ValueError(
+                f"{kind} makes no pixel_values of one row for each picture, as those of CLIP, SigLIP and LLaVA do: "
+                f"{_INSTEAD}"
+            )
+        masked = [i for i, mask in enumerate(given) if mask is not None]
+        mask, black, again = _channels(found)
+        _check_values(kind, mask[masked], black[masked], again[masked])
+        _check_kept(mask, given)
+        alpha = ((mask.clamp(0, 1).double() - ALPHA_MEAN) / ALPHA_STD).to(found.dtype)
+        alpha[[each is None for each in given]] = FOREGROUND
+        if pixels.ndim == 3:
+            return torch.cat([pixels, alpha], dim=-1)
+        return torch.cat([pixels, alpha.unsqueeze(-3)], dim=-3)
 
     def __getattr__(self, name: str) -> Any:
         if name == "processor":  # not made yet, as when it is unpickled
@@ -71,18 +99,17 @@ class ProcessorWithMask:
         return getattr(self.processor, name)
 
 
-_NORMALISED = {
+_PLAIN = {  # values in [0, 1]: what is padded, before or after, with zero or with the mean, is zero
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
-    "image_mean": [ALPHA_MEAN] * 3,
-    "image_std": [ALPHA_STD] * 3,
+    "image_mean": [0.0] * 3,
+    "image_std": [1.0] * 3,
     "return_tensors": "pt",
 }
-_GEOMETRY = (
-    *("size", "crop_size", "do_resize", "do_center_crop", "do_pad", "resample"),
-    *("max_num_patches", "patch_size", "image_grid_pinpoints", "pad_size"),
-)
+_COLOURS = ("background_color", "high_res_background_color")
+_OF_PICTURES = (*_COLOURS, "input_data_format")
+_INSTEAD = "hold the mask in `focus` where its tower looks"
 
 
 def processor_with_mask(processor: Any) -> ProcessorWithMask:
@@ -90,19 +117,80 @@ def processor_with_mask(processor: Any) -> ProcessorWithMask:
     return ProcessorWithMask(processor)
 
 
-def _grey(picture: Picture, mask: Mask | None) -> Image.Image:
-    """The mask as a picture; where there is none, one of the same size, in which nothing matters."""
+class _Heard:
+    """An image processor, and the options that it was called with."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.options: dict[str, Any] = {}
+
+    def __call__(self, images: Any, **options: Any) -> Any:
+        self.options = options
+        return self.processor(images, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processor, name)
+
+
+def _shown(picture: Any, mask: Mask | None) -> Any:
+    """The picture as the processor gets it, which opens no `Path`."""
+    return picture if mask is None and not isinstance(picture, os.PathLike) else upright(picture)
+
+
+def _drawn(picture: Any, mask: Mask | None) -> Any:
+    """The mask as a picture, red and blue on black; where there is none, what is shown, of which the size matters.
+
+    Green says what becomes of black: a processor that pads with a colour, or mixes colours, is found out by it.
+    """
     if mask is None:
-        return upright(picture)
+        return picture
     _, found = read(picture, mask)
     if len(found) != 1:
         raise ValueError(f"{len(found)} masks of one picture, expected one: repeat the picture, [image] * {len(found)}")
-    return Image.fromarray((255 * found[0].numpy()).round().astype(np.uint8)).convert("RGB")
+    grey = Image.fromarray((255 * found[0].numpy()).round().astype(np.uint8))
+    return Image.merge("RGB", (grey, Image.new("L", grey.size), grey))
 
 
-def _check_kept(alpha: Tensor, masks: Sequence[Mask | None]) -> None:
+def _padding_with_black(processor: Any) -> Any:
+    """A copy of an image processor; those that pad with a colour of their own have it as an attribute."""
+    made = copy.copy(processor)
+    for name in _COLOURS:
+        if hasattr(made, name):
+            setattr(made, name, (0, 0, 0))
+    return made
+
+
+def _pixels(made: Any) -> Any:
+    return made.get("pixel_values") if isinstance(made, Mapping) else None
+
+
+def _is_like(found: Any, pixels: Any, count: int) -> bool:
+    """Whether both are tensors of ``count`` rows, of three channels or packed."""
+    if not isinstance(found, Tensor) or not isinstance(pixels, Tensor) or found.shape != pixels.shape:
+        return False
+    return found.ndim >= 3 and len(found) == count and found.shape[-1 if found.ndim == 3 else -3] % 3 == 0
+
+
+def _channels(pixels: Tensor) -> tuple[Tensor, ...]:
+    if pixels.ndim == 3:  # packed (B, N, 3pp): the channels of a pixel are neighbours
+        return pixels.unflatten(-1, (-1, 3)).unbind(-1)
+    return pixels.unbind(-3)  # (B, 3, H, W), or tiles (B, T, 3, H, W)
+
+
+def _check_values(kind: str, mask: Tensor, black: Tensor, again: Tensor) -> None:
+    """Complain unless a mask is what it was, but for its place, with black around it."""
+    low, high = mask.min().item(), mask.max().item()
+    if black.abs().max() > _EXACT or (mask - again).abs().max() > _EXACT or low < -_EXACT or high > 1 + _EXACT:
+        raise ValueError(
+            f"{kind} makes values from {low:.3g} to {high:.3g} of a mask, and {black.min():.3g} to {black.max():.3g} "
+            f"of black, expected 0 to 1, and 0: it pads with a colour, mixes colours, or has a scale of its own. "
+            f"Without that, or {_INSTEAD}"
+        )
+
+
+def _check_kept(values: Tensor, masks: Sequence[Mask | None]) -> None:
     """Complain where not one pixel of a mask is left."""
-    kept = (alpha.flatten(1) * ALPHA_STD + ALPHA_MEAN).amax(dim=1) > 0.5 / 255
+    kept = values.flatten(1).amax(dim=1) > 0.5 / 255
     gone = [
         str(i) for i, (mask, some) in enumerate(zip(masks, kept.tolist(), strict=True)) if mask is not None and not some
     ]
@@ -111,9 +199,3 @@ def _check_kept(alpha: Tensor, masks: Sequence[Mask | None]) -> None:
             f"the processor leaves nothing of mask {', '.join(gone)}, by a crop or for being too small: crop picture "
             "and mask around it first, or pass do_center_crop=False with a square size"
         )
-
-
-def _joined(pixels: Tensor, alpha: Tensor) -> Tensor:
-    if pixels.ndim >= 4:  # (B, 3, H, W), or tiles (B, T, 3, H, W)
-        return torch.cat([pixels, alpha[..., :1, :, :]], dim=-3)
-    return torch.cat([pixels, alpha[..., ::3]], dim=-1)  # packed (B, N, 3pp): the channels of a pixel are neighbours

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..model import ALPHA_MEAN, ALPHA_STD
+from ..model import ALPHA_MEAN, ALPHA_STD, FOREGROUND
 from ..model import VisionTransformer as OwnTower
 from .patches import AlphaConv2d, AlphaLinear, focused, given, without_alpha
 
@@ -36,8 +35,8 @@ def add_alpha(tower: Tower) -> Tower:
         `tower` itself.
 
     Raises:
-        ValueError: it has no patch embedding of RGB, or several, or one that something has wrapped, or whose weights
-            are elsewhere (on the meta device, as when they are offloaded), or an alpha channel already.
+        ValueError: it has no patch embedding of RGB, or several, or one that something has wrapped or reads past, or
+            whose weights are elsewhere (on the meta device, as when they are offloaded), or an alpha channel already.
     """
     if found := list(_with_alpha(tower)):
         raise ValueError(f"{type(tower).__name__} has an alpha channel already, in {', '.join(n for n, _ in found)}")
@@ -49,10 +48,15 @@ def add_alpha(tower: Tower) -> Tower:
     name, patches = _patch_embedding(tower)
     _check_plain(f"the patch embedding of {type(tower).__name__}, {name},", patches)
     parent = tower.get_submodule(name.rpartition(".")[0])
-    made = AlphaConv2d(patches) if isinstance(patches, nn.Conv2d) else AlphaLinear(patches)
+    if getattr(parent, "patch_interpolator", None) is not None:  # timm's NaFlexEmbeds
+        raise ValueError(
+            f"{type(tower).__name__} resizes the weight of its patch embedding, {name}, past any alpha channel: make "
+            "it with enable_patch_interpolator=False"
+        )
+    made = AlphaConv2d(patches) if isinstance(patches, nn.Conv2d) else AlphaLinear(patches, _packs_by_pixel(parent))
     setattr(parent, name.rpartition(".")[2], made)
-    if isinstance(made, AlphaConv2d) and _counts_channels(parent):
-        _split_off(parent)
+    if isinstance(made, AlphaConv2d) and getattr(parent, "num_channels", None) == 3:
+        _count_four(parent)
     return tower
 
 
@@ -69,7 +73,9 @@ def remove_alpha(tower: Tower) -> Tower:
         _forget_hooks(patches)
         return tower
     parent = tower.get_submodule(name.rpartition(".")[0])
-    _forget_hooks(parent)
+    if hasattr(parent, _HANDLES):
+        _forget_hooks(parent)
+        parent.num_channels = 3  # type: ignore[assignment]
     setattr(parent, name.rpartition(".")[2], without_alpha(patches))
     return tower
 
@@ -122,12 +128,13 @@ def alpha_weight(tower: nn.Module) -> Tensor:
 def alpha_of(tower: nn.Module) -> tuple[str, Patches]:
     """The name and the module of the patch embedding with alpha in `tower`; of a tower of this package, of the tower.
 
+    Of the copies that PEFT's `modules_to_save` makes, it is the one in use.
+
     Raises:
         ValueError: there is none, or several.
     """
-    every = list(_with_alpha(tower))
-    # PEFT's `modules_to_save` keeps the module as it was beside the copy that it trains.
-    found = [(name, module) for name, module in every if not name.endswith(".original_module")] or every
+    idle = {id(module) for copy in _idle_copies(tower) for module in copy.modules()}
+    found = [(name, module) for name, module in _with_alpha(tower) if id(module) not in idle]
     if len(found) == 1:
         return found[0]
     if not found:
@@ -141,6 +148,17 @@ def _with_alpha(tower: nn.Module) -> Iterator[tuple[str, Patches]]:
             isinstance(module, OwnTower) and hasattr(module, _HANDLES)
         ):
             yield name, module
+
+
+def _idle_copies(tower: nn.Module) -> Iterator[nn.Module]:
+    """PEFT keeps a module as it was beside copies for adapters, and sends its input to one of them all."""
+    for module in tower.modules():
+        copies: Any = getattr(module, "modules_to_save", None)
+        if isinstance(copies, nn.ModuleDict):
+            wrapper: Any = module
+            active = [] if wrapper.disable_adapters else [name for name in wrapper.active_adapters if name in copies]
+            used = copies[active[0]] if active else wrapper.original_module
+            yield from (copy for copy in (wrapper.original_module, *copies.values()) if copy is not used)
 
 
 def _patch_embedding(tower: nn.Module) -> tuple[str, nn.Conv2d | nn.Linear]:
@@ -163,6 +181,11 @@ def _is_patch_embedding(name: str, module: nn.Module) -> bool:
     return last in ("patch_embedding", "proj") and "embed" in name and side == int(side)
 
 
+def _packs_by_pixel(parent: nn.Module) -> bool:
+    """timm's NaFlexEmbeds packs the channels of a picture, all four of them; for transformers' the processor does."""
+    return getattr(parent, "is_linear", False) and getattr(parent, "channels_last", True)  # older timm has no choice
+
+
 def _check_plain(named: str, patches: nn.Conv2d | nn.Linear) -> None:
     """What a subclass, another forward or a computed weight does otherwise would be lost."""
     replaced = "forward" in vars(patches) and not hasattr(patches, "_hf_hook")  # that one moves inputs to a device
@@ -179,38 +202,26 @@ def _check_plain(named: str, patches: nn.Conv2d | nn.Linear) -> None:
         )
 
 
-# Towers such as DINOv2's count the channels before the convolution sees them, so the fourth is handed round the count.
-
-_OPEN: ContextVar[tuple[ExitStack, ...]] = ContextVar("open", default=())
+# Towers such as DINOv2's count the channels before the convolution sees them: they count four, and are given four.
 
 
-def _counts_channels(parent: nn.Module) -> bool:
-    return hasattr(parent, "num_channels")
-
-
-def _split_off(parent: nn.Module) -> None:
-    handles = [
-        parent.register_forward_pre_hook(_before, with_kwargs=True),
-        parent.register_forward_hook(_after, always_call=True),
-    ]
-    setattr(parent, _HANDLES, handles)
+def _count_four(parent: nn.Module) -> None:
+    parent.num_channels = 4  # type: ignore[assignment]
+    setattr(parent, _HANDLES, [parent.register_forward_pre_hook(_before, with_kwargs=True)])
 
 
 def _before(parent: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    (patches,) = (child for child in parent.children() if isinstance(child, AlphaConv2d))
     pixels = args[0] if args else kwargs["pixel_values"]
-    stack = ExitStack()
-    if pixels.shape[1] == 4:
-        stack.enter_context(given([patches], pixels[:, 3:]))
-        pixels = pixels[:, :3]
-    _OPEN.set((*_OPEN.get(), stack))
+    if pixels.shape[1] != 3:
+        return args, kwargs
+    alpha: Tensor | None = None
+    for module in parent.modules():  # several where PEFT has copies of it, all with the same in focus
+        if alpha is None and isinstance(module, AlphaConv2d):
+            alpha = focused(module, pixels, pixels.shape[-2:])
+    if alpha is None:
+        alpha = pixels.new_full((1, 1, 1, 1), FOREGROUND)
+    pixels = torch.cat([pixels, alpha.to(pixels.dtype).expand_as(pixels[:, :1])], dim=1)
     return ((pixels, *args[1:]), kwargs) if args else (args, kwargs | {"pixel_values": pixels})
-
-
-def _after(*_: Any) -> None:
-    *others, last = _OPEN.get()
-    last.close()
-    _OPEN.set(tuple(others))
 
 
 def _before_own(visual: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,19 @@ from ..model import HEAD_WIDTH, VisionTransformer
 from ..transformer import ResidualAttentionBlock
 from .towers import add_alpha, alpha_weight, has_alpha
 
-Pair = tuple[str, Tensor, Tensor]  # what it is, where it goes, what goes there
+Pair = tuple[str, Any, Tensor]  # what it is, the parameter where it goes, what goes there
+
+_PRECISE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Models of transformers in which `visual_projection` is the end of the image tower; in others, it is their own.
+_PROJECTED = (
+    "clip",
+    "clip_vision_model",
+    "clipseg",
+    "altclip",
+    "chinese_clip",
+    "metaclip_2",
+    "metaclip_2_vision_model",
+)
 
 
 def load_alpha_weights(
@@ -34,11 +46,12 @@ def load_alpha_weights(
         name: the model, and where its alpha weights come from, as `alpha_clip.load` takes them.
 
     Returns:
-        `tower`. What it has besides the image tower stays as it is.
+        `tower`. What it has besides the image tower, and the projection of CLIP's own models, stays as it is.
 
     Raises:
         IncompatibleCheckpoint: it is another architecture; nothing has been changed then.
-        ValueError: it has several such towers, or the weights are elsewhere (on the meta device); likewise.
+        ValueError: it has several such towers, or its weights are quantised, computed, or elsewhere (on the meta
+            device); likewise.
         RuntimeError: as `alpha_clip.load`.
     """
     source = load(name, "cpu", alpha_vision_ckpt_pth=alpha_vision_ckpt_pth, dtype=torch.float32, trust=trust)[0].visual
@@ -49,16 +62,22 @@ def load_alpha_weights(
 def copy_tower(source: VisionTransformer, tower: nn.Module) -> nn.Module:
     """`load_alpha_weights` from a tower that is there."""
     target, pairs = _clip_tower(tower, source)
+    if unlike := [f"{what} is {_kind(to)}" for what, to, _ in pairs if not _is_plain(to)]:
+        raise ValueError(
+            f"{type(tower).__name__} is quantised, or something computes its weights: {_some(unlike)}. Expected "
+            "parameters of float16, bfloat16, float32 or float64: load it in full precision, put the alpha weights in, "
+            "and quantise after, as by save_pretrained and integrations.from_pretrained(..., quantization_config=...)"
+        )
     wrong = [f"{what} {tuple(to.shape)}, not {tuple(of.shape)}" for what, to, of in pairs if to.shape != of.shape]
     if wrong:
         raise IncompatibleCheckpoint(
-            f"{type(tower).__name__} has another size than these weights: {', '.join(wrong[:3])}"
-            f"{' and more' * (len(wrong) > 3)}. Expected the same ViT: pass the weights of its base"
+            f"{type(tower).__name__} has another size than these weights: {_some(wrong)}. Expected the same ViT: pass "
+            "the weights of its base"
         )
     if absent := [what for what, to, _ in pairs if to.is_meta]:
         raise ValueError(
-            f"{type(tower).__name__} has no values in {', '.join(absent[:3])}{' and more' * (len(absent) > 3)}, which "
-            "are on the meta device: put the weights in when all is loaded, and before anything offloads it"
+            f"{type(tower).__name__} has no values in {_some(absent)}, which are on the meta device: put the weights "
+            "in when all is loaded, and before anything offloads it"
         )
     if not has_alpha(target):
         add_alpha(target)
@@ -66,6 +85,19 @@ def copy_tower(source: VisionTransformer, tower: nn.Module) -> nn.Module:
         to.copy_(of)
     alpha_weight(target).copy_(source.conv1_alpha.weight)
     return tower
+
+
+def _is_plain(weight: Any) -> bool:
+    """Whether what is copied into it is there afterwards; of a quantised one, only the type may tell."""
+    return type(weight) is nn.Parameter and weight.dtype in _PRECISE
+
+
+def _kind(weight: Any) -> str:
+    return type(weight).__name__ + (f" of {weight.dtype}" if isinstance(weight, Tensor) else "")
+
+
+def _some(named: Sequence[str]) -> str:
+    return ", ".join(named[:3]) + " and more" * (len(named) > 3)
 
 
 _OPENAI = ("ln_pre", "class_embedding", "conv1", "transformer")
@@ -90,12 +122,19 @@ def _clip_tower(tower: nn.Module, source: VisionTransformer) -> tuple[nn.Module,
     for _, module in found.values():
         if hasattr(module, "ln_pre"):
             return module, list(_openai_pairs(source, module))
-        projection = next((m for n, m in tower.named_modules() if n.endswith("visual_projection")), None)
-        return module, list(_transformers_pairs(source, module, projection))
+        return module, list(_transformers_pairs(source, module, _projection(tower, module)))
     raise IncompatibleCheckpoint(
         f"{type(tower).__name__} has no CLIP ViT of transformers, open_clip or OpenAI in it. These weights fit that "
         "architecture alone: EVA's (BLIP-2 with ViT-g), SigLIP's and DINO's towers need alpha weights of their own"
     )
+
+
+def _projection(model: nn.Module, tower: nn.Module) -> Any:
+    for module in model.modules():
+        kind = getattr(getattr(module, "config", None), "model_type", None)
+        if kind in _PROJECTED and "visual_projection" in dict(module.named_children()) and tower in module.modules():
+            return module.visual_projection
+    return None
 
 
 def _openai_pairs(source: VisionTransformer, target: Any) -> Iterator[Pair]:
@@ -103,9 +142,12 @@ def _openai_pairs(source: VisionTransformer, target: Any) -> Iterator[Pair]:
     blocks, cut = target.transformer.resblocks, not hasattr(target, "ln_post")
     quick = _activation(blocks[0].mlp)
     _check(source, len(blocks), blocks[0].attn.num_heads, quick, "open_clip: ...-quickgelu", cut)
-    ours = {name: tensor for name, tensor in source.named_parameters() if not name.startswith("conv1_alpha")}
-    theirs = {name: tensor for name, tensor in target.named_parameters() if name != "conv1.alpha"}
-    for name in theirs if cut else ours:
+    _check_norms(source, target)
+    if (pool := getattr(target, "pool_type", "tok")) != "tok":
+        raise IncompatibleCheckpoint(f"the tower has pool_type={pool!r}, expected 'tok': CLIP reads the class token")
+    alphas = ("conv1.alpha", "conv1_alpha.weight")
+    ours, theirs = ({n: p for n, p in module.named_parameters() if n not in alphas} for module in (source, target))
+    for name in theirs if cut else ours | theirs:
         if name not in ours or name not in theirs:
             raise IncompatibleCheckpoint(
                 f"{name} is in one of {type(target).__name__} and these weights, expected CLIP's own ViT"
@@ -115,18 +157,25 @@ def _openai_pairs(source: VisionTransformer, target: Any) -> Iterator[Pair]:
 
 def _transformers_pairs(source: VisionTransformer, target: Any, projection: Any) -> Iterator[Pair]:
     layers = target.encoder.layers
+    _check_parts(target, (*_TRANSFORMERS,))
+    _check_parts(target.embeddings, ("class_embedding", "patch_embedding", "position_embedding"))
+    for layer in layers:
+        _check_parts(layer, ("self_attn", "layer_norm1", "mlp", "layer_norm2"))
+        _check_parts(layer.self_attn, ("q_proj", "k_proj", "v_proj", "out_proj"))
+        _check_parts(layer.mlp, ("fc1", "fc2"))
     heads = layers[0].self_attn.num_heads
     _check(source, len(layers), heads, target.config.hidden_act == "quick_gelu", "hidden_act='quick_gelu'")
+    _check_norms(source, target)
     embeddings = target.embeddings
     yield "class embedding", embeddings.class_embedding, source.class_embedding
-    yield "patch embedding", embeddings.patch_embedding.weight, source.conv1.weight
-    yield "positions", embeddings.position_embedding.weight, source.positional_embedding
+    yield "patch embedding", _of(embeddings.patch_embedding), source.conv1.weight
+    yield "positions", _of(embeddings.position_embedding), source.positional_embedding
     yield from _module("first norm", target.pre_layrnorm, source.ln_pre)  # sic
     yield from _module("last norm", target.post_layernorm, source.ln_post)
     for i, (layer, block) in enumerate(zip(layers, source.transformer.blocks, strict=True)):
         yield from _block(f"block {i}", layer, block)
     if projection is not None and source.proj is not None:
-        yield "projection", projection.weight, source.proj.T
+        yield "projection", _of(projection), source.proj.T
 
 
 def _block(name: str, layer: Any, block: ResidualAttentionBlock) -> Iterator[Pair]:
@@ -137,8 +186,8 @@ def _block(name: str, layer: Any, block: ResidualAttentionBlock) -> Iterator[Pai
         strict=True,
     ):
         linear = getattr(layer.self_attn, part)
-        yield f"{name} {part}", linear.weight, weight
-        yield f"{name} {part} bias", linear.bias, bias
+        yield f"{name} {part}", _of(linear), weight
+        yield f"{name} {part} bias", _of(linear, "bias"), bias
     yield from _module(f"{name} output", layer.self_attn.out_proj, block.attn.out_proj)
     yield from _module(f"{name} norm 1", layer.layer_norm1, block.ln_1)
     yield from _module(f"{name} norm 2", layer.layer_norm2, block.ln_2)
@@ -147,8 +196,12 @@ def _block(name: str, layer: Any, block: ResidualAttentionBlock) -> Iterator[Pai
 
 
 def _module(name: str, target: Any, source: Any) -> Iterator[Pair]:
-    yield name, target.weight, source.weight
-    yield f"{name} bias", target.bias, source.bias
+    yield name, _of(target), source.weight
+    yield f"{name} bias", _of(target, "bias"), source.bias
+
+
+def _of(module: Any, name: str = "weight") -> Any:
+    return getattr(module, name, None)  # modules of quantised weights have other names
 
 
 def _activation(mlp: Any) -> bool:
@@ -165,3 +218,19 @@ def _check(source: VisionTransformer, layers: int, heads: int, quick: bool, reme
         )
     if not quick:
         raise IncompatibleCheckpoint(f"the tower has another activation than CLIP's QuickGELU: make it with {remedy}")
+
+
+def _check_norms(source: VisionTransformer, target: nn.Module) -> None:
+    eps = source.ln_pre.eps
+    if other := next((m.eps for m in target.modules() if getattr(m, "eps", eps) != eps), None):
+        raise IncompatibleCheckpoint(f"the tower has norms of eps {other}, expected {eps}: make it with that")
+
+
+def _check_parts(module: nn.Module, expected: Collection[str]) -> None:
+    """Its parts that hold parameters; those of adapters lie deeper."""
+    parts = {name for name, _ in module.named_parameters(recurse=False)}
+    parts |= {name for name, part in module.named_children() if any(True for _ in part.parameters())}
+    if odd := sorted(parts ^ set(expected)):
+        raise IncompatibleCheckpoint(
+            f"{', '.join(odd)} is in one of {type(module).__name__} and these weights, expected CLIP's own ViT"
+        )

@@ -70,6 +70,7 @@ class OnnxCLIP:
         self.description = description
         self.input_resolution = description.input_resolution
         self.context_length = description.context_length
+        self.vocab_size = description.vocab_size
         self.logit_scale = torch.tensor(description.logit_scale)
         self.preprocess = Preprocess(description.input_resolution)
         self._image, self._text = image, text

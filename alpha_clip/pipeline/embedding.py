@@ -115,7 +115,7 @@ class Embedding:
             found = embed_regions(self.model, picture.image, masks, self.work.method, chunk=self.work.chunk)
         else:  # a picture with a caption only
             return np.empty((0, self._width), np.float32)
-        features: NDArray[np.float32] = found.cpu().numpy()
+        features: NDArray[np.float32] = found.float().cpu().numpy()
         return features
 
 

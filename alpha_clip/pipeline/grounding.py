@@ -76,7 +76,7 @@ class Grounding:
     def stages(self) -> list[Stage]:
         """New ones for each shard: `Distinct` remembers."""
         work = self.work
-        then = [Named(work.score, work.words), Segment(self.segmenter), Fitting(work.area, work.iou)]
+        then: list[Stage] = [Named(work.score, work.words), Segment(self.segmenter), Fitting(work.area, work.iou)]
         return [Sourced(work.require), Distinct(work.duplicates, then)]
 
     def __call__(self, shard: Path, file: BinaryIO, ledger: Ledger) -> None:

@@ -62,8 +62,9 @@ def search(index: RegionIndex, queries: NDArray[np.float32], k: int) -> list[lis
     if graph is None or _covered(index)["rows"] != len(index.live):
         return None
     inner: Any = faiss.downcast_index(graph.index)
+    k = min(k, max(1, len(index)))
     inner.hnsw.efSearch = max(_EFFORT, k)
-    scores, rows = graph.search(queries, min(k, max(1, len(index))))
+    scores, rows = graph.search(queries, k)
     return index.hits(np.where(rows < 0, -np.inf, scores), rows)
 
 

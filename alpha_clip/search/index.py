@@ -5,8 +5,8 @@ INDEX/parts/NAME.npy   some regions, a record each, mapped into memory to search
 INDEX/parts/NAME.json  the pictures they are of; a part counts once this file is there
 
 Every file is written under a temporary name and renamed. A picture is known by the hash of its bytes, so it is indexed
-once, however often it is moved; and is not read again while its size and time of change stay. One process at a time
-adds. What lies where nobody may write is searched as it is.
+once, however often it is moved; and is not read again while its size and time of change stay, nor is one that proved
+to be damaged. One process at a time adds. What lies where nobody may write is searched as it is.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from filelock import FileLock, Timeout  # torch and huggingface_hub need it too
 from numpy.typing import NDArray
 from PIL import Image
@@ -52,7 +53,7 @@ class Seen:
     """A picture for the index."""
 
     path: str
-    key: str  # hash of its bytes, and of those of the file of masks beside it
+    key: str | None  # hash of its bytes, and of those of the file of masks beside it; None: it is damaged
     regions: NDArray[Any] | None  # from `records`; None: this key is in the index, and the path or the stamp is new
     stamp: Stamp | None = None  # when the key was worked out; None: the files are to be read again
 
@@ -90,6 +91,7 @@ class RegionIndex:
         self.folder, self.settings = folder, settings
         self.pictures: dict[str, str] = {}  # path to key; of a picture that was changed, the last
         self.stamps: dict[str, Stamp | None] = {}  # path to stamp
+        self.damaged: set[str] = set()  # paths of what is no picture, of which there is nothing but a stamp
         self.keys: set[str] = set()
         self.owners: list[str] = []  # (N,) the key of each row
         self._rows: list[NDArray[Any]] = []  # of each part
@@ -190,6 +192,13 @@ class RegionIndex:
 
     def _note(self, listed: Sequence[dict[str, Any]]) -> None:
         for one in listed:
+            if one["key"] is None:
+                self.forget(one["path"])
+                if one["pillow"] == PIL.__version__:  # another may read it
+                    self.stamps[one["path"]] = one["stamp"]
+                    self.damaged.add(one["path"])
+                continue
+            self.damaged.discard(one["path"])
             self.pictures[one["path"]] = one["key"]
             self.stamps[one["path"]] = one.get("stamp")  # the first indexes had none
             if one["rows"] is not None:
@@ -231,6 +240,7 @@ class RegionIndex:
             return
         listed = [
             {"path": s.path, "key": s.key, "rows": None if s.regions is None else len(s.regions), "stamp": s.stamp}
+            | ({"pillow": PIL.__version__} if s.key is None else {})
             for s in pictures
         ]
         if not self.is_writable:
@@ -251,6 +261,7 @@ class RegionIndex:
         """Find a picture no more, until the index is opened again; its regions stay on the disk."""
         self.pictures.pop(path, None)
         self.stamps.pop(path, None)
+        self.damaged.discard(path)
         self._live = None
 
     def search(self, queries: NDArray[np.float32], k: int) -> list[list[Hit]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,15 +37,19 @@ PART = 32  # pictures that are written at a time, and lost when the process is k
 LIST = 1024  # known pictures, of a new path or stamp, that are
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def _tell(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+def pictures_in(folder: Path, tell: Callable[[str], None] = _tell) -> list[Path]:
     """All pictures below a folder, links to pictures too, but for the files of masks.
 
-    Folders that cannot be read are named on the standard error.
+    Folders that cannot be read are told of.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: expected one of pictures")
     found = []
-    for place, _, names in os.walk(folder.resolve(), onerror=lambda error: _skip(error.filename, error.strerror)):
+    for place, _, names in os.walk(folder.resolve(), onerror=lambda e: tell(_skipped(e.filename, e.strerror))):
         found += [path for name in names if _is_picture(path := Path(place, name))]
     return sorted(found)
 
@@ -70,8 +76,11 @@ def key_of(path: Path) -> str:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """While this stays, so does `key_of`; the inode tells of pictures of one size and time that swapped names."""
-    stats = [file.stat() for file in _files_of(path)]
+    """While this stays, so does `key_of`; the inode tells of pictures of one size and time that swapped names.
+
+    Of a link to nothing it is the link's.
+    """
+    stats = [file.stat() if file.exists() else file.lstat() for file in _files_of(path)]
     return [[stat.st_size, stat.st_mtime_ns, stat.st_ino] for stat in stats]
 
 
@@ -83,61 +92,78 @@ def look(
     if len(masks) == 0:
         features = np.zeros((0, model.visual.output_dim), np.float32)
     else:
-        features = embed_regions(model, picture, masks, method).cpu().numpy()
+        features = embed_regions(model, picture, masks, method).float().cpu().numpy()
     return Seen(str(path), key, records(features, masks), stamp)
 
 
-def fill(index: RegionIndex, folder: Path, model: CLIP, source: Source) -> tuple[int, int, int]:
+def fill(
+    index: RegionIndex, folder: Path, model: CLIP, source: Source, tell: Callable[[str], None] = _tell
+) -> tuple[int, int, int]:
     """Index what is new in a folder; how many pictures were indexed, were there already, and could not be read.
 
-    Pictures that cannot be read are named on the standard error. Whatever ends it, an interrupt too, what was done is
-    written first. Where FAISS is installed its graph is brought up to date. Pictures that were not touched since are
-    not read, and where that is all of them, other processes may add meanwhile.
+    Pictures that cannot be read are told of, a line each, as a rule on the standard error; and so, where that shows no
+    progress, is the beginning. Whatever ends it, an interrupt too, what was done is written first. Where FAISS is
+    installed its graph is brought up to date. Pictures that were not touched since are not read, nor told of, and
+    where that is all of them, other processes may add meanwhile.
 
     Raises:
         ValueError: there is no such folder.
         RuntimeError: something is new, and another process adds to the index or nobody may write to it; or `source`
             is `when_needed`, and cannot be had.
     """
-    paths = pictures_in(folder)
+    paths = pictures_in(folder, tell)
     with_graph = approximate.is_installed() and index.is_writable
-    if all(_is_untouched(index, path) for path in paths) and not (with_graph and approximate.is_behind(index)):
-        return 0, len(paths), 0
+    touched = sum(not _is_untouched(index, path) for path in paths)
+    if touched == 0 and not (with_graph and approximate.is_behind(index)):
+        broken = sum(str(path) in index.damaged for path in paths)
+        return 0, len(paths) - broken, broken
     with index.alone():
-        counts = _add(index, paths, model, source)
+        if touched and not (sys.stderr and sys.stderr.isatty()):
+            tell(f"indexing {touched} picture{'s' if touched > 1 else ''} of {folder}")
+        counts = _add(index, paths, model, source, tell)
         if with_graph:
             approximate.update(index)
     return counts
 
 
 def _is_untouched(index: RegionIndex, path: Path) -> bool:
-    if (stamp := index.stamps.get(str(path))) is None:
-        return False
+    stamp = index.stamps.get(str(path))
+    return stamp is not None and _stamp_now(path) == stamp
+
+
+def _stamp_now(path: Path) -> Stamp | None:
     try:
-        return stamp_of(path) == stamp
+        return stamp_of(path)
     except OSError:  # it went meanwhile
-        return False
+        return None
 
 
-def _add(index: RegionIndex, paths: list[Path], model: CLIP, source: Source) -> tuple[int, int, int]:
+def _add(
+    index: RegionIndex, paths: list[Path], model: CLIP, source: Source, tell: Callable[[str], None]
+) -> tuple[int, int, int]:
     done = known = broken = 0
     waiting: list[Seen] = []
     keys = set(index.keys)
     try:
         for path in tqdm(paths, disable=None, unit="picture"):
             if _is_untouched(index, path):
-                known += 1
+                broken, known = (broken + 1, known) if str(path) in index.damaged else (broken, known + 1)
                 continue
+            picture, stamp = None, None
             try:
-                stamp: Stamp | None = stamp_of(path)
+                stamp = stamp_of(path)
                 key = key_of(path)
-                shown = None if key in keys else _shown(index, path, source)
+                picture = None if key in keys else _picture(index, path)
+                shown = None if picture is None else masks_of(path, picture, source)
                 if stamp_of(path) != stamp:  # somebody writes: the next run reads it again
                     stamp = None
             except UNREADABLE as error:
-                _skip(path.name, error)
-                index.forget(str(path))
+                tell(_skipped(path.name, error))
                 broken += 1
+                index.forget(str(path))
+                is_in_the_files = picture is None or mask_file(path) is not None  # and no fault of `source`
+                if is_in_the_files and _is_lasting(error) and stamp is not None and _stamp_now(path) == stamp:
+                    waiting.append(Seen(str(path), None, None, stamp))
                 continue
             if shown is not None:
                 waiting.append(look(path, key, stamp, *shown, model, index.settings.method))
@@ -154,14 +180,22 @@ def _add(index: RegionIndex, paths: list[Path], model: CLIP, source: Source) -> 
     return done, known, broken
 
 
-def _shown(index: RegionIndex, path: Path, source: Source) -> tuple[Image.Image, Masks]:
+def _picture(index: RegionIndex, path: Path) -> Image.Image:
     picture = upright(path)
     index.check_room_for(str(path))
-    return masks_of(path, picture, source)
+    return picture
 
 
-def _skip(name: str, error: object) -> None:
-    tqdm.write(f"skipped {name}: {error}".splitlines()[0], file=sys.stderr)
+def _is_lasting(error: BaseException) -> bool:
+    """Unlike a right, a disk or a network, with which another time the same bytes may be read.
+
+    Pillow's errors have no number; what is not found is a link to nothing, or else has no stamp any more.
+    """
+    return not isinstance(error, OSError) or error.errno in (None, errno.ENOENT)
+
+
+def _skipped(name: str, error: object) -> str:
+    return f"skipped {name}: {error}".splitlines()[0]
 
 
 def find(index: RegionIndex, model: CLIP, texts: list[str], k: int, *, exact: bool = False) -> list[list[Hit]]:
@@ -209,7 +243,7 @@ def cache_folder(pictures: Path, settings: Settings) -> Path:
     return Path(OUR_CACHE).expanduser() / "search" / hashlib.sha256(os.fsencode(described)).hexdigest()[:16]
 
 
-def load(name: str, device: str | None, method: str, masks: str, alpha: str = "auto") -> tuple[CLIP, Settings]:
+def load(name: str, device: str | None, method: str, masks: str, alpha: str | None = "auto") -> tuple[CLIP, Settings]:
     """A model as `alpha_clip.load` has it, and the settings of an index whose features are its.
 
     ``method`` is one of `embed_regions`; ``masks`` says in words where they come from.

@@ -8,14 +8,17 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 
 import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..tokenizer import shared_tokenizer
 from .pictures import BadSample, Picture, RegionFolder, RegionShards, open_data
 
 SHOWN = 5  # of each kind of problem
+CONTEXT = 77  # tokens that CLIPs read, with start and end; SigLIPs read 64 of their own
 BATCH = 16  # samples that a process hands over at once
 
 
@@ -51,14 +54,15 @@ class _Finding:
     picture: bytes = b""
     regions: tuple[tuple[str, bytes], ...] = ()  # phrase, digest of phrase and mask
     full: tuple[str, ...] = ()  # phrases whose mask is the whole picture
+    long: tuple[tuple[str, int], ...] = ()  # texts that CLIP does not read to their ends, and their tokens
 
 
 def check(data: RegionFolder | RegionShards, workers: int = 0) -> Report:
     """Read every sample, in `workers` processes (0: in this one), and report in the data set's order.
 
     A sample's first problem that makes it a `BadSample` is reported; then its other regions are not looked at. Of
-    those that can be read: masks that are the whole picture, the same picture (its pixels) in two samples, and the same
-    phrase with the same mask twice for the same picture.
+    those that can be read: masks that are the whole picture, texts longer than CLIP reads, the same picture (its
+    pixels) in two samples, and the same phrase with the same mask twice for the same picture.
 
     Raises:
         ValueError: `workers` is negative.
@@ -102,7 +106,10 @@ class _Findings:
 def _finding(picture: Picture) -> _Finding:
     pixels = _digest(repr(picture.image.size).encode(), np.asarray(picture.image).tobytes())
     regions = tuple((r.phrase, _digest(pixels, r.phrase.encode(), r.mask.tobytes())) for r in picture.regions)
-    return _Finding(picture.key, None, pixels, regions, tuple(r.phrase for r in picture.regions if r.mask.min() == 1))
+    full = tuple(r.phrase for r in picture.regions if r.mask.min() == 1)
+    texts = dict.fromkeys(text for text in (picture.caption, *(r.phrase for r in picture.regions)) if text)
+    tokens = ((text, len(shared_tokenizer().encode(text)) + 2) for text in texts)
+    return _Finding(picture.key, None, pixels, regions, full, tuple((t, n) for t, n in tokens if n > CONTEXT))
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -120,6 +127,11 @@ def _report(report: Report, finding: _Finding, pictures: dict[bytes, str], regio
     report.regions += len(finding.regions)
     for phrase in finding.full:
         report.add("full mask", finding.key, f"the mask of {phrase!r} is the whole picture; give it as the caption")
+    for text, tokens in finding.long:
+        start = shorten(text, 60, placeholder="...")
+        report.add(
+            "long text", finding.key, f"{start!r} has {tokens} tokens; CLIP reads {CONTEXT}, and the rest is lost"
+        )
     if finding.picture in pictures:
         report.add("same picture", finding.key, f"as {pictures[finding.picture]}")
     pictures.setdefault(finding.picture, finding.key)

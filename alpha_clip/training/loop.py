@@ -32,6 +32,7 @@ from .trainable import Tokenize, Trainable
 from .validation import evaluate
 
 Model = TypeVar("Model", bound=nn.Module)
+MANY_EPOCHS = 100  # beyond, it says so; the presets mean 8 and 20
 MAX_SCALE = 100.0  # CLIP clips the inverse temperature there (arXiv 2103.00020, section 2.5)
 
 
@@ -107,8 +108,9 @@ def finetune(
 
         model.train()
         done = at.step >= config.steps
-        if done and rank == 0:
-            tqdm.write(f"{folder} holds a finished run of {at.step} steps: there was nothing left to do", sys.stderr)
+        if rank == 0:
+            finished_before = f"{folder} holds a finished run of {at.step} steps: there was nothing left to do"
+            tqdm.write(finished_before if done else _plan(dataset, validation, config), sys.stderr)
         bar = tqdm(desc=description, initial=at.step, total=config.steps, unit="step", disable=done or rank > 0)
         while at.step < config.steps:
             start = time.perf_counter()
@@ -159,6 +161,13 @@ def finetune(
                 sys.exit(f"stopped by a signal after step {at.step}, {saved}")
         bar.close()
     return model.eval()
+
+
+def _plan(dataset: Dataset, validation: Dataset | None, config: TrainConfig) -> str:
+    epochs = config.steps * config.batch_size / max(1, len(dataset))
+    pictures = f"{len(dataset)} pictures, {0 if validation is None else len(validation)} to evaluate on"
+    many = f", which are many: lower steps, {config.steps}, or batch_size, {config.batch_size}" * (epochs > MANY_EPOCHS)
+    return f"{pictures}; {config.steps} steps of {config.batch_size}: {epochs:.3g} epochs{many}"
 
 
 def _update(seen: Trainable, optimizers: list[Optimizer], config: TrainConfig) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import checkpoints
 from ..model import CLIP, VisionTransformer
-from ..tokenizer import tokenize
+from ..tokenizer import tokenize_cut
 from ..transforms import Preprocess
 
 Tokenize = Callable[[Sequence[str]], Tensor]  # texts, in lower case, to (U, L) token ids
@@ -138,7 +138,7 @@ class OwnModel(Trainable):
         return ids[:, : int(ids.argmax(dim=-1).max()) + 1]  # the tower is causal: padding is idle
 
     def tokenizer(self) -> Tokenize:
-        return _cut
+        return tokenize_cut
 
     def checkpoint_blocks(self, on: bool) -> None:
         for tower in (self.visual.transformer, self.model.transformer):
@@ -146,7 +146,3 @@ class OwnModel(Trainable):
 
     def save(self, path: Path, with_text: bool, about: Mapping[str, str], tokenize: Tokenize) -> None:
         checkpoints.write(self.trained(with_text), path, confirmed=self.model.confirmed, about=about)
-
-
-def _cut(texts: Sequence[str]) -> Tensor:
-    return tokenize(texts, truncate=True)

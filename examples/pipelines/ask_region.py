@@ -26,11 +26,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--next", action="store_true", help="LLaVA-Next, at small size")
     parser.add_argument("--question", default="what is in this picture?")
     args = parser.parse_args(argv)
-    image, mask = region.read(parser, args)
-    model, prepare = speakers.load(args, small.llava_next if args.next else small.llava)
-    text = speakers.question(prepare, args.question)
-    for name, answer in speakers.answers(model, prepare, image, mask, text, args.tokens):
-        print(f"{name + ':':<15}{answer}")
+    with region.told_in_a_line(parser):
+        image, mask = region.read(parser, args)
+        model, prepare = speakers.load(args, small.llava_next if args.next else small.llava)
+        text = speakers.question(prepare, args.question)
+        for name, answer in speakers.answers(model, prepare, image, mask, text, args.tokens):
+            print(f"{name + ':':<15}{answer}")
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     speakers.add_arguments(parser)
     parser.add_argument("--prompt", default="a picture", help="how captions begin")
     args = parser.parse_args(argv)
-    image, mask = region.read(parser, args)
-    model, prepare = speakers.load(args, small.blip2_with_clip)
-    for name, caption in speakers.answers(model, prepare, image, mask, args.prompt, args.tokens):
-        print(f"{name + ':':<15}{args.prompt} {caption}")
+    with region.told_in_a_line(parser):
+        image, mask = region.read(parser, args)
+        model, prepare = speakers.load(args, small.blip2_with_clip)
+        for name, caption in speakers.answers(model, prepare, image, mask, args.prompt, args.tokens):
+            print(f"{name + ':':<15}{'' if caption.startswith(speakers.NOT_ASKED) else args.prompt + ' '}{caption}")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+import torch
+from PIL import Image
 
 import alpha_clip
+from alpha_clip.integrations import alpha_weight
+from alpha_clip.transforms import read as read_masks
+from alpha_clip.transforms import upright
 
 NONSENSE = (
     "At small size only the image tower has learned something. All else is random: that its words or pixels change is "
@@ -34,7 +40,32 @@ def read(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Ima
         return Image.open(_ASSETS / "sample.png").convert("RGB"), objects == 2
     if (args.mask is None) == (args.box is None):
         parser.error("where to look? give --mask or --box, one of the two")
-    image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
     if args.box is not None:
+        image = upright(args.image)
         return image, alpha_clip.box_mask(args.box, image.size[::-1])
-    return image, np.asarray(Image.open(args.mask).convert("L")) / 255
+    image, (mask,) = read_masks(args.image, args.mask)
+    return image, mask.numpy()
+
+
+def rest(mask: np.ndarray) -> np.ndarray | None:
+    """All but the region, or None: nothing else is in the picture."""
+    others: np.ndarray = 1.0 - mask
+    return others if others.max() >= 0.5 else None
+
+
+def check_alpha(model: torch.nn.Module, name: str) -> None:
+    """Complain of alpha weights of zero, which make no difference between masks."""
+    if not alpha_weight(model).any():
+        raise ValueError(
+            f"{name} holds no alpha weights, and without any a mask changes nothing: name some that fit, such as "
+            "--alpha grit20m, or give a folder that was saved with them"
+        )
+
+
+@contextmanager
+def told_in_a_line(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """What is wrong with a file, a name or a region ends the command with one line."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
+        parser.exit(1, f"{parser.prog}: {' '.join(str(error).split())}\n")

@@ -17,6 +17,8 @@ from alpha_clip.errors import IncompatibleCheckpoint
 from alpha_clip.integrations import ProcessorWithMask, from_pretrained, load_alpha_weights, processor_with_mask
 from alpha_clip.transforms import RegionLost
 
+NOT_ASKED = "not asked"  # in place of an answer
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="on the Hub, or a folder; without it, a small one with random weights")
@@ -34,6 +36,7 @@ def load(args: argparse.Namespace, small: Callable[[], tuple[Any, Any]]) -> tupl
         return load_alpha_weights(made, "tiny", "scenes"), processor_with_mask(plain_processor)
     if args.alpha is None:
         model: Any = from_pretrained(AutoModelForImageTextToText, args.model, dtype="auto")
+        region.check_alpha(model, args.model)
         model.to(args.device).eval()
     else:
         model = plain(args)
@@ -83,8 +86,12 @@ def answers(
     model: Any, prepare: ProcessorWithMask, image: Image.Image, mask: np.ndarray, text: str, tokens: int
 ) -> Iterator[tuple[str, str]]:
     """What is looked at, and what the model says of it."""
-    for name, where in (("whole picture", None), ("the region", mask), ("all but it", 1.0 - mask)):
+    yield "whole picture", say(model, prepare, image, None, text, tokens)[0]
+    for name, where in (("the region", mask), ("all but it", region.rest(mask))):
+        if where is None:
+            yield name, f"{NOT_ASKED}: the region is the whole picture"
+            continue
         try:
             yield name, say(model, prepare, image, where, text, tokens)[0]
         except RegionLost as error:
-            yield name, f"not asked: {error}"
+            yield name, f"{NOT_ASKED}: {error}"

@@ -45,16 +45,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=20, help="drawn scenes, where no --image is given")
     parser.add_argument("--prompt", default="what is in this picture?")
     args = parser.parse_args(argv)
+    if args.model and args.alpha is None:
+        parser.error("which weights go in? give --alpha")
+    with region.told_in_a_line(parser):
+        measure(parser, args)
+
+
+def measure(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    given = any((args.image, args.mask, args.box))
+    pictures = [region.read(parser, args)] if given else scenes(args.pictures)
     if args.model:
-        if args.alpha is None:
-            parser.error("which weights go in? give --alpha")
         model, prepare = speakers.plain(args), speakers.processor(args)
         weights, alpha, text = args.weights, args.alpha, speakers.question(prepare, args.prompt)
     else:
         print(region.NONSENSE)
         model, plain = small.blip2_with_clip()
         prepare, weights, alpha, text = processor_with_mask(plain), "tiny", "scenes", args.prompt
-    pictures = [region.read(parser, args)] if args.image else scenes(args.pictures)
 
     before = [look(model, prepare, image, None, text, args.tokens) for image, _ in pictures]
     modules, keys = architecture(model)

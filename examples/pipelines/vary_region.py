@@ -33,7 +33,6 @@ from PIL import Image
 
 from alpha_clip.errors import IncompatibleCheckpoint
 from alpha_clip.integrations import focus, from_pretrained, load_alpha_weights, processor_with_mask
-from alpha_clip.transforms import RegionLost
 
 CLASSES = {
     "variation": diffusers.StableDiffusionImageVariationPipeline,
@@ -48,6 +47,7 @@ def load(args: argparse.Namespace) -> Any:
     cls = CLASSES[args.kind]
     if args.alpha is None:
         pipe: Any = from_pretrained(cls, args.model)
+        region.check_alpha(pipe.image_encoder, args.model)
     else:
         pipe = cls.from_pretrained(args.model)
         try:
@@ -92,8 +92,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("vary_region.png"))
     args = parser.parse_args(argv)
-    image, mask = region.read(parser, args)
+    with region.told_in_a_line(parser):
+        draw(parser, args)
 
+
+def draw(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    image, mask = region.read(parser, args)
     if args.model:
         pipe = load(args)
     else:
@@ -103,14 +107,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     options = {"prompt": args.prompt, "steps": args.steps, "seed": args.seed}
     whole = vary(pipe, args.kind, image, None, **options)
-    try:
-        made = [vary(pipe, args.kind, image, where, **options) for where in (mask, 1.0 - mask)]
-    except RegionLost as error:
-        parser.error(str(error))
+    regions = {"the region": mask, "all but it": region.rest(mask)}
+    if regions["all but it"] is None:
+        del regions["all but it"]
+        print("the region is the whole picture: there is nothing but it")
+    made = [vary(pipe, args.kind, image, where, **options) for where in regions.values()]
     change = np.abs(np.asarray(made[0], float) - np.asarray(whole, float)).mean()
     print(f"after the region and after the whole picture, pixels differ by {change:.1f} of 255")
     sheet(image, [whole, *made]).save(args.out)
-    print(f"the picture, then after the whole of it, after the region, after all but it: {args.out}")
+    print(f"the picture, then after the whole of it, {', '.join(f'after {name}' for name in regions)}: {args.out}")
 
 
 def sheet(image: Image.Image, made: list[Image.Image], side: int = 256) -> Image.Image:

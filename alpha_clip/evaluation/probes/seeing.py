@@ -51,7 +51,7 @@ def encode(subject: Subject, rgb: Tensor) -> Tensor:
 
 def see(subject: Subject, image: Image.Image, masks: Iterable[NDArray[np.float32]]) -> Tensor:
     """(K, D) on the CPU, of unit length: a picture under K masks."""
-    return embed_regions(subject.model, image, np.stack(list(masks)), "alpha", chunk=CHUNK).cpu()
+    return embed_regions(subject.model, image, np.stack(list(masks)), "alpha", chunk=CHUNK).float().cpu()
 
 
 def namings(sample: Sample) -> dict[int, Naming]:
