@@ -45,7 +45,7 @@ def started(script: str, *arguments: Path):
     """A process; what it started ends with it, even if the test fails."""
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": path}
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
         try:
@@ -117,7 +117,7 @@ def test_ray_leaves_the_same_bytes_even_if_a_worker_is_killed(shards, tmp_path):
     run(COLOUR, shards, tmp_path / "plain masks")
     assert contents(tmp_path / "masks") == contents(tmp_path / "plain masks")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as each of two workers has on two cores: more would move the last bits
+    torch.set_num_threads(1)  # as those workers: more would move the last bits
     try:
         run(Embed(), sorted((tmp_path / "masks").glob("*.tar")), tmp_path / "plain features")
     finally:
