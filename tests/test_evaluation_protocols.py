@@ -359,7 +359,7 @@ def test_pictures_that_cannot_be_used_are_counted_and_the_others_asked_about(coc
     found = run_task(coco_task(coco_folder), [tiny], [parse("whole")], tmp_path / "out")
     assert {record.key for record in found.records} == {"COCO_3.png", "COCO_4.png"}
     assert "No such file" in found.unusable["COCO_0.png"]
-    assert "cannot identify image" in found.unusable["COCO_1.png"]
+    assert "its file is of no format that Pillow knows" in found.unusable["COCO_1.png"]
     assert "expected [72, 95], the picture's height and width" in found.unusable["COCO_2.png"]
 
 
