@@ -13,6 +13,7 @@ import pytest
 from grit_shards import of_scene, write
 
 from alpha_clip.pipeline import AnnotateGrounding, Embed, fingerprints, inspect, run
+from alpha_clip.towers import Tower
 from alpha_clip.training.shards import scanned
 
 EXTRA = 'pip install "alpha-clip[pipeline]"'
@@ -58,7 +59,7 @@ def test_whole_pictures_need_no_regions_no_captions_and_no_records(tmp_path):
     assert rows(out)["image_id"] == [name for name, _ in samples] and set(rows(out)["mask_id"]) == {-1}
     assert rows(out, "1")["image_id"] == ["a", "d"]
     vectors = np.array(rows(out)["vector"] + rows(out, "1")["vector"])
-    np.testing.assert_array_equal(vectors, np.repeat(vectors[:1], len(vectors), 0))
+    np.testing.assert_allclose(vectors, np.repeat(vectors[:1], len(vectors), 0), atol=1e-6)
     assert rejects(out) == [("b", "unreadable picture")]
 
 
@@ -68,6 +69,19 @@ def test_only_what_is_needed_of_a_sample_must_be_there(tmp_path):
     first, second = scanned(shard, ("image",))
     assert (first.image_size, first.json_size, first.wrong) == (len(b"picture"), 0, "")
     assert second.wrong == "it has no image file in the shard, expected b.jpg or b.jpeg or b.png or b.webp"
+
+
+@pytest.mark.parametrize("of", ["regions", "images"])
+def test_a_chunk_is_of_several_pictures(of, tmp_path, monkeypatch):
+    run(AnnotateGrounding("colour"), [write(tmp_path / "in" / "0.tar", map(of_scene, range(4)))], tmp_path / "out")
+    calls, encode = [], Tower.encode
+    monkeypatch.setattr(
+        Tower, "encode", lambda tower, rgb, *alpha: calls.append(len(rgb)) or encode(tower, rgb, *alpha)
+    )
+    run(Embed(of=of, chunk=3), [tmp_path / "out" / "0.tar"], tmp_path / "features")
+    count = len(rows(tmp_path / "features")["image_id"])
+    parts = calls[1:]  # the first was for the width of a vector
+    assert sum(parts) == count >= 4 and set(parts[:-1]) == {3}
 
 
 def test_another_chunk_is_another_setting_for_it_moves_the_last_bits(tmp_path):

@@ -163,7 +163,7 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--of", choices=get_args(Of), default=default.of, help="%(default)s")
     parser.add_argument("--method", default=default.method, help="of embed_regions, for regions; %(default)s")
     parser.add_argument("--dtype", choices=get_args(Kind), default=default.dtype, help="%(default)s")
-    parser.add_argument("--chunk", type=int, default=default.chunk, help="masks at a time; %(default)s")
+    parser.add_argument("--chunk", type=int, default=default.chunk, help="masks or pictures at a time; %(default)s")
     parser.set_defaults(do=_embed)
 
 

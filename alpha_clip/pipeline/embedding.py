@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..evaluation.subjects import find
 from ..hashes import fingerprint
 from ..regions import METHODS, embed_regions
+from ..towers import tower_of
 from ..training.pictures import BadSample, Picture, RegionShards
 from ..training.shards import Entry, scanned
 from . import fingerprints
@@ -27,7 +29,7 @@ Kind = Literal["float32", "float16"]
 
 WHOLE = -1  # the mask id of a feature of the whole picture
 
-_PICTURES = 256  # whose features are a row group, and in memory at a time
+_ROWS = 1024  # of a row group, and in memory at a time
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Embed:
     of: Of = "regions"
     method: str = "alpha"  # of `embed_regions`; for whole pictures, "whole"
     dtype: Kind = "float32"
-    chunk: int = 32  # masks at a time, with which the last bits of vectors change
+    chunk: int = 32  # masks or pictures at a time, with which the last bits of vectors change
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class Embedding:
     models: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._hash = fingerprint(self.model)
+        self._hash, self._tower = fingerprint(self.model), tower_of(self.model)
         self.models = {"model": f"{self.work.model} {self._hash}"}
         # An empty shard has a file of as many columns as the others.
         self._width = embed_regions(self.model, np.zeros((8, 8, 3), np.uint8), np.ones((8, 8)), "whole").shape[1]
@@ -90,33 +92,45 @@ class Embedding:
         values = arrow.float16() if self.work.dtype == "float16" else arrow.float32()
         columns = {"image_id": arrow.string(), "mask_id": arrow.int32(), "vector": arrow.list_(values, self._width)}
         schema = arrow.schema(columns | {"model": arrow.string()})
-        pictures = _pictures(shard, ledger, self.work.of)
+        rows = self.rows(_pictures(shard, ledger, self.work.of))
         with parquet.ParquetWriter(file, schema) as writer:
-            while some := [(picture.key, self.features(picture)) for picture in islice(pictures, _PICTURES)]:
-                ids = [(key, number) for key, found in some for number in self._numbers(len(found))]
-                vectors = np.concatenate([found for _, found in some]).astype(self.work.dtype)  # (N, D)
-                names, numbers = zip(*ids, strict=True) if ids else ((), ())
-                packed = arrow.FixedSizeListArray.from_arrays(arrow.array(vectors.ravel()), self._width)
+            while some := list(islice(rows, _ROWS)):
+                names, numbers, vectors = zip(*some, strict=True)
+                flat = np.concatenate(vectors).astype(self.work.dtype)
+                packed = arrow.FixedSizeListArray.from_arrays(arrow.array(flat), self._width)
                 table = [arrow.array(names, arrow.string()), arrow.array(numbers, arrow.int32()), packed]
-                writer.write_table(arrow.table([*table, arrow.array([self._hash] * len(ids))], schema))
-                ledger.pictures["written"] += len(some)
+                writer.write_table(arrow.table([*table, arrow.array([self._hash] * len(some))], schema))
                 if self.work.of == "regions":
-                    ledger.regions["written"] += len(ids)
+                    ledger.regions["written"] += len(some)
 
-    def _numbers(self, count: int) -> range:
-        return range(WHOLE, 0) if self.work.of == "images" else range(count)
+    def rows(self, pictures: Iterable[Picture]) -> Iterator[tuple[str, int, NDArray[np.float32]]]:
+        """Image id, mask id and feature (D,) of all regions, or of the pictures.
 
-    def features(self, picture: Picture) -> NDArray[np.float32]:
-        """(K, D) of its regions, or (1, D) of the whole, of unit length."""
-        if self.work.of == "images":
-            found = embed_regions(self.model, picture.image, np.ones(picture.image.size[::-1], bool), "whole")
-        elif picture.regions:
-            masks = [region.mask for region in picture.regions]
-            found = embed_regions(self.model, picture.image, masks, self.work.method, chunk=self.work.chunk)
-        else:  # a picture with a caption only
-            return np.empty((0, self._width), np.float32)
-        features: NDArray[np.float32] = found.float().cpu().numpy()
-        return features
+        As many as a chunk go through the model at a time, of several pictures too where the method is ``"alpha"``.
+        """
+        if self.work.of == "regions" and not (self.work.method == "alpha" and self._tower.takes_alpha):
+            for picture in pictures:
+                if picture.regions:
+                    masks = [region.mask for region in picture.regions]
+                    found = embed_regions(self.model, picture.image, masks, self.work.method, chunk=self.work.chunk)
+                    yield from ((picture.key, i, feature) for i, feature in enumerate(found.float().cpu().numpy()))
+            return
+        seen = self._seen(pictures)
+        while some := list(islice(seen, self.work.chunk)):
+            names, numbers, rgb, alpha = zip(*some, strict=True)
+            masked = torch.stack(alpha) if self.work.of == "regions" else None
+            features = self._tower.encode(torch.stack(rgb), masked).float().cpu().numpy()
+            yield from zip(names, numbers, features, strict=True)
+
+    def _seen(self, pictures: Iterable[Picture]) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
+        """Ids, pixels (3, n, n) and mask (1, n, n) of what the model is to see, whole pictures without a mask."""
+        for picture in pictures:
+            if self.work.of == "images":
+                yield picture.key, WHOLE, self._tower.preprocess(picture.image, geometry="pad"), None
+            elif picture.regions:
+                masks = [region.mask for region in picture.regions]
+                rgb, alphas = self._tower.preprocess(picture.image, masks, geometry="pad")
+                yield from ((picture.key, i, rgb, alpha) for i, alpha in enumerate(alphas))
 
 
 def _pictures(shard: Path, ledger: Ledger, of: Of) -> Iterator[Picture]:
@@ -133,6 +147,7 @@ def _pictures(shard: Path, ledger: Ledger, of: Of) -> Iterator[Picture]:
             if of == "regions":
                 ledger.regions["read"] += len(picture.regions)
             yield picture
+            ledger.pictures["written"] += 1
 
 
 def _regions(shard: Path) -> Iterator[Callable[[], Picture]]:
