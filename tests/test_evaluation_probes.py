@@ -663,6 +663,7 @@ def run_doctor(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_doctor_s_exit_status(monkeypatch, capsys, breaking):
     healthy = run_doctor("tiny", "--device", "cpu")
     assert (healthy.returncode, healthy.stderr) == (0, "")

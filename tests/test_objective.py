@@ -290,10 +290,8 @@ def assert_same_run(out: Path, expected: Path) -> None:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-4, msg=name)  # Adam divides by ~0
 
 
-@pytest.mark.parametrize(
-    ("processes", "accumulate"),
-    [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (4, 2), (2, 4)])
 def test_many_processes_are_as_one(alone, tmp_path, processes, accumulate):
     done = torchrun(processes, tmp_path, "--accumulate", str(accumulate))
     assert done.returncode == 0, done.stderr

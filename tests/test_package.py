@@ -149,6 +149,7 @@ print(sorted(others & set(sys.modules)))
     assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"
 
 
+@pytest.mark.slow
 def test_alpha_clip_onnx_waits_with_its_packages_until_they_are_needed(tmp_path):
     code = "import sys, alpha_clip.onnx; print(sorted({'onnx', 'onnxruntime', 'onnxscript'} & set(sys.modules)))"
     assert python("-c", code, cwd=tmp_path, path=ROOT) == "[]"

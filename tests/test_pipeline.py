@@ -777,6 +777,7 @@ def test_after_kill_9_the_rerun_leaves_the_files_of_an_uninterrupted_run(point, 
     assert contents(tmp_path) == contents(finished)
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_run_is_killed_and_the_rerun_completes_it(tmp_path):
     shards = [write(tmp_path / "in" / f"{k}.tar", map(of_scene, range(20 * k, 20 * k + 20))) for k in range(4)]
     command = ["annotate-grounding", "--input", *map(str, shards), "--segmenter", "colour", "--workers", "2"]
@@ -792,6 +793,7 @@ def test_workers_end_when_their_run_is_killed_and_the_rerun_completes_it(tmp_pat
     assert contents(tmp_path / "out") == contents(tmp_path / "at once")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_part_and_no_traceback(tmp_path):
     shards = [write(tmp_path / "in" / f"{k}.tar", map(of_scene, range(40 * k, 40 * k + 40))) for k in range(4)]
     command = ["annotate-grounding", "--input", *map(str, shards), "--segmenter", "colour"]
