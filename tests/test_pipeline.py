@@ -821,6 +821,7 @@ def wait_for(happened, process: subprocess.Popen | None = None) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error_that_says_what_to_do(tmp_path, grit_shards):
     with pytest.raises(RuntimeError, match="a worker was killed, perhaps for want of memory: run the same command"):
         run(Suicidal(), grit_shards[:1], tmp_path, workers=2)

@@ -839,6 +839,7 @@ run(AnnotateClassification("colour", words, keep=8, batch=2), [Path(folder) for 
 """
 
 
+@pytest.mark.slow
 def test_after_kill_9_the_rerun_leaves_the_files_of_an_uninterrupted_run(classes, work, finished, tmp_path):
     arguments = [sys.executable, "-c", KILLED, work.captioner, str(tmp_path), *map(str, classes)]
     process = subprocess.Popen(arguments, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -638,6 +638,7 @@ def test_without_a_terminal_no_progress_is_shown(published, environment, tmp_pat
     assert (run.returncode, out.decode(), err.decode().strip()) == (0, "", LICENCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["hub", "drive"])
 @pytest.mark.parametrize("disabled", [False, True])
 def test_a_terminal_shows_progress_unless_told_not_to(published, hub, environment, tmp_path, source, disabled):

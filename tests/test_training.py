@@ -966,6 +966,7 @@ finetune(tiny_model(), Halves(20), config(workers=1), validation=Halves(200), to
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["_update", "evaluate"])
 def test_an_error_ends_the_process_that_has_workers(where):
     paths = [os.path.dirname(__file__), *sys.path]
