@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from .transformer import LayerNorm, ResidualAttentionBlock, Transformer, is_changed, is_readable, is_watched, rows_of
 from .transformer import QuickGELU as QuickGELU  # where OpenAI's clip has it too
@@ -485,27 +484,3 @@ def matrices(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from own.values()
         else:
             yield from (own[name] for name in ("proj", "text_projection") if name in own)
-
-
-def unwrapped(model: Any) -> Any:
-    """The model in a wrapper that adds nothing to what the model's own methods compute.
-
-    Such are ``torch.compile``'s, ``DataParallel``, ``DistributedDataParallel``, ``AveragedModel`` and peft's, whose
-    adapters are in the modules of the model inside.
-    """
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # compiled
-            model = inner
-        elif callable(base := getattr(model, "get_base_model", None)):  # of peft
-            model = base()
-        else:
-            return model
-
-
-def first_weight(model: nn.Module) -> Tensor:
-    """The patch embedding's, whose dtype and device pixels must have, and whose dtype the features then have."""
-    tower = getattr(model, "visual", getattr(model, "vision_model", model))
-    found = next((m.weight for m in tower.modules() if isinstance(m, nn.Conv2d)), None)
-    return next(model.parameters()) if found is None else found

@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor, nn
 
-from .model import ALPHA_MEAN, ALPHA_STD, first_weight
+from .model import ALPHA_MEAN, ALPHA_STD
 from .towers import Tower, tower_of
 from .transforms import IMAGE_MEAN, Geometry, Mask, Picture, mask_box, read
+from .wrappers import first_weight
 
 Method = Callable[..., Tensor]  # (tower, RGB picture, (K, H, W) masks in [0, 1], chunk, options) -> (K, D)
 

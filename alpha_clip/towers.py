@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .model import CLIP, first_weight, unwrapped
+from .model import CLIP
 from .transforms import IMAGE_MEAN, IMAGE_STD, Preprocess
+from .wrappers import first_weight, unwrapped
 
 # Of transformers' models, which do not hold their own unless `open_tower` found it; SigLIP's scale to [-1, 1].
 _NORMALISATION = {

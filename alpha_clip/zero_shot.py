@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .model import CLIP, first_weight, unwrapped
+from .model import CLIP
 from .tokenizer import tokenize
+from .wrappers import first_weight, unwrapped
 
 _VOCABULARY = 49408  # of the tokenizer
 

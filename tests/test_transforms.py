@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torchvision import transforms as T
 
+from alpha_clip.given_masks import unit_mask
 from alpha_clip.model import FOREGROUND
-from alpha_clip.transforms import NoForeground, Preprocess, box_mask, unit_mask
+from alpha_clip.transforms import NoForeground, Preprocess, box_mask
 
 N = 64
 GEOMETRIES = ["crop", "pad", "squash"]

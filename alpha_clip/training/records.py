@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from .. import rle
-from ..transforms import box_mask, mask_values, unit_mask, upright
+from ..given_masks import mask_values, unit_mask
+from ..transforms import box_mask, upright
 
 CHECK = "`python -m alpha_clip.training.check DATA` lists them all."
 
