@@ -669,7 +669,7 @@ class Server:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", WATCHED, *arguments], env=env, stdout=log, stderr=subprocess.STDOUT
             )
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not (found := re.search(r"Open (http://127\.0\.0\.1:\d+/)", self.log.read_text())):
             if self.process.poll() is not None or time.monotonic() > until:
                 self.process.kill()
@@ -694,7 +694,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         """As systemd and Docker do."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(timeout=30) == 0
+        assert self.process.wait(timeout=120) == 0
         said = self.log.read_text()
         assert "OUTSIDE" not in said
         assert "alpha_clip/demo" not in said  # no traceback of ours; uvicorn has its own, of windows that are closed
@@ -706,6 +706,9 @@ def server(tmp_path_factory):
     pytest.importorskip("gradio", reason=INSTALL)
     with Server(tmp_path_factory.mktemp("plain"), "--max-megabytes", "5", "--max-megapixels", "50") as server:
         yield server
+
+
+STROKE = '"layers":[{'  # in what the browser tells of the editor, once there are any
 
 
 class Visitor:
@@ -861,16 +864,18 @@ def test_a_box_is_drawn_from_corner_to_corner(server, browser):
 def test_a_stroke_that_is_told_after_another_picture_was_chosen_is_not_taken_for_one_on_it(server, browser):
     visitor, (first, *_) = Visitor(browser, server.url), samples()
     page, held = visitor.page, []
-    # The pictures of a stroke go before it.
-    page.route("**/upload*", lambda route: held.append(route) if len(held) < 3 else route.continue_())
-    visitor.paint(*first.boxes[0])
-    while len(held) < 3:
-        page.wait_for_timeout(50)
+
+    def hold(route) -> None:  # as when the pictures of the stroke, which go before it, take long
+        held.append(route) if STROKE in route.request.post_data else route.continue_()
+
+    page.route("**/queue/join*", hold)
+    with page.expect_request(lambda request: "queue/join" in request.url and STROKE in request.post_data):
+        visitor.paint(*first.boxes[0])
     page.locator("#sample-1").click()
     visitor.best("whole", "a flower")
-    with page.expect_response(lambda response: visitor.tells(response, '"layers":[{')):
-        for upload in held:
-            upload.continue_()
+    with page.expect_response(lambda response: visitor.tells(response, STROKE)):
+        for told in held:
+            told.continue_()
     page.get_by_label("What could it be?").fill("a bird, a flower, a cat")
     page.locator("#answers .whole .name", has_text="a cat").wait_for()  # all before has been heard
     assert page.locator("#answers .waiting").count() == 2
