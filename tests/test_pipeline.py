@@ -779,7 +779,8 @@ def test_after_kill_9_the_rerun_leaves_the_files_of_an_uninterrupted_run(point, 
 
 @pytest.mark.slow
 def test_workers_end_when_their_run_is_killed_and_the_rerun_completes_it(tmp_path):
-    shards = [write(tmp_path / "in" / f"{k}.tar", map(of_scene, range(20 * k, 20 * k + 20))) for k in range(4)]
+    samples = [range(10), range(10, 110), range(110, 210)]  # when the first is done, the others are not
+    shards = [write(tmp_path / "in" / f"{k}.tar", map(of_scene, seeds)) for k, seeds in enumerate(samples)]
     command = ["annotate-grounding", "--input", *map(str, shards), "--segmenter", "colour", "--workers", "2"]
     arguments = [sys.executable, "-m", "alpha_clip.pipeline", *command, "--output", str(tmp_path / "out")]
     process = subprocess.Popen(arguments, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -793,14 +794,32 @@ def test_workers_end_when_their_run_is_killed_and_the_rerun_completes_it(tmp_pat
     assert contents(tmp_path / "out") == contents(tmp_path / "at once")
 
 
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from alpha_clip.pipeline import ColourSegmenter, segmenters
+from alpha_clip.pipeline.__main__ import main
+
+started, *arguments = sys.argv[1:]
+
+class Waits(ColourSegmenter):
+    def __call__(self, image, boxes):
+        Path(started).touch()
+        time.sleep(600)
+
+segmenters.find = lambda name, device=None: Waits()
+main(arguments)
+"""
+
+
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_part_and_no_traceback(tmp_path):
-    shards = [write(tmp_path / "in" / f"{k}.tar", map(of_scene, range(40 * k, 40 * k + 40))) for k in range(4)]
-    command = ["annotate-grounding", "--input", *map(str, shards), "--segmenter", "colour"]
-    arguments = [sys.executable, "-m", "alpha_clip.pipeline", *command, "--output", str(tmp_path / "out")]
+def test_ctrl_c_leaves_no_part_and_no_traceback(grit_shards, tmp_path):
+    command = ["annotate-grounding", "--input", str(grit_shards[0]), "--output", str(tmp_path / "out")]
+    arguments = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "started"), *command, "--segmenter", "colour"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: any((tmp_path / "out" / "manifests").glob("*.json")), process)
+    wait_for((tmp_path / "started").exists, process)
+    assert list((tmp_path / "out").rglob("*.part"))
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == "\nstopped: the same command goes on from what is done\n"
     assert process.returncode == 130 and not list((tmp_path / "out").rglob("*.part"))

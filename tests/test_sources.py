@@ -610,7 +610,7 @@ def test_an_interrupted_download_leaves_nothing_to_be_taken_for_the_file(
             assert run.poll() is None
             time.sleep(0.05)
         run.send_signal(signal.SIGINT)
-        assert "KeyboardInterrupt" in run.communicate(timeout=120)[1].decode()
+        assert "KeyboardInterrupt" in run.communicate(timeout=300)[1].decode()
     assert not any("pth" in path.name for path in tmp_path.iterdir())
     hub.stalling.clear()
     assert_equal(load(published), published.expected())
@@ -634,7 +634,7 @@ def test_a_full_disk(published, load, environment, hub, tmp_path):
 
 def test_without_a_terminal_no_progress_is_shown(published, environment, tmp_path):
     with in_new_process(published, tmp_path, environment) as run:
-        out, err = run.communicate(timeout=120)
+        out, err = run.communicate(timeout=300)
     assert (run.returncode, out.decode(), err.decode().strip()) == (0, "", LICENCE)
 
 

@@ -975,6 +975,6 @@ def test_an_error_ends_the_process_that_has_workers(where):
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 1 and "OutOfMemoryError: too much" in done.stderr, done.stderr
