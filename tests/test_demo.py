@@ -768,6 +768,12 @@ class Visitor:
         self.paint(x0 + dx, y0 + dy, x1 - dx, y1 - dy)
         self.paint(x0 + dx, y1 - dy, x1 - dx, y0 + dy)
 
+    def frame(self) -> tuple[float, float]:
+        """Where a small square picture to draw a box on begins, on the screen: it lies in the middle, at its own size."""
+        self.page.wait_for_function("document.querySelector('#frame img')?.naturalWidth")
+        place = self.page.locator("#frame img").bounding_box()
+        return (place["x"] + (place["width"] - SAMPLE) / 2, place["y"] + (place["height"] - SAMPLE) / 2)
+
     def fits(self) -> bool:
         return self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
@@ -798,10 +804,9 @@ def test_a_box_by_two_taps_its_edges_and_the_attention_over_the_picture(server, 
     visitor.best("whole", "a flower")
     page.get_by_label("Box", exact=True).check()
     visitor.best("alpha", "a flower")  # the box in the middle, before it is moved
-    frame = page.locator("#frame img")
-    left = (frame.bounding_box()["width"] - SAMPLE) / 2  # a small picture lies in the middle, at its own size
-    frame.click(position={"x": left + x1, "y": left + y0})
-    frame.click(position={"x": left + x0, "y": left + y1})  # while the first is being answered
+    left, top = visitor.frame()
+    page.mouse.click(left + x1, top + y0)
+    page.mouse.click(left + x0, top + y1)  # while the first is being answered
     visitor.best("alpha", "a house")
     visitor.best("crop", "a house")
     visitor.edges((x0, y0, x1, y1))
@@ -818,11 +823,8 @@ def test_what_is_done_while_the_picture_is_on_its_way_waits_for_it(server, brows
     page, (x0, y0, x1, y1) = visitor.page, sample.boxes[0]
     page.get_by_label("Box", exact=True).check()
     page.locator("#answers .alpha .best").wait_for()  # of the box in the middle
-    page.wait_for_function("document.querySelector('#frame img').naturalWidth")
+    (left, top), mouse = visitor.frame(), page.mouse
     page.route(re.compile("/file="), lambda route: route.continue_() if released.is_set() else held.append(route))
-    frame = page.locator("#frame img")
-    place, mouse = frame.bounding_box(), page.mouse
-    left, top = (place[way] + (place[length] - SAMPLE) / 2 for way, length in (("x", "width"), ("y", "height")))
     mouse.click(left + x0, top + y0)
     page.wait_for_function("document.querySelector('#frame img').naturalWidth === 0")
     mouse.click(left + x1, top + y1)
@@ -839,10 +841,8 @@ def test_a_box_is_drawn_from_corner_to_corner(server, browser):
     visitor, (sample, *_) = Visitor(browser, server.url), samples()
     page, (x0, y0, x1, y1) = visitor.page, sample.boxes[0]
     page.get_by_label("Box", exact=True).check()
-    frame = page.locator("#frame img")
-    frame.wait_for()
-    place, mouse = frame.bounding_box(), page.mouse
-    left, top = (place[way] + (place[length] - SAMPLE) / 2 for way, length in (("x", "width"), ("y", "height")))
+    page.locator("#answers .alpha .best").wait_for()  # of the box in the middle
+    (left, top), mouse = visitor.frame(), page.mouse
     mouse.move(left + x1, top + y0)
     mouse.down()
     mouse.move(left + x0, top + y1, steps=3)
