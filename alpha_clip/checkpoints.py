@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .atomic import replacing
 from .errors import IncompatibleCheckpoint, WeightsError
 from .hashes import sha256
 from .model import HEAD_WIDTH
@@ -106,20 +107,15 @@ def write(
     from safetensors.torch import save_file
 
     metadata = {**(METADATA if confirmed else {"format": METADATA["format"]}), **(about or {})}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()  # with the mode that the user's files have; the library's own are for the owner alone
-        mode = part.stat().st_mode
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata)
-        part.chmod(mode)
-        with part.open("r+b") as file:  # Windows flushes what can be written alone
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with replacing(path, sync=True) as part:
+            part.touch()  # with the mode that the user's files have; the library's own are for the owner alone
+            mode = part.stat().st_mode
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata)
+            part.chmod(mode)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # --- which format ---

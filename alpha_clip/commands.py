@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .api import as_device, available_models, load
+from .atomic import replacing
 from .attention_map import attention_map, painted
 from .catalogue import available_alpha_weights
 from .mask_sources import POINTS, SamMasks, grid, in_words, when_needed
@@ -400,10 +401,5 @@ def _write(path: str, write: Callable[[Any], object]) -> None:
         write(content := io.BytesIO())  # neither NumPy nor Pillow writes into every pipe
         sys.stdout.buffer.write(content.getvalue())
         return
-    part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(Path(path)) as part, part.open("wb") as file:
+        write(file)

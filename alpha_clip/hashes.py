@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from . import atomic
 
 
 def sha256(path: Path) -> str:
@@ -63,10 +64,5 @@ def _stamp(path: Path) -> dict[str, int]:
 
 
 def _remember(path: Path, record: dict[str, object]) -> None:
-    part = _record(path).with_suffix(f".{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(record))
-        os.replace(part, _record(path))
-    except OSError:  # a folder that cannot be written to costs a second reading, no more
-        with suppress(OSError):
-            part.unlink()
+    with suppress(OSError):  # a folder that cannot be written to costs a second reading, no more
+        atomic.write_text(_record(path), json.dumps(record))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import checkpoints, vocabulary
+from . import atomic, checkpoints, vocabulary
 from .model import CLIP, empty_model
 
 _FILES = {".pt", ".pth", ".bin", ".safetensors"}  # what others save weights as
@@ -120,9 +120,7 @@ def _save(model: CLIP, folder: Path, title: str, name: str) -> Path:
     checkpoints.write(tensors, folder / "model.safetensors", confirmed=model.confirmed)
     card = folder / "README.md"
     if not card.exists():
-        part = card.with_name(f".{card.name}.{os.getpid()}.part")
-        part.write_text(_card(model, title, name), encoding="utf-8")
-        os.replace(part, card)
+        atomic.write_text(card, _card(model, title, name))
     return folder
 
 

@@ -769,7 +769,7 @@ class Visitor:
         self.paint(x0 + dx, y1 - dy, x1 - dx, y0 + dy)
 
     def frame(self) -> tuple[float, float]:
-        """Where a small square picture to draw a box on begins, on the screen: it lies in the middle, at its own size."""
+        """Where the picture to draw a box on begins, on the screen: a small one lies in the middle, at its own size."""
         self.page.wait_for_function("document.querySelector('#frame img')?.naturalWidth")
         place = self.page.locator("#frame img").bounding_box()
         return (place["x"] + (place["width"] - SAMPLE) / 2, place["y"] + (place["height"] - SAMPLE) / 2)

@@ -738,6 +738,7 @@ def test_a_shard_that_changed_is_done_again(tmp_path):
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from alpha_clip.pipeline import AnnotateGrounding, ColourSegmenter, run, segmenters, tasks
 
 point, out, *shards = sys.argv[1:]
@@ -754,7 +755,7 @@ class Stops(ColourSegmenter):
 
 segmenters.find = lambda name, device=None: Stops()
 if point == "before the manifest":
-    tasks.write_whole = lambda path, text: os.kill(os.getpid(), signal.SIGKILL)
+    tasks.atomic = SimpleNamespace(write_text=lambda path, text: os.kill(os.getpid(), signal.SIGKILL))
 run(AnnotateGrounding("colour", batch=2), [Path(shard) for shard in shards], Path(out))
 """
 

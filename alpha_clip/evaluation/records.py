@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import atomic
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -82,13 +84,6 @@ class Journal:
             file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under a temporary name, and rename it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def _claim(path: Path, identity: Mapping[str, Any]) -> None:
     """Write down what the run is of; more models may come later, but nothing may be another under the same name."""
     wanted = json.loads(json.dumps(identity))
@@ -98,7 +93,7 @@ def _claim(path: Path, identity: Mapping[str, Any]) -> None:
             f"{path.parent} holds a run with another {', '.join(other)}: choose another folder, or delete this one"
         )
     if found | wanted != found:
-        write_whole(path, json.dumps(found | wanted, indent=1) + "\n")
+        atomic.write_text(path, json.dumps(found | wanted, indent=1) + "\n")
 
 
 def _drop_half_a_line(path: Path) -> None:

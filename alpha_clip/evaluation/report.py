@@ -10,11 +10,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .. import atomic
 from . import compare, figures, gallery, metrics, results
 from .compare import Comparison
 from .figures import Dot, Drawing
 from .metrics import Estimate
-from .records import write_whole
 from .run import Pair, Run
 from .samples import Column
 from .tables import Cell, Finding, Table
@@ -46,7 +46,7 @@ class Grid:
 def write(found: Run, folder: Path, command: Sequence[str]) -> Path:
     """Write report.html into `folder`."""
     path = folder / "report.html"
-    write_whole(path, html(found, command))
+    atomic.write_text(path, html(found, command))
     return path
 
 
@@ -77,7 +77,7 @@ def html(found: Run, command: Sequence[str]) -> str:
 
 
 def write_comparison(found: Comparison, path: Path) -> None:
-    write_whole(path, html_of(found))
+    atomic.write_text(path, html_of(found))
 
 
 def html_of(found: Comparison) -> str:

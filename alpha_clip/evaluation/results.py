@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .records import Answer, Record, write_whole
+from .. import atomic
+from .records import Answer, Record
 from .run import Pair, Run, cost
 from .samples import Column
 from .tables import Table
@@ -26,8 +27,8 @@ PACKAGES = ("alpha-clip", "torch", "torchvision", "transformers", "open_clip_tor
 def write(found: Run, folder: Path, command: Sequence[str]) -> None:
     """Write results.json and results.md into `folder`, each under a temporary name first."""
     text = json.dumps(contents(found, command), separators=(",", ":"), default=_plain)
-    write_whole(folder / "results.json", text + "\n")
-    write_whole(folder / "results.md", markdown(found, command))
+    atomic.write_text(folder / "results.json", text + "\n")
+    atomic.write_text(folder / "results.md", markdown(found, command))
 
 
 def contents(found: Run, command: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..evaluation.records import write_whole
+from .. import atomic
 from ..training.pictures import BadSample, Picture, RegionShards
 
 PAGE = "inspect.html"
@@ -57,7 +57,9 @@ def inspect(folder: Path, samples: int = 24, seed: int = 0) -> Path:
     ]
     head = f"<!doctype html><meta charset=utf-8><title>{escape(folder.resolve().name)}</title><style>{_STYLE}</style>"
     page = "\n".join([head, *parts]) + "\n"
-    write_whole(folder / PAGE, page.encode("utf-8", "backslashreplace").decode())  # a name may be in another encoding
+    atomic.write_text(
+        folder / PAGE, page.encode("utf-8", "backslashreplace").decode()
+    )  # a name may be in another encoding
     return folder / PAGE
 
 

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..evaluation.records import write_whole
+from .. import atomic
 from . import on_ray
 from .ledger import Ledger
 from .on_ray import Cluster
@@ -131,7 +131,7 @@ def _claim(path: Path, work: Work) -> None:
         raise ValueError(f"{path.parent} holds a run with another {', '.join(other)} ({both}): {REMEDY}")
     found = now | {name: value for name, value in before.items() if value is not None}
     if found != before or not begun:
-        write_whole(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
+        atomic.write_text(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
 def _alone(work: Work, shards: Sequence[Path], folder: Path) -> Iterator[None]:

@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
-from uuid import uuid4
 
 from safetensors import SafetensorError
 
-from ..evaluation.records import write_whole
+from .. import atomic
+from ..atomic import replacing
 from ..hashes import sha256
 from ..training.records import parsed
 from . import duplicates, fingerprints
@@ -151,16 +150,16 @@ def make(shard: Path, folder: Path, task: Task) -> None:
     ledger, before = Ledger(), _stamp(shard)
     name = name_of(shard)
     made, rejects = folder / f"{name}{task.suffix}", folder / REJECTS / f"{name}.jsonl"
-    with _whole(made) as file:
+    with replacing(made) as part, part.open("wb") as file:
         task(shard, file, ledger)
-    with _whole(rejects) as file:
+    with replacing(rejects) as part, part.open("wb") as file:
         file.writelines(json.dumps({"shard": shard.name, **line}).encode() + b"\n" for line in ledger.lines())
     files = [made, rejects]
     if ledger.hashes is not None:
         files.append(folder / HASHES / f"{name}.bin")
         files[-1].parent.mkdir(exist_ok=True)
-        with _whole(files[-1]) as file:
-            file.write(ledger.hashes)
+        with replacing(files[-1]) as part:
+            part.write_bytes(ledger.hashes)
     manifest = {
         "version": _VERSION,
         "input": before[0] | {"sha256": _digest(shard) if _stamp(shard) == before else _CHANGED},
@@ -169,18 +168,7 @@ def make(shard: Path, folder: Path, task: Task) -> None:
         "models": dict(task.models),
         "versions": {name: version(name) for name in PACKAGES},
     }
-    write_whole(_manifest(shard, folder), json.dumps(manifest, indent=1) + "\n")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    part = path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}.part")  # machines may share a process number
-    try:
-        with part.open("wb") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    atomic.write_text(_manifest(shard, folder), json.dumps(manifest, indent=1) + "\n")
 
 
 def name_of(shard: Path) -> str:
@@ -265,7 +253,7 @@ def summarise(folder: Path) -> Ledger:
     What is not as its manifest says is left out.
     """
     total, models, names = Ledger(), dict[str, str](), list[str]()
-    with _whole(folder / ALL_REJECTS) as file:
+    with replacing(folder / ALL_REJECTS) as part, part.open("wb") as file:
         for path in _manifests(folder):
             if not _is_whole(path, folder):
                 continue
@@ -285,5 +273,5 @@ def summarise(folder: Path) -> Ledger:
     if all(path.is_file() for path in hashes):
         total.duplicates = sum(int(again.sum()) for again in duplicates.repeated(hashes))
         report["duplicates"] = total.duplicates
-    write_whole(folder / REPORT, json.dumps(report, indent=1) + "\n")
+    atomic.write_text(folder / REPORT, json.dumps(report, indent=1) + "\n")
     return total

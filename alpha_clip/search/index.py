@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout  # torch and huggingface_hub need it too
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..atomic import replacing
 from ..transforms import mask_box
 
 OUTLINE = 64  # masks are kept to be drawn, at so many pixels a side
@@ -307,13 +308,9 @@ class RegionIndex:
 
 
 def write(path: Path, content: bytes | NDArray[Any]) -> None:
-    """Write a file under a temporary name, and rename it once all of it is on the disk."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # two processes may create the same index
-    with part.open("wb") as file:
+    """Write a file whole or not at all; two processes may create the same index."""
+    with replacing(path, sync=True) as part, part.open("wb") as file:
         if isinstance(content, bytes):
             file.write(content)
         else:
             np.save(file, content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import rle
+from ..atomic import replacing
 from ..transforms import mask_box
 from . import shards
 from .records import BadSample, Picture, Region, make_picture, parsed
@@ -231,14 +232,13 @@ def _write_shard(path: Path, first: Picture, others: Iterable[Picture], keys: se
         from webdataset import TarWriter
     except ImportError as error:
         raise ImportError('writing shards needs webdataset: pip install "alpha-clip[train]"') from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file, TarWriter(file, mtime=0, encoder=False) as writer:
-            for picture in chain([first], others):
-                writer.write(_sample(picture, keys))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(path) as part,
+        part.open("wb") as file,
+        TarWriter(file, mtime=0, encoder=False) as writer,
+    ):
+        for picture in chain([first], others):
+            writer.write(_sample(picture, keys))
 
 
 def _sample(picture: Picture, keys: set[str]) -> dict[str, str | bytes]:

@@ -18,6 +18,9 @@ from typing import NamedTuple
 from filelock import FileLock
 from tqdm import tqdm
 
+from .. import atomic
+from ..atomic import replacing
+
 CACHE = "~/.cache/alpha_clip/shards"
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TIMEOUT = 20  # seconds without a byte, after which a server counts as hanging
@@ -101,21 +104,21 @@ def fetched(url: str, cache: Path) -> Path:
 
 def _fetch(url: str, path: Path) -> Path:
     cache = path.parent
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     request = urllib.request.Request(url, headers={"User-Agent": "alpha-clip"})
     try:
         # Not torch.hub's download, nor urlretrieve's: of a connection that breaks, the first keeps what came.
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, part.open("wb") as file:
+        with (
+            replacing(path) as part,
+            urllib.request.urlopen(request, timeout=TIMEOUT) as answer,
+            part.open("wb") as file,
+        ):
             expected = answer.headers["Content-Length"]
             shutil.copyfileobj(answer, file, 1 << 20)
             if expected is not None and file.tell() != int(expected):
                 raise ConnectionError(f"{file.tell()} of {expected} bytes came")
-        os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:
         remedy = "check the address, then run again; shards that came are kept"
         raise ConnectionError(f"{url} could not be fetched into {cache}: {error}: {remedy}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -143,15 +146,10 @@ def index(shard: Path, cache: Path) -> list[Entry]:
 
 def _remember(text: str, places: list[Path]) -> None:
     for place in places:
-        part = place.with_name(f"{place.name}.{os.getpid()}.part")
-        try:
+        with suppress(OSError):  # nowhere to write costs a second scan, no more
             place.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, place)
+            atomic.write_text(place, text)
             return
-        except OSError:  # nowhere to write costs a second scan, no more
-            with suppress(OSError):
-                part.unlink()
 
 
 def scanned(shard: Path, needed: Sequence[str] = ("image", "json")) -> list[Entry]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Subset
 
+from .. import atomic
 from .config import FREE, TrainConfig
 from .data import Dataset
 from .foreign import trainable
@@ -134,7 +135,7 @@ class Log:
         self.path = folder / METRICS
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
-            _write(self.path, "".join(f"{line}\n" for line in lines))
+            atomic.write_text(self.path, "".join(f"{line}\n" for line in lines))
         self._writer: Any = None
         if tensorboard:
             try:
@@ -156,13 +157,7 @@ def save_bad_batch(folder: Path, step: int, terms: Mapping[str, float], keys: li
     """Which pictures a loss that is not finite came from, and all their texts."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"step": step, "terms": {k: repr(v) for k, v in terms.items()}, "pictures": keys, "texts": texts}
-    _write(folder / BAD_BATCH, json.dumps(content, indent=1))
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)
+    atomic.write_text(folder / BAD_BATCH, json.dumps(content, indent=1))
 
 
 def _step(line: str) -> float:

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import alpha_clip
-from alpha_clip.evaluation.records import write_whole
+from alpha_clip import atomic
 from alpha_clip.model import CLIP
 from alpha_clip.pipeline import AnnotateGrounding, inspect, run
 from alpha_clip.scenes import HELD_OUT, STYLES, draw_scene
@@ -112,7 +112,7 @@ class Study:
         found = quality(stored(folder), named, lambda key: exact[number[key]])
         if ARMS[name].work:
             inspect(folder)
-        write_whole(self.labels(name), json.dumps({"check": str(check(RegionShards(folder))), **asdict(found)}))
+        atomic.write_text(self.labels(name), json.dumps({"check": str(check(RegionShards(folder))), **asdict(found)}))
 
     # --- the runs ---
 
@@ -128,7 +128,7 @@ class Study:
             )  # fmt: skip
             finetune(model, RegionShards(self.shards(name)), config)
         seen = {style: seen_regions(model, view, style, self.scenes) for style in STYLES}
-        write_whole(self.result(name, seed), json.dumps({"seen": seen, "cosine": kept(model, base, self.scenes)}))
+        atomic.write_text(self.result(name, seed), json.dumps({"seen": seen, "cosine": kept(model, base, self.scenes)}))
 
 
 def stored(folder: Path) -> Iterator[Picture]:
@@ -273,7 +273,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if (claim := args.out / "settings.json").exists() and (found := json.loads(claim.read_text())) != wanted:
         parser.error(f"{args.out} is of a study with {found}, not {wanted}: name another --out")
-    write_whole(claim, json.dumps(wanted))
+    atomic.write_text(claim, json.dumps(wanted))
 
     runs = [(name, seed) for seed in range(args.seeds) for name in (*ARMS, *UNTRAINED) if seed == 0 or name in ARMS]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
