@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from . import catalogue, vocabulary, weights
+from .errors import TunedTower, ZeroAlpha
 from .model import CLIP, matrices
 from .transforms import Preprocess
 
@@ -60,8 +61,9 @@ def load(
         ValueError: `jit` is True, or `device` names none that torch knows.
 
     Warns:
-        UserWarning: the alpha weights are all zero, so that masks will be ignored; or nothing confirms that the model
-            in a file has the heads and the activation of OpenAI's CLIP.
+        ZeroAlpha: the alpha weights are all zero, so that masks will be ignored.
+        TunedTower: likewise, and the model is not plain CLIP either, as the rest of its image tower stays tuned.
+        UserWarning: nothing confirms that the model in a file has the heads and the activation of OpenAI's CLIP.
     """
     name = _as_name("name", name)
     _check_arguments(name, device, jit, dtype)
@@ -88,6 +90,7 @@ def load(
 
 
 def _warn_of_zeros(name: str, silenced: bool) -> None:
+    category = TunedTower if silenced else ZeroAlpha
     if silenced:
         text = (
             f"the alpha weights in {name} are set to zero here: it ignores every mask. But it is not plain CLIP: the "
@@ -98,7 +101,7 @@ def _warn_of_zeros(name: str, silenced: bool) -> None:
             f"{name} has alpha weights of zero here: it is plain CLIP, and ignores every mask. "
             "Pass alpha_vision_ckpt_pth= to load some."
         )
-    warnings.warn(text, stacklevel=3)  # the caller of `load`
+    warnings.warn(text, category, stacklevel=3)  # the caller of `load`
 
 
 def _cast(model: CLIP, dtype: torch.dtype, copy: bool) -> None:

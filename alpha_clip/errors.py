@@ -1,4 +1,4 @@
-"""What can be wrong with weights."""
+"""What can be wrong with weights: errors, and warnings that a caller may want to filter."""
 
 
 class WeightsError(RuntimeError):
@@ -15,3 +15,19 @@ class HashMismatch(WeightsError):
 
 class IncompatibleCheckpoint(WeightsError):
     """A file holds something else than the weights that are needed, or could only be read by running code from it."""
+
+
+class ZeroAlpha(UserWarning):
+    """A model was loaded with alpha weights of zero: it is plain CLIP, and ignores every mask."""
+
+
+class TunedTower(UserWarning):
+    """A model was loaded without the alpha weights that its image tower was tuned with: it is not plain CLIP either."""
+
+
+class MasksIgnored(UserWarning):
+    """A mask was given to a model whose alpha weights are all zero, or such a model was opened."""
+
+
+class WordsNeverRead(UserWarning):
+    """A text has words outside the small vocabulary of the model."""

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import MasksIgnored
 from .transformer import LayerNorm, ResidualAttentionBlock, Transformer, is_changed, is_readable, is_watched, rows_of
 from .transformer import QuickGELU as QuickGELU  # where OpenAI's clip has it too
 
@@ -161,7 +162,7 @@ class VisionTransformer(nn.Module):
         if "mask" in self._unseen and not self.training:  # in training, zero is where alpha weights start
             self._unseen.discard("mask")
             if not self.conv1_alpha.weight.any():
-                warnings.warn(_BLIND, stacklevel=2)
+                warnings.warn(_BLIND, MasksIgnored, stacklevel=2)
         if (
             "floating alpha" in self._unseen
             and alpha.is_floating_point()
@@ -173,7 +174,8 @@ class VisionTransformer(nn.Module):
         conv1, conv1_alpha = f"{prefix}conv1.weight", f"{prefix}conv1_alpha.weight"
         if conv1 in state_dict and conv1_alpha not in state_dict:
             state_dict[conv1_alpha] = torch.zeros_like(state_dict[conv1][:, :1])
-            warnings.warn(f"no {conv1_alpha} in this state dict: filled with zeros. {_BLIND}", stacklevel=2)
+            text = f"no {conv1_alpha} in this state dict: filled with zeros. {_BLIND}"
+            warnings.warn(text, MasksIgnored, stacklevel=2)
         self._unseen = {"mask", "floating alpha"}
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -13,7 +13,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from .errors import IncompatibleCheckpoint
+from .errors import IncompatibleCheckpoint, WordsNeverRead
 from .tokenizer import shared_tokenizer
 
 ROWS, IDS = "token_embedding.weight", "token_ids"
@@ -76,5 +76,6 @@ class UnknownWords:
             warnings.warn(
                 f"this model has never read {', '.join(map(repr, sorted(words)))}: such words all mean the same to it. "
                 "Its vocabulary is small, see the model card; models by other names know them.",
+                WordsNeverRead,
                 stacklevel=3,
             )

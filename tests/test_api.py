@@ -18,7 +18,7 @@ from alpha_clip import catalogue, weights
 from alpha_clip.api import available_models, load
 from alpha_clip.checkpoints import METADATA
 from alpha_clip.checkpoints import write as save
-from alpha_clip.errors import WeightsError
+from alpha_clip.errors import MasksIgnored, TunedTower, WeightsError, WordsNeverRead, ZeroAlpha
 from alpha_clip.hashes import sha256
 from alpha_clip.model import CLIP
 from alpha_clip.sources import Weights
@@ -203,7 +203,7 @@ def test_the_image_tower_is_the_alpha_files_and_the_text_tower_the_bases(assets)
 
 @pytest.mark.parametrize("none", [None, "None"])
 def test_none_is_plain_clip(assets, none):
-    with pytest.warns(UserWarning, match=f"^tiny {BLIND}") as caught:
+    with pytest.warns(ZeroAlpha, match=f"^tiny {BLIND}") as caught:
         model, _ = load("tiny", "cpu", alpha_vision_ckpt_pth=none)
     assert len(caught) == 1 and caught[0].filename == __file__
     assert not alpha_weight(model).any()
@@ -212,10 +212,10 @@ def test_none_is_plain_clip(assets, none):
 
 
 def test_the_first_masked_call_of_a_blind_model_warns_again(assets, picture, mask):
-    with pytest.warns(UserWarning, match=BLIND):
+    with pytest.warns(ZeroAlpha, match=BLIND):
         model, _ = load("tiny", "cpu", alpha_vision_ckpt_pth=None)
     whole = model.encode_image(picture)
-    with pytest.warns(UserWarning, match="every mask is ignored"):
+    with pytest.warns(MasksIgnored, match="every mask is ignored"):
         masked = model.encode_image(picture, mask)
     assert torch.equal(masked, whole)
     model.encode_image(picture, mask)  # once is enough
@@ -229,7 +229,7 @@ def test_alpha_weights_do_not_warn_and_look_at_the_mask(assets, picture, mask):
 def test_auto_without_released_alpha_weights_is_plain_clip(monkeypatch, tmp_path):
     path = write(checkpoints.plain_clip(), tmp_path / "b32.safetensors")
     monkeypatch.setitem(catalogue.BASES, "ViT-B/32", Weights(path.name, sha256(path)))
-    with pytest.warns(UserWarning, match=f"^ViT-B/32 {BLIND}"):
+    with pytest.warns(ZeroAlpha, match=f"^ViT-B/32 {BLIND}"):
         model, _ = load("ViT-B/32", "cpu", download_root=str(tmp_path))
     assert not alpha_weight(model).any()
 
@@ -308,7 +308,7 @@ def test_folders_are_found_through_links_and_relative_paths(tmp_path, monkeypatc
 def test_none_zeroes_the_alpha_weights_inside_and_says_that_this_is_not_plain_clip(tmp_path):
     path = write(checkpoints.clip(), tmp_path / "model.pt")
     message = r"the alpha weights in .*model\.pt are set to zero here: .* not plain CLIP: the rest .* stays tuned"
-    with pytest.warns(UserWarning, match=message) as caught:
+    with pytest.warns(TunedTower, match=message) as caught:
         model, _ = load(str(path), "cpu", alpha_vision_ckpt_pth=None)
     assert len(caught) == 1 and caught[0].filename == __file__
     assert not alpha_weight(model).any()
@@ -317,13 +317,13 @@ def test_none_zeroes_the_alpha_weights_inside_and_says_that_this_is_not_plain_cl
 
 def test_none_with_a_file_whose_alpha_weights_are_zero_is_plain_clip(tmp_path):
     path = write(checkpoints.blind_clip(), tmp_path / "model.pt")
-    with pytest.warns(UserWarning, match=BLIND):
+    with pytest.warns(ZeroAlpha, match=BLIND):
         load(str(path), "cpu", alpha_vision_ckpt_pth=None)
 
 
 def test_a_path_without_alpha_weights_is_plain_clip(tmp_path):
     path = write(checkpoints.plain_clip(), tmp_path / "finetuned.pt")
-    with pytest.warns(UserWarning, match=BLIND):
+    with pytest.warns(ZeroAlpha, match=BLIND):
         model, _ = load(str(path), "cpu")
     assert not alpha_weight(model).any()
 
@@ -364,20 +364,20 @@ def unknown(*words: str) -> str:
 
 def test_an_unknown_word_is_named(assets):
     model, _ = load("tiny", "cpu")
-    with pytest.warns(UserWarning, match=unknown("hippopotamus")):
+    with pytest.warns(WordsNeverRead, match=unknown("hippopotamus")):
         model.encode_text(tokenize(["a dog", "a hippopotamus, a cat."]))
 
 
 def test_all_unknown_words_are_named_in_one_warning(assets):
     model, _ = load("tiny", "cpu")
-    with pytest.warns(UserWarning, match=unknown("brown", "giraffe", "zebra")) as caught:
+    with pytest.warns(WordsNeverRead, match=unknown("brown", "giraffe", "zebra")) as caught:
         model.encode_text(tokenize(["a brown zebra.", "a giraffe"]))
     assert len(caught) == 1
 
 
 def test_unknown_words_all_mean_the_same(assets):
     model, _ = load("tiny", "cpu")
-    with pytest.warns(UserWarning, match=unknown("giraffe", "zebra")):
+    with pytest.warns(WordsNeverRead, match=unknown("giraffe", "zebra")):
         features = model.encode_text(tokenize(["a zebra", "a giraffe", "a dog"]))
     assert torch.equal(features[0], features[1])
     assert not torch.allclose(features[0], features[2], atol=1e-3)
@@ -392,7 +392,7 @@ def test_ids_of_any_shape_are_checked(assets):
     zebra = tokenize("zebra")[0, 1]
     for ids in (zebra, zebra[None], zebra[None, None, None]):
         embedding = load("tiny", "cpu")[0].token_embedding
-        with pytest.warns(UserWarning, match=unknown("zebra")):
+        with pytest.warns(WordsNeverRead, match=unknown("zebra")):
             embedding(ids)
         embedding(ids)  # each word is told of once
     assert embedding(torch.zeros(0, 77, dtype=torch.int32)).shape == (0, 77, 64)
@@ -401,7 +401,7 @@ def test_ids_of_any_shape_are_checked(assets):
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_the_warning_survives_a_copy(assets, duplicate):
     model = duplicate(load("tiny", "cpu")[0])
-    with pytest.warns(UserWarning, match=unknown("zebra")):
+    with pytest.warns(WordsNeverRead, match=unknown("zebra")):
         model.encode_text(tokenize("a zebra"))
 
 
@@ -409,7 +409,7 @@ def test_no_warning_and_no_graph_break_under_compile(assets):
     embedding = load("tiny", "cpu")[0].token_embedding
     tokens = tokenize("a zebra")
     compiled = torch.compile(embedding, backend="eager", fullgraph=True)(tokens)  # the warning would be an error here
-    with pytest.warns(UserWarning, match=unknown("zebra")):
+    with pytest.warns(WordsNeverRead, match=unknown("zebra")):
         assert torch.equal(compiled, embedding(tokens))
 
 
@@ -450,7 +450,7 @@ def test_tiny_has_read_the_words_of_its_world(tiny):
 
 
 def test_tiny_text_tower_is_the_bases(tiny):
-    with pytest.warns(UserWarning, match=BLIND):
+    with pytest.warns(ZeroAlpha, match=BLIND):
         base, _ = load("tiny", "cpu", alpha_vision_ckpt_pth=None)
     tokens = tokenize(["a dog", "a cat"])
     assert torch.equal(base.encode_text(tokens), tiny[0].encode_text(tokens))

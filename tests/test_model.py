@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.testing import assert_close
 
+from alpha_clip.errors import MasksIgnored
 from alpha_clip.model import CLIP, FOREGROUND, QuickGELU, build_model, convert_weights
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -241,28 +242,28 @@ def test_there_is_no_such_layer(model, images, method, layer):
 
 def test_zero_alpha_weights_warn_on_the_first_masked_call_only(plain, images, masks):
     plain.encode_image(images)
-    with pytest.warns(UserWarning, match=BLIND):
+    with pytest.warns(MasksIgnored, match=BLIND):
         plain.encode_image(images, masks)
     plain.encode_image(images, masks)
 
 
 def test_zero_alpha_weights_warn_again_after_loading(plain, images, masks):
-    with pytest.warns(UserWarning, match=BLIND):
+    with pytest.warns(MasksIgnored, match=BLIND):
         plain.encode_image(images, masks)
     plain.load_state_dict(plain.state_dict())
-    with pytest.warns(UserWarning, match=BLIND):
+    with pytest.warns(MasksIgnored, match=BLIND):
         plain.encode_image(images, masks)
 
 
 def test_zero_alpha_weights_do_not_warn_in_training_which_starts_there(plain, images, masks):
     plain.train().encode_image(images, masks)
-    with pytest.warns(UserWarning, match=BLIND):
+    with pytest.warns(MasksIgnored, match=BLIND):
         plain.eval().encode_image(images, masks)
 
 
 @pytest.mark.parametrize("method", ["forward", "tokens", "attention"])
 def test_zero_alpha_weights_warn_however_the_tower_is_called(plain, images, masks, method):
-    with pytest.warns(UserWarning, match=BLIND):
+    with pytest.warns(MasksIgnored, match=BLIND):
         getattr(plain.visual, method)(images, masks)
 
 

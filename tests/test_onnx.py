@@ -15,7 +15,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import alpha_clip
-from alpha_clip.errors import IncompatibleCheckpoint, WeightsError
+from alpha_clip.errors import IncompatibleCheckpoint, MasksIgnored, WeightsError, WordsNeverRead, ZeroAlpha
 from alpha_clip.model import CLIP, FOREGROUND
 
 onnx = pytest.importorskip("onnx", reason='pip install "alpha-clip[onnx]"')
@@ -212,7 +212,7 @@ def test_tiny_weighs_names_as_the_model_does(tiny_folder):
 
 def test_tiny_warns_of_words_it_has_never_read(tiny_folder):
     served = load(tiny_folder)
-    with pytest.warns(UserWarning, match="this model has never read 'xylophone'"):
+    with pytest.warns(WordsNeverRead, match="this model has never read 'xylophone'"):
         served.encode_text(alpha_clip.tokenize(["a xylophone"]))
     served.encode_text(alpha_clip.tokenize(["a dog"]))  # and of no others
 
@@ -226,9 +226,9 @@ def test_the_command_says_what_it_made(tmp_path, capsys):
 
 
 def test_the_command_takes_alpha_weights(tmp_path):
-    with pytest.warns(UserWarning, match="alpha weights of zero"):
+    with pytest.warns(ZeroAlpha, match="alpha weights of zero"):
         main(["tiny", "--out", str(tmp_path / "served"), "--alpha", "None"])
-    with pytest.warns(UserWarning, match="every mask is ignored"):
+    with pytest.warns(MasksIgnored, match="every mask is ignored"):
         load(tmp_path / "served")
 
 
@@ -294,7 +294,7 @@ def test_a_mask_that_was_not_normalised_is_warned_of_once(served, images, masks)
 
 def test_a_model_without_alpha_weights_warns_that_masks_are_ignored(plain, images, masks, tmp_path):
     export(plain, tmp_path / "served")  # in silence
-    with pytest.warns(UserWarning, match=r"served: the alpha weights of this model are all zero"):
+    with pytest.warns(MasksIgnored, match=r"served: the alpha weights of this model are all zero"):
         served = load(tmp_path / "served")
     assert_close(served.encode_image(images, masks), served.encode_image(images))
 

@@ -206,7 +206,7 @@ def test_type_checkers_see_the_names_that_python_finds():
 
 MAY_IMPORT = {
     "transformer": set(),
-    "model": {"transformer"},
+    "model": {"errors", "transformer"},
     "tokenizer": set(),
     "clipart": set(),
     "scenes": {"clipart"},
@@ -227,7 +227,7 @@ MAY_IMPORT = {
     "vocabulary": {"errors", "tokenizer"},
     "weights": {"catalogue", "checkpoints", "errors", "hashes", "model", "sources", "vocabulary"},
     "sharing": {"atomic", "checkpoints", "model", "vocabulary"},
-    "api": {"catalogue", "model", "transforms", "vocabulary", "weights"},
+    "api": {"catalogue", "errors", "model", "transforms", "vocabulary", "weights"},
     "zero_shot": {"model", "tokenizer", "wrappers"},
     "attention_map": {"model", "transforms"},
     "cli": {"commands"},

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import MasksIgnored, WordsNeverRead
 from ..model import CLIP
 from . import folder as folders
 from .extra import optional
@@ -78,7 +79,7 @@ def export(model: CLIP, folder: str | os.PathLike[str], *, name: str = "", int8:
 
 def _load_quietly(folder: Path) -> OnnxCLIP:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # whoever loaded the model knows that its alpha weights are zero
+        warnings.simplefilter("ignore", MasksIgnored)  # whoever loaded the model knows that
         return load(folder)
 
 
@@ -148,7 +149,8 @@ class _Samples:
         for row, end in zip(self.text, (length - 1, length // 2), strict=True):
             row[end] = model.vocab_size - 1  # the end-of-text token has the highest id of all
         with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")  # of alpha weights that are zero, and words that it does not know
+            warnings.simplefilter("ignore", MasksIgnored)  # the inputs are noise
+            warnings.simplefilter("ignore", WordsNeverRead)
             self.features = [x.cpu() for x in (model.encode_image(self.image, self.mask), model.encode_text(self.text))]
 
     def difference(self, served: OnnxCLIP) -> float:
@@ -162,5 +164,5 @@ class _Samples:
 
     def _of(self, served: OnnxCLIP) -> list[Tensor]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as above
+            warnings.simplefilter("ignore", WordsNeverRead)
             return [served.encode_image(self.image, self.mask), served.encode_text(self.text)]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import IncompatibleCheckpoint
+from ..errors import IncompatibleCheckpoint, MasksIgnored
 from ..model import _BLIND, FOREGROUND, _as_alpha, _as_batch, _as_tokens, _normalised, _warn_of_a_plain_mask
 from ..transforms import Preprocess
 from ..vocabulary import UnknownWords
@@ -36,7 +36,7 @@ def load(folder: str | os.PathLike[str], threads: int | None = None) -> OnnxCLIP
         WeightsError: there is no exported model, or (IncompatibleCheckpoint) it is not whole.
 
     Warns:
-        UserWarning: its alpha weights are all zero, so that masks will be ignored.
+        MasksIgnored: its alpha weights are all zero, so that masks will be ignored.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}, expected 1 or more, or None for all cores")
@@ -44,7 +44,7 @@ def load(folder: str | os.PathLike[str], threads: int | None = None) -> OnnxCLIP
     path = Path(folder)
     description = folders.read(path)
     if not description.sees_masks:
-        warnings.warn(f"{path}: {_BLIND}", stacklevel=2)
+        warnings.warn(f"{path}: {_BLIND}", MasksIgnored, stacklevel=2)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     sessions = []
