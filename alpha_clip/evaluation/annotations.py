@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from .. import rle
-from ..hashes import sha256
 from ..training.records import BadSample, Picture, make_picture
+from .files import read_json
 from .samples import UnusableSample
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
@@ -70,32 +69,6 @@ def _listed(entry: Any) -> Listed:
     if not all(type(length) is int and length > 0 for length in size) or not isinstance(entry["file_name"], str):
         raise TypeError(f"{entry!r:.100}")
     return Listed(entry["id"], entry["file_name"], size)
-
-
-def read_json(path: Path, what: str) -> Any:
-    """What a file holds.
-
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: it is not JSON.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: expected {what}; see docs/protocols.md for the files and names")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON, or was cut off: {error}; fetch it again") from error
-
-
-def digests(*paths: Path) -> dict[str, str]:
-    """The SHA-256 of each file, by its name."""
-    return {path.name: sha256(path) for path in paths}
-
-
-def check_folder(folder: Path, what: str) -> Path:
-    """Raise FileNotFoundError if it is no folder."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: expected {what}; see docs/protocols.md for the tree")
-    return folder
 
 
 def segmentation(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from .. import rle
-from .annotations import BadAnnotation, Instances, Listed, check_folder, digests, left_out, open_picture, segmentation
+from .annotations import BadAnnotation, Instances, Listed, left_out, open_picture, segmentation
+from .files import check_folder, digests
 from .samples import Column, Naming, Sample, Task, unique_keys
 from .tune import add_hold_back, is_held_back
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .annotations import check_folder, digests, open_picture, read_json
+from .annotations import open_picture
+from .files import check_folder, digests, read_json
 from .samples import Column, Naming, Sample, Task, UnusableSample
 from .tune import add_hold_back, is_held_back
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from . import refer
-from .annotations import BadAnnotation, Box, box, digests, left_out, open_picture, read_json, segmentation
+from .annotations import BadAnnotation, Box, box, left_out, open_picture, segmentation
+from .files import digests, read_json
 from .refer import Refer
 from .samples import Column, Referring, Sample, Task, unique_keys
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .annotations import Instances, check_folder, digests
+from .annotations import Instances
+from .files import check_folder, digests
 
 SPLITTERS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # by whom each is usually split
 IMAGES = "images/mscoco/images/train2014"

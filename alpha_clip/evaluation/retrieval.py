@@ -17,7 +17,8 @@ from ..training import pictures as region_data
 from ..training.records import BadSample
 from ..training.shards import is_url
 from . import refer
-from .annotations import BadAnnotation, digests, left_out, open_picture, segmentation
+from .annotations import BadAnnotation, left_out, open_picture, segmentation
+from .files import digests
 from .records import Answer, Record, unpacked
 from .refer import Refer
 from .run import members, ranking, sum_name
