@@ -16,7 +16,7 @@ import alpha_clip
 from alpha_clip.hashes import fingerprint
 from alpha_clip.mask_sources import grid
 from alpha_clip.scenes import draw_scene
-from alpha_clip.search import approximate, indexing
+from alpha_clip.search import approximate, indexing, querying
 from alpha_clip.search.index import OUTLINE, Hit, RegionIndex, Seen, Settings, records
 from alpha_clip.search.sheet import thumbnail
 
@@ -253,7 +253,7 @@ def test_an_interrupted_run_goes_on_where_it_was(photos, tiny, tmp_path, monkeyp
     assert indexing.fill(RegionIndex.create(tmp_path / "index", settings), photos, model, grid) == (2, 3, 0)
     indexing.fill(RegionIndex.create(tmp_path / "at once", settings), photos, model, grid)
     found = [
-        names(indexing.find(RegionIndex.open(tmp_path / name), model, ["a cat"], 99)) for name in ("index", "at once")
+        names(querying.find(RegionIndex.open(tmp_path / name), model, ["a cat"], 99)) for name in ("index", "at once")
     ]
     assert found[0] == found[1]
 
@@ -269,7 +269,7 @@ def test_pictures_moved_copied_and_changed(photos, tiny, tmp_path):
     scene = save_scene(photos, "1", 77, nouns=["dog"], objects=(1, 1))
     assert indexing.fill(index, photos, model, grid) == (1, 4, 0)
     assert len(index) < regions
-    (hit,) = indexing.find(index, model, ["a dog"], 1)[0]
+    (hit,) = querying.find(index, model, ["a dog"], 1)[0]
     assert Path(hit.paths[0]).name == "1.png"
     np.testing.assert_allclose(hit.box, np.array(scene.regions[0].box) / 96, atol=1e-6)
     (photos / "1.masks.npz").unlink()  # other masks, another look
@@ -403,7 +403,7 @@ def test_an_index_nobody_may_write_to_is_searched_as_it_is(photos, tiny, tmp_pat
         f"indexing 2 pictures of {photos}",
         "skipped broken.png",
     ]
-    found = {Path(hit.paths[0]).name for hit in indexing.nearest(index, model, "a cat", 99, photos)}
+    found = {Path(hit.paths[0]).name for hit in querying.nearest(index, model, "a cat", 99, photos)}
     assert found == {"moved.png", "1.png", "2.png", "3.png", "4.png"}
     save_scene(photos, "new", 99)
     with pytest.raises(RuntimeError, match=r"new\.png is not in .*index, which cannot be written to: name another"):
@@ -463,7 +463,7 @@ def test_a_link_to_a_picture_is_searched_as_one_of_the_folder(tiny, photos, tmp_
     (tmp_path / "links" / "a.png").symlink_to(photos / "0.png")
     index = RegionIndex.create(tmp_path / "index", settings)
     assert indexing.fill(index, tmp_path / "links", model, grid) == (1, 0, 0)
-    (hit,) = indexing.nearest(index, model, "a cat", 1, tmp_path / "links")
+    (hit,) = querying.nearest(index, model, "a cat", 1, tmp_path / "links")
     assert hit.paths == (str(tmp_path / "links" / "a.png"),)
 
 
@@ -474,7 +474,7 @@ def test_a_picture_that_broke_is_found_no_more(tiny, photos, tmp_path):
     (photos / "0.png").write_bytes(b"no picture")
     index = RegionIndex.open(tmp_path / "index")
     assert indexing.fill(index, photos, model, grid) == (0, 4, 1)
-    hits = indexing.nearest(index, model, "a cat", 99, photos)
+    hits = querying.nearest(index, model, "a cat", 99, photos)
     assert hits and not any(Path(path).name == "0.png" for hit in hits for path in hit.paths)
 
 
@@ -492,13 +492,13 @@ def test_of_hits_on_one_another_the_best_is_shown():
         return Hit(0.5, (path,), (0, 0, 1, 1), outline)
 
     hits = [hit("a", 0, 20), hit("a", 5, 10), hit("b", 0, 20), hit("a", 13, 33), hit("a", 12, 32), hit("a", 0, 64)]
-    assert indexing.distinct(hits, 9) == [hits[0], hits[2], hits[3]]
-    assert indexing.distinct(hits, 2) == [hits[0], hits[2]]
+    assert querying.distinct(hits, 9) == [hits[0], hits[2], hits[3]]
+    assert querying.distinct(hits, 2) == [hits[0], hits[2]]
 
 
 @pytest.mark.parametrize("faiss", [True, False])
 def test_a_small_folder_is_found_in_an_index_of_a_large_one(faiss, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(indexing, "SPARE", 1)  # the first hits are all of the other folder
+    monkeypatch.setattr(querying, "SPARE", 1)  # the first hits are all of the other folder
     if faiss:
         pytest.importorskip("faiss", reason="pip install faiss-cpu")
     else:
@@ -511,13 +511,13 @@ def test_a_small_folder_is_found_in_an_index_of_a_large_one(faiss, tiny, tmp_pat
     index = RegionIndex.create(tmp_path / "index", settings)
     for name in ("cats", "trees"):
         indexing.fill(index, tmp_path / name, model, grid)
-    hits = indexing.nearest(index, model, "a cat", 2, tmp_path / "trees")
+    hits = querying.nearest(index, model, "a cat", 2, tmp_path / "trees")
     assert len(hits) == 2 and all(Path(hit.paths[0]).parent.name == "trees" for hit in hits)
-    assert len(indexing.nearest(index, model, "a cat", 99, tmp_path / "trees")) == 3  # all there are
+    assert len(querying.nearest(index, model, "a cat", 99, tmp_path / "trees")) == 3  # all there are
     (tmp_path / "trees" / "1.png").unlink()
-    (hit,) = indexing.nearest(index, model, "a cat", 2, tmp_path / "trees")
+    (hit,) = querying.nearest(index, model, "a cat", 2, tmp_path / "trees")
     assert Path(hit.paths[0]).name == "0.png"
-    assert indexing.nearest(index, model, "a cat", 1, tmp_path / "nowhere") == []
+    assert querying.nearest(index, model, "a cat", 1, tmp_path / "nowhere") == []
 
 
 def test_without_faiss_every_feature_is_read(photos, tiny, tmp_path, monkeypatch):
@@ -525,8 +525,8 @@ def test_without_faiss_every_feature_is_read(photos, tiny, tmp_path, monkeypatch
     monkeypatch.setattr(approximate, "is_installed", lambda: False)
     index = RegionIndex.create(tmp_path / "index", settings)
     indexing.fill(index, photos, model, grid)
-    found = indexing.find(index, model, ["a cat", "a bus"], 4)
-    assert names(found) == names(indexing.find(index, model, ["a cat", "a bus"], 4, exact=True))
+    found = querying.find(index, model, ["a cat", "a bus"], 4)
+    assert names(found) == names(querying.find(index, model, ["a cat", "a bus"], 4, exact=True))
     assert [len(hits) for hits in found] == [4, 4]
 
 

@@ -4,7 +4,8 @@ Imports the core alone.
 """
 
 from .index import Hit, RegionIndex, Settings
-from .indexing import cache_folder, distinct, fill, find, load, nearest
+from .indexing import cache_folder, fill, load
+from .querying import distinct, find, nearest
 from .sheet import sheet
 
 __all__ = ["Hit", "RegionIndex", "Settings", "cache_folder", "distinct", "fill", "find", "load", "nearest", "sheet"]
