@@ -11,8 +11,6 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -20,8 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,27 +26,25 @@ from .api import as_device, available_models, load
 from .atomic import replacing
 from .attention_map import attention_map, painted
 from .catalogue import available_alpha_weights
+from .command_inputs import PART, Region, lines_of, picture_and_regions
 from .mask_sources import POINTS, SamMasks, grid, in_words, when_needed
 from .model import CLIP
 from .regions import embed_regions
 from .search import RegionIndex, cache_folder, fill, nearest, sheet
 from .search import load as load_for_search
-from .search.indexing import KINDS, UNREADABLE
 from .tokenizer import shared_tokenizer, tokenize
-from .transforms import NoForeground, Preprocess, box_mask, read, upright
+from .transforms import NoForeground, Preprocess, upright
 from .zero_shot import zero_shot_classifier
-
-_PART = 64  # masks in memory at a time
 
 
 def classify(args: argparse.Namespace) -> None:
     """Name each region of a picture as one of the labels."""
-    labels = _lines(args.labels)
+    labels = lines_of(args.labels)
     if not labels:
         raise ValueError("no label was given, expected one or more")
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise ValueError(f"the label {twice!r} was given twice, expected each once")
-    picture, regions = _picture_and_regions(args)
+    picture, regions = picture_and_regions(args, _tell)
     model, _ = _load(args)
     _check_lengths(model, [args.template.replace("{}", label) for label in labels])
     features = _features(model, picture, regions, args.method)
@@ -72,7 +67,7 @@ def embed(args: argparse.Namespace) -> None:
     """Write features of unit length, one row for each region of a picture, or for each text."""
     _check_place(args.out)
     if args.text:
-        names = _lines(args.text)
+        names = lines_of(args.text)
         if not names:
             raise ValueError("no text was given, expected one or more")
         model, _ = _load(args)
@@ -80,7 +75,7 @@ def embed(args: argparse.Namespace) -> None:
         with torch.no_grad():
             features = F.normalize(model.encode_text(tokenize(names, model.context_length)).float(), dim=-1)
     else:
-        picture, regions = _picture_and_regions(args)
+        picture, regions = picture_and_regions(args, _tell)
         model, _ = _load(args)
         features = _features(model, picture, regions, args.method)
         names = [region.name for region in regions]
@@ -95,7 +90,7 @@ def embed(args: argparse.Namespace) -> None:
 def attention(args: argparse.Namespace) -> None:
     """Draw where the class token looks, over the picture, through a mask or without."""
     _check_place(args.out)
-    stored, (region,) = _picture_and_regions(args)
+    stored, (region,) = picture_and_regions(args, _tell)
     mask, picture = region.mask(stored), upright(stored)
     model, preprocess = _load(args)
     heat = attention_map(model, preprocess, picture, mask, args.layer)
@@ -106,7 +101,7 @@ def attention(args: argparse.Namespace) -> None:
 
 def search(args: argparse.Namespace) -> None:
     """Find the regions in a folder's pictures that are nearest to a text."""
-    text = " ".join(_lines([args.wanted]))
+    text = " ".join(lines_of([args.wanted]))
     if not text:
         raise ValueError("the text is empty, expected what to look for")
     _check_place(args.out)
@@ -151,167 +146,24 @@ def models(args: argparse.Namespace) -> None:
         _say(f"{name:<16} {', '.join(tags) or 'no alpha weights: plain CLIP'}")
 
 
-# --- what they are given ---
-
-
-@dataclass(frozen=True)
-class _Region:
-    name: str
-    mask: Callable[[Image.Image], Any]  # of the picture as it is stored, which may not be upright: (H, W), upright
-
-
-def _picture_and_regions(args: argparse.Namespace) -> tuple[Image.Image, list[_Region]]:
-    """The picture as it is stored, and all regions read once, so that what is wrong is said before a model is loaded.
-
-    Of many regions, the first masks stay in memory.
-    """
-    picture = _shown(args.image, _content(args.image))
-    regions = _regions(args)
-    for i, region in enumerate(regions):
-        mask = region.mask(picture)
-        if i < _PART:
-            regions[i] = replace(region, mask=partial(_as_it_is, mask))
-    return picture, regions
-
-
-def _as_it_is(mask: Any, _: Image.Image) -> Any:
-    return mask
-
-
-def _regions(args: argparse.Namespace) -> list[_Region]:
-    """In the order in which they were typed; the whole picture if there are none."""
-    found = []
-    for option, given in args.regions:
-        if option == "--box":
-            name = ",".join(f"{x:g}" for x in given)
-            found.append(_Region(name, lambda p, box=given: box_mask(box, _size(p))))  # type: ignore[misc]
-        elif option == "--mask":
-            path, value = _with_value(given)
-            found.append(_Region(given, partial(_mask, path, _content(path), value)))  # a pipe is read once
-        else:
-            found += [_Region(path.name, partial(_mask, str(path), None, None)) for path in _masks_in(Path(given))]
-    return found or [_Region("whole picture", lambda p: np.ones(_size(p), bool))]
-
-
-def _with_value(text: str) -> tuple[str, int | None]:
-    """FILE or FILE#VALUE; a file may be called like that, too."""
-    if (parts := re.fullmatch(r"(.+)#(\d+)", text, re.DOTALL)) is None or os.path.exists(text):
-        return text, None
-    return parts[1], int(parts[2])
-
-
-def _masks_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: expected one of masks")
-    there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    files = [path for path in there if path.suffix.lower() in KINDS and not path.is_dir()]
-    if not files:
-        raise ValueError(f"{folder} holds no masks, expected pictures such as .png or .tif")
-    if others := [path.name for path in there if path not in files]:
-        _tell(f"left out of {folder}, as no pictures: {_listed(others)}")
-    return files
-
-
-def _listed(some: Sequence[object], most: int = 8) -> str:
-    return ", ".join(map(str, some[:most])) + (f" and {len(some) - most} more" if len(some) > most else "")
-
-
-def _size(picture: Image.Image) -> tuple[int, int]:
-    """(H, W) of the upright picture."""
-    return upright(picture).size[::-1]
-
-
-def _mask(path: str, content: bytes | None, value: int | None, picture: Image.Image) -> Tensor:
-    given = ImageOps.exif_transpose(_shown(path, _content(path) if content is None else content))
-    mask = given if value is None else _pixels_of(value, given, path)
-    try:
-        return read(picture, mask)[1][0]
-    except ValueError as error:
-        raise ValueError(f"{path}: {_remedy(path, given, picture) or error}") from error
-
-
-def _pixels_of(value: int, given: Image.Image, path: str) -> NDArray[np.bool_]:
-    if len(given.getbands()) > 1:
-        raise ValueError(f"{path}: has colours, expected one number a pixel to look for {value}")
-    values = np.asarray(given)
-    if not (values == value).any():
-        raise ValueError(f"{path}: no pixel is {value}, expected one of {_listed(np.unique(values).tolist())}")
-    return np.asarray(values == value)
-
-
-def _remedy(path: str, given: Image.Image, picture: Image.Image) -> str | None:
-    """What is wrong with a mask that was refused, and what to do here about it; None: the library's words will do."""
-    shown = upright(picture).size
-    if given.size != shown:
-        what = f"mask is {given.width} x {given.height} pixels, expected {shown[0]} x {shown[1]}"
-        if given.size == picture.size:
-            why = "the picture's EXIF orientation turns it, and the mask is of the picture as stored"
-            return f"{what}: {why}; turn it too"
-        return f"{what}, as the picture has: make it of the picture"
-    if len(given.getbands()) > 1:
-        return "mask is a colour picture, expected a grey one, white where to look, or one with transparency"
-    values = np.unique(np.asarray(given))
-    if values[-1] <= 0:
-        return None
-    if given.mode == "F":
-        return f"mask holds {values[0]:g} to {values[-1]:g}, expected 0 to 1: save it with 8 bits, white where to look"
-    found = values[values > 0].tolist()
-    return (
-        f"mask holds {_listed(found)}, expected 0 and 1, or grey up to 255: choose a value, {path}#{found[0]}, or save "
-        "it with 8 bits, white where to look"
-    )
-
-
-def _features(model: CLIP, picture: Image.Image, regions: Sequence[_Region], method: str | None) -> Tensor:
-    """(K, D), with progress on the standard error where it takes long and is seen."""
-    found = []
-    with tqdm(total=len(regions), unit="region", leave=False, disable=None if len(regions) > _PART else True) as bar:
-        for start in range(0, len(regions), _PART):
-            masks = [region.mask(picture) for region in regions[start : start + _PART]]
-            found.append(embed_regions(model, picture, masks, method or "alpha").float())
-            bar.update(len(masks))
-    return torch.cat(found)
-
-
-def _lines(given: Sequence[str]) -> list[str]:
-    """The texts, those of the standard input in place of a "-", without empty ones."""
-    mark = "\ufeff"  # of the byte order, before the text in some files
-    lines = (_standard_input().read().removeprefix(mark).splitlines() if text == "-" else [text] for text in given)
-    return [text.strip() for some in lines for text in some if text.strip()]
-
-
-def _content(path: str | Path) -> bytes:
-    """Of a file, a pipe (as of a shell's `<(...)`), or the standard input."""
-    try:
-        return bytes(_standard_input().buffer.read()) if str(path) == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}, expected a picture") from error
-
-
-def _shown(path: str | Path, content: bytes) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            picture.load()
-            return picture
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: too large: {error}") from error
-    except UNREADABLE as error:
-        raise ValueError(f"{path}: {len(content)} bytes that are no picture, or a damaged one") from error
-
-
-def _standard_input() -> Any:
-    if sys.stdin is None:
-        raise ValueError("-: the standard input is closed, expected a file or a pipe")
-    return sys.stdin
-
-
-# --- what looks at it ---
+# --- the model, and what it looks at ---
 
 
 def _load(args: argparse.Namespace) -> tuple[CLIP, Preprocess]:
     _check_device(args)
     _expect_zeros(args)
     return load(args.model, args.device, alpha_vision_ckpt_pth=_alpha(args))
+
+
+def _features(model: CLIP, picture: Image.Image, regions: Sequence[Region], method: str | None) -> Tensor:
+    """(K, D), with progress on the standard error where it takes long and is seen."""
+    found = []
+    with tqdm(total=len(regions), unit="region", leave=False, disable=None if len(regions) > PART else True) as bar:
+        for start in range(0, len(regions), PART):
+            masks = [region.mask(picture) for region in regions[start : start + PART]]
+            found.append(embed_regions(model, picture, masks, method or "alpha").float())
+            bar.update(len(masks))
+    return torch.cat(found)
 
 
 def _check_device(args: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import alpha_clip
-from alpha_clip import catalogue, cli, commands, sources
+from alpha_clip import catalogue, cli, command_inputs, commands, sources
 from alpha_clip.errors import WeightsError
 from alpha_clip.model import _BLIND
 from alpha_clip.regions import METHODS
@@ -170,7 +170,7 @@ def test_models_are_listed(capsys):
 
 def test_many_masks_are_taken_in_parts(capsys, masks, monkeypatch):
     whole = run(capsys, "embed", SAMPLE, "--masks-dir", str(masks))
-    monkeypatch.setattr(commands, "_PART", 3)
+    monkeypatch.setattr(commands, "PART", 3)
     assert cli.main(["embed", SAMPLE, "--masks-dir", str(masks)]) == 0
     in_parts = capsys.readouterr().out  # where nobody sees it, there is no bar
     found, expected = ([row["feature"] for row in json.loads(out)] for out in (in_parts, whole))
@@ -461,7 +461,7 @@ def test_of_a_map_of_labels_a_value_is_to_be_chosen(capsys, maps, name, said):
 
 def test_inputs_are_looked_at_before_a_model_is_loaded(capsys, monkeypatch, masks):
     monkeypatch.setattr(commands, "load", None)
-    monkeypatch.setattr(commands, "_PART", 1)
+    monkeypatch.setattr(command_inputs, "PART", 1)
     assert "nowhere is no folder" in refused(capsys, "embed", SAMPLE, "--masks-dir", "nowhere")
     for command in (["embed", SAMPLE], ["classify", SAMPLE, "a cat"], ["attention", SAMPLE]):
         assert "nothere.png: No such file" in refused(capsys, *command, "--mask", "nothere.png")

@@ -231,11 +231,13 @@ MAY_IMPORT = {
     "zero_shot": {"model", "tokenizer", "wrappers"},
     "attention_map": {"model", "transforms"},
     "cli": {"commands"},
+    "command_inputs": {"search", "transforms"},
     "commands": {
         "api",
         "atomic",
         "attention_map",
         "catalogue",
+        "command_inputs",
         "mask_sources",
         "model",
         "regions",
