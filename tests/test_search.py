@@ -17,7 +17,7 @@ from alpha_clip.hashes import fingerprint
 from alpha_clip.mask_sources import grid
 from alpha_clip.scenes import draw_scene
 from alpha_clip.search import approximate, indexing, querying
-from alpha_clip.search.index import OUTLINE, Hit, RegionIndex, Seen, Settings, records
+from alpha_clip.search.index import OUTLINE, Hit, IndexedPicture, RegionIndex, Settings, records
 from alpha_clip.search.sheet import thumbnail
 
 SETTINGS = Settings("tiny", "0" * 64, 8, "alpha", "beside the picture, else a grid")
@@ -29,7 +29,7 @@ def seen(path, key, features, boxes=((0, 0, 4, 4),)):
     """A picture of 8 x 8 pixels with a region for each row of (K, 8) features."""
     masks = [alpha_clip.box_mask(boxes[k % len(boxes)], (8, 8)) for k in range(len(features))]
     masks = np.stack(masks) if masks else np.zeros((0, 8, 8), np.float32)
-    return Seen(path, key, records(np.asarray(features, np.float32).reshape(-1, 8), masks))
+    return IndexedPicture(path, key, records(np.asarray(features, np.float32).reshape(-1, 8), masks))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_no_file_is_ever_half_written(index, monkeypatch):
 
 
 def test_of_copies_one_is_searched_and_all_are_named(index, features):
-    index.add([Seen("copy", "k3", None)])
+    index.add([IndexedPicture("copy", "k3", None)])
     (hit,) = index.search(features[6:7], 1)[0]
     assert hit.paths == ("copy", "p3")
     assert len(index) == 60
@@ -116,7 +116,7 @@ def test_a_picture_that_changed_is_found_as_it_is_now(index, features):
     assert len(index) == 59
     assert "p3" not in [hit.paths[0] for hit in index.search(features[6:8], 5)[0]]
     assert index.search(-features[6:7], 1)[0][0].paths == ("p3",)
-    index.add([Seen("p3", "k3", None)])  # changed back
+    index.add([IndexedPicture("p3", "k3", None)])  # changed back
     assert index.search(features[6:7], 1)[0][0].paths == ("p3",)
     assert len(index) == 60
 
@@ -409,7 +409,9 @@ def test_an_index_nobody_may_write_to_is_searched_as_it_is(photos, tiny, tmp_pat
     with pytest.raises(RuntimeError, match=r"new\.png is not in .*index, which cannot be written to: name another"):
         indexing.fill(index, photos, model, grid)
     with pytest.raises(RuntimeError, match=r"new is not in .*index, which cannot be written to"):
-        index.add([Seen("new", "new", records(np.ones((1, 128), np.float32), np.ones((1, 8, 8), np.float32)))])
+        index.add(
+            [IndexedPicture("new", "new", records(np.ones((1, 128), np.float32), np.ones((1, 8, 8), np.float32)))]
+        )
     assert files() == before
 
 
@@ -618,6 +620,8 @@ def test_a_hit_whose_picture_is_gone_is_grey_and_another_copy_serves(tmp_path):
     (hit,) = index.search(np.eye(1, 8, dtype=np.float32), 1)[0]
     assert len(np.unique(thumbnail(hit))) <= 3
     Image.fromarray(draw_scene(0, 64).image).save(tmp_path / "copy.png")
-    index.add([Seen(str(tmp_path / "copy.png"), "k", None), Seen(str(tmp_path / "gone.png"), "k", None)])
+    index.add(
+        [IndexedPicture(str(tmp_path / "copy.png"), "k", None), IndexedPicture(str(tmp_path / "gone.png"), "k", None)]
+    )
     (hit,) = index.search(np.eye(1, 8, dtype=np.float32), 1)[0]
     assert len(np.unique(thumbnail(hit))) > 100

@@ -22,7 +22,7 @@ from .records import Answer, Journal, Record, packed
 from .samples import Column, Matching, Naming, Question, Sample, Task, UnusableSample
 from .subjects import Subject
 from .tables import Cell, Finding, Table
-from .ways import Seen, Way, look
+from .ways import RegionFeatures, Way, look
 
 Pair = tuple[str, str]  # names of a model and a way
 _TOP = 5  # names that a record keeps
@@ -183,7 +183,7 @@ def _ask(
     task: Task, sample: Sample, pairs: Iterable[tuple[Subject, Way]], chunk: int, summed: Sequence[Subject]
 ) -> list[Record]:
     records: list[Record] = []
-    scored: dict[str, list[tuple[Seen, list[Tensor]]]] = {}  # by the members of the sum
+    scored: dict[str, list[tuple[RegionFeatures, list[Tensor]]]] = {}  # by the members of the sum
     for subject, way in pairs:
         seen = look(subject.model, sample.image, sample.masks, way, chunk)
         scores = [_scores(task, subject, seen, question) for question in sample.questions]
@@ -197,7 +197,7 @@ def _ask(
     return records
 
 
-def _scores(task: Task, subject: Subject, seen: Seen, question: Question) -> Tensor:
+def _scores(task: Task, subject: Subject, seen: RegionFeatures, question: Question) -> Tensor:
     """(N,) of a region for each name, or of each region for a phrase; none yet where they wait for other samples."""
     if isinstance(question, Matching):
         return torch.empty(0)
@@ -206,7 +206,7 @@ def _scores(task: Task, subject: Subject, seen: Seen, question: Question) -> Ten
     return seen.scores(subject.texts([question.phrase]).cpu())[:, 0]
 
 
-def _record(sample: Sample, model: str, way: str, seen: Sequence[Seen], scores: Sequence[Tensor]) -> Record:
+def _record(sample: Sample, model: str, way: str, seen: Sequence[RegionFeatures], scores: Sequence[Tensor]) -> Record:
     pairs = zip(sample.questions, scores, strict=True)
     answers = tuple(_answer(question, s, sample.group) for question, s in pairs)
     forwards, seconds = sum(s.forwards for s in seen), sum(s.seconds for s in seen)

@@ -140,7 +140,7 @@ def _options(text: str, whole: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class RegionFeatures:
     """Features of a picture's regions in each part of a way, and what they cost."""
 
     features: tuple[Tensor, ...]  # of each part (K, D), float32, of unit length
@@ -160,14 +160,14 @@ def look(
     way: Way,
     chunk: int = 32,
     change: Callable[[Tower], Tower] | None = None,
-) -> Seen:
+) -> RegionFeatures:
     """See the regions of a picture in one way, with the model's tower or what `change` makes of it.
 
     Errors are those of `embed_regions`.
     """
     seen = [_look(model, image, masks, part, chunk, change) for part in way.parts]
     features, forwards, seconds = zip(*seen, strict=True)
-    return Seen(features, tuple(part.weight for part in way.parts), sum(forwards), sum(seconds))
+    return RegionFeatures(features, tuple(part.weight for part in way.parts), sum(forwards), sum(seconds))
 
 
 def _look(

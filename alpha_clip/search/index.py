@@ -50,7 +50,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Seen:
+class IndexedPicture:
     """A picture for the index."""
 
     path: str
@@ -229,7 +229,7 @@ class RegionIndex:
         """Regions that may be found."""
         return int(self.live.sum())
 
-    def add(self, pictures: Sequence[Seen]) -> None:
+    def add(self, pictures: Sequence[IndexedPicture]) -> None:
         """Write pictures to the disk as a part, all or none. Hold `alone` while you do.
 
         Where nobody may write, new paths of what is known are kept in memory.

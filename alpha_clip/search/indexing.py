@@ -23,7 +23,7 @@ from ..regions import embed_regions
 from ..sources import OUR_CACHE
 from ..transforms import upright
 from . import approximate
-from .index import RegionIndex, Seen, Settings, Stamp, records
+from .index import IndexedPicture, RegionIndex, Settings, Stamp, records
 
 KINDS = {kind for kind, name in Image.registered_extensions().items() if name in Image.OPEN}
 UNREADABLE = (  # what Pillow, NumPy and json raise at pictures and files of masks that are damaged
@@ -83,13 +83,13 @@ def stamp_of(path: Path) -> Stamp:
 @torch.no_grad()
 def look(
     path: Path, key: str, stamp: Stamp | None, picture: Image.Image, masks: Masks, model: CLIP, method: str
-) -> Seen:
+) -> IndexedPicture:
     """The regions of a picture, embedded."""
     if len(masks) == 0:
         features = np.zeros((0, model.visual.output_dim), np.float32)
     else:
         features = embed_regions(model, picture, masks, method).float().cpu().numpy()
-    return Seen(str(path), key, records(features, masks), stamp)
+    return IndexedPicture(str(path), key, records(features, masks), stamp)
 
 
 def fill(
@@ -138,7 +138,7 @@ def _add(
     index: RegionIndex, paths: list[Path], model: CLIP, source: Source, tell: Callable[[str], None]
 ) -> tuple[int, int, int]:
     done = known = broken = 0
-    waiting: list[Seen] = []
+    waiting: list[IndexedPicture] = []
     keys = set(index.keys)
     try:
         for path in tqdm(paths, disable=None, unit="picture"):
@@ -159,14 +159,14 @@ def _add(
                 index.forget(str(path))
                 is_in_the_files = picture is None or mask_file(path) is not None  # and no fault of `source`
                 if is_in_the_files and _is_lasting(error) and stamp is not None and _stamp_now(path) == stamp:
-                    waiting.append(Seen(str(path), None, None, stamp))
+                    waiting.append(IndexedPicture(str(path), None, None, stamp))
                 continue
             if shown is not None:
                 waiting.append(look(path, key, stamp, *shown, model, index.settings.method))
                 done += 1
             else:
                 known += 1
-                waiting.append(Seen(str(path), key, None, stamp))  # a copy, moved, or touched
+                waiting.append(IndexedPicture(str(path), key, None, stamp))  # a copy, moved, or touched
             keys.add(key)
             if (shown is not None and done % PART == 0) or len(waiting) == LIST:
                 index.add(waiting)

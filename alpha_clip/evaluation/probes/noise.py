@@ -20,7 +20,7 @@ from ..run import ranking
 from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Cell, Curves, Finding, Table
-from ..ways import Seen, Way, look
+from ..ways import RegionFeatures, Way, look
 from .seeing import CHUNK, TEMPLATES, does_not_apply, fitting, in_words, namings, own_name, share
 
 NAME, TITLE = "noise", "How good must a mask be?"
@@ -135,7 +135,7 @@ def trials(
             yield Trial(number, kind, wanted, masks.iou(mask, sample.masks[k]), right)
 
 
-def _look(subject: Subject, sample: Sample, shown: Sequence[Shown], ways: Sequence[Way]) -> list[Seen]:
+def _look(subject: Subject, sample: Sample, shown: Sequence[Shown], ways: Sequence[Way]) -> list[RegionFeatures]:
     stack = np.stack([mask for *_, mask in shown])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoForeground)  # some masks are spoiled until nothing is left

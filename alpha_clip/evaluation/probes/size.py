@@ -35,7 +35,7 @@ def enlarged(tower: Tower, factor: float) -> Tower:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Trial:
     """One region, by one way, at one size of the input."""
 
     picture: int
@@ -63,7 +63,7 @@ def bin_name(number: int) -> str:
 
 def regions(
     subject: Subject, samples: Sequence[Sample], templates: Sequence[str], ways: Sequence[Way], factors: Sequence[float]
-) -> list[Seen]:
+) -> list[Trial]:
     """All regions that have a name, by all ways at all sizes."""
     found = []
     for number, sample in enumerate(samples):
@@ -79,7 +79,7 @@ def regions(
                 for row, (k, question) in enumerate(questions.items()):
                     scores = seen.scores(subject.names(question.names, templates).cpu())[row]
                     right = ranking(scores, f"{own_name(question)} {k}")[0] == question.answer
-                    found.append(Seen(number, areas[row], way.name, factor, right))
+                    found.append(Trial(number, areas[row], way.name, factor, right))
     return found
 
 
@@ -135,11 +135,11 @@ def _verdict(
     return ". ".join(parts) + "."
 
 
-def _share(some: Sequence[Seen]) -> Estimate | None:
+def _share(some: Sequence[Trial]) -> Estimate | None:
     return share([(s.picture, s.right) for s in some])
 
 
-def _curves(title: str, some: Sequence[Seen], line: Callable[[Seen], str]) -> Curves:
+def _curves(title: str, some: Sequence[Trial], line: Callable[[Trial], str]) -> Curves:
     lines: dict[str, list[tuple[float, float | Estimate]]] = {}
     for name in dict.fromkeys(map(line, some)):
         own = [s for s in some if line(s) == name]
