@@ -1,8 +1,8 @@
-"""How well does a model see the regions of a picture, by which way of looking, and where does it fail?
+"""Measure how well a model sees the regions of a picture, by which way of looking, and where it fails.
 
 ``python -m alpha_clip.evaluation scenes`` runs the built-in benchmark, offline; other names run the paper's protocols
-on data of yours; ``doctor`` looks for what is wrong with a model. A `Task` asks questions about `Sample`s; `run` asks
-them of `Subject`s that look in several `Way`s; what it finds is written down as JSON, Markdown and one HTML file.
+on your data; ``doctor`` looks for what is wrong with a model. A `Task` holds questions about `Sample`s; `run` puts
+them to `Subject`s that look in several `Way`s; the results are written as JSON, Markdown and one HTML file.
 """
 
 from .run import Run as Run

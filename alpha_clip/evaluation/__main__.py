@@ -87,7 +87,10 @@ def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
 
 
 def _report(answers: Run, out: Path, command: Sequence[str]) -> str:
-    """Write the HTML if it can be had; where it lies, or how to get it, for an hour's answers may hang on it."""
+    """Write the HTML report and return its path, or, if a package is missing, say how to get it.
+
+    A missing package is no error here: the answers before it may have taken hours.
+    """
     try:
         from . import report
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Annotation files in COCO's layout, and what all protocols need to read theirs, and the pictures they are of."""
+"""Annotation files in COCO's layout, and the masks, boxes and pictures that all protocols read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, x1 and y1 e
 
 
 class BadAnnotation(ValueError):
-    """An annotation that cannot be used; the others can. ``problem`` is the kind of it, for counting."""
+    """An annotation that cannot be used, though the others can. ``problem`` names its kind, for counting."""
 
     def __init__(self, reason: str, problem: str = "malformed") -> None:
         super().__init__(reason)
@@ -36,10 +36,11 @@ class Listed:
 
 
 class Instances:
-    """A file with "images", "annotations" and "categories", as COCO's ``instances_*.json`` and REFER's.
+    """A file with "images", "annotations" and "categories", such as COCO's ``instances_*.json`` or REFER's.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it is not of this layout.
+        FileNotFoundError: there is no such file.
+        ValueError: it does not have this layout.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,10 +73,10 @@ def _listed(entry: Any) -> Listed:
 
 
 def segmentation(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The mask of an annotation as a compressed RLE of `size` (H, W), whose runs were checked.
+    """The mask of an annotation as a compressed RLE of `size` (H, W), with its runs checked.
 
     Raises:
-        BadAnnotation: it has none, it is of another size or damaged, or there is not a pixel in it.
+        BadAnnotation: there is no mask, or it has another size, is damaged, or holds no pixel.
         ImportError: pycocotools is not installed.
     """
     found = annotation.get("segmentation")
@@ -91,10 +92,10 @@ def segmentation(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[s
 
 
 def box(numbers: Any) -> Box:
-    """The corners of a box as COCO gives it, x, y, width, height.
+    """Convert a box as COCO gives it, (x, y, width, height), to its corners.
 
     Raises:
-        BadAnnotation: it is none, or has no area.
+        BadAnnotation: it is not a box, or has no area.
     """
     try:
         x, y, width, height = (float(number) for number in numbers)
@@ -106,10 +107,10 @@ def box(numbers: Any) -> Box:
 
 
 def open_picture(path: Path, key: str, masks: Sequence[Any]) -> Picture:
-    """The picture upright and in RGB, with the masks, each a COCO RLE or a box [x0, y0, x1, y1].
+    """Read a picture, upright and in RGB, with its masks, each a COCO RLE or a box [x0, y0, x1, y1].
 
     Raises:
-        UnusableSample: it is not there, cannot be read, or is not of the masks' size.
+        UnusableSample: the picture is missing, cannot be read, or has another size than the masks.
     """
     try:
         data = path.read_bytes()
@@ -123,7 +124,7 @@ def open_picture(path: Path, key: str, masks: Sequence[Any]) -> Picture:
 
 
 def left_out(problems: Counter[str], example: str = "") -> list[str]:
-    """A line for the reader on the annotations that are not asked about; none if there are none."""
+    """Tell the reader in one line which annotations were left out; an empty list if none were."""
     if not problems:
         return []
     counts = ", ".join(f"{problem}: {count}" for problem, count in sorted(problems.items()))

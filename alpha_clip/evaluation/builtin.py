@@ -1,4 +1,4 @@
-"""The built-in benchmark: a thousand drawn scenes, in sets that no single way of looking wins. Needs no network."""
+"""The built-in benchmark: a thousand drawn scenes in sets, no one way of looking best in all. Needs no network."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from PIL import Image
 from ..scenes import BACKGROUNDS, HELD_OUT, NOUNS, Region, Scene, draw_scene, relation
 from .samples import Column, Naming, Referring, Sample, Task
 
-SIZE = 144  # pixels of a side: three times what `tiny` sees, so that a crop shows more of an object than the whole does
+SIZE = 144  # pixels a side: three times the input of `tiny`, so that a crop shows more of an object than the whole
 FIRST_SEED = 8_000_000_000  # training draws below 4e9, the examples from 9e9 on
 VALIDATION_SEED = 8_500_000_000  # for choosing options
 TEMPLATES = ("a drawing of {}",)
-QUICK = 10  # one scene in so many
+QUICK = 10  # --quick uses one scene in this many
 
 _SEEDS_A_SET, _SEEDS_A_SCENE = 10_000_000, 10_000
-_ONE_BOX = 0.6  # share of the smaller box that lies in the other one
+_ONE_BOX = 0.6  # least share of the smaller box inside the other for the two to count as one box
 
 
 @dataclass(frozen=True)
 class Set:
-    """Scenes of one kind, and what is asked of them."""
+    """Scenes of one kind, and the questions about them."""
 
     scenes: int
     about: str
-    ask: Callable[[Scene], Sequence[Naming | Referring]]  # nothing: a scene that the set has no use for
-    drawn: Mapping[str, Any]  # how, for `draw_scene`
-    kinds: Sequence[str] = field(default_factory=tuple)  # of questions, each a column; none: the set is one
+    ask: Callable[[Scene], Sequence[Naming | Referring]]  # returns none if the set cannot use the scene
+    drawn: Mapping[str, Any]  # arguments of `draw_scene`
+    kinds: Sequence[str] = field(default_factory=tuple)  # of questions, a column each; empty: one column for the set
 
 
 def with_article(phrase: str) -> str:
@@ -45,19 +45,19 @@ NAMES = tuple(with_article(noun) for noun in NOUNS)
 
 
 def name_all(scene: Scene) -> list[Naming | Referring]:
-    """Which of all nouns is each object?"""
+    """Ask which of all nouns names each object."""
     return [Naming(k, NAMES, NOUNS.index(region.noun)) for k, region in enumerate(scene.regions)]
 
 
 def name_and_refer(scene: Scene) -> list[Naming | Referring]:
-    """The same, and which object is the cat?"""
+    """Ask for the noun of each object, and for the object of each noun: which is the cat?"""
     asked = [Naming(q.region, q.names, q.answer, "plain") for q in name_all(scene) if isinstance(q, Naming)]
     phrases = [_drawing(with_article(region.noun)) for region in scene.regions]
     return [*asked, *(Referring(phrase, frozenset([k]), "by noun") for k, phrase in enumerate(phrases))]
 
 
 def name_overlapping(scene: Scene) -> list[Naming | Referring]:
-    """Both of two objects that share a box."""
+    """Ask for the nouns of two objects if they nearly share a box."""
     one, other = (region.box for region in scene.regions)
     across, down = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
@@ -65,7 +65,7 @@ def name_overlapping(scene: Scene) -> list[Naming | Referring]:
 
 
 def tell_twins(scene: Scene) -> list[Naming | Referring]:
-    """Which of two objects of one noun is the red one, the large one, the one on the left?"""
+    """Ask which of two objects of one noun is the red one, the large one, or the one on the left."""
     twins = [k for k, region in enumerate(scene.regions) if region.noun == _twin(scene)]
     one, other = (scene.regions[k] for k in twins)
     return [
@@ -76,7 +76,7 @@ def tell_twins(scene: Scene) -> list[Naming | Referring]:
 
 
 def name_surroundings(scene: Scene) -> list[Naming | Referring]:
-    """What is each object on? A cut-out cannot tell."""
+    """Ask what each object stands on, which a cut-out cannot show."""
     words = list(BACKGROUNDS)
     asked: list[Naming | Referring] = []
     for k, region in enumerate(scene.regions):
@@ -86,7 +86,7 @@ def name_surroundings(scene: Scene) -> list[Naming | Referring]:
 
 
 def tell_neighbours(scene: Scene) -> list[Naming | Referring]:
-    """Which of two objects of one noun is left of the tree?"""
+    """Ask which of two objects of one noun is, for instance, left of the tree."""
     noun = _twin(scene)
     twins = [k for k, region in enumerate(scene.regions) if region.noun == noun]
     (third,) = (region for region in scene.regions if region.noun != noun)
@@ -105,17 +105,17 @@ def _drawing(phrase: str) -> str:
 
 
 def _twin(scene: Scene) -> str:
-    """The noun that there are two of."""
+    """The noun that two objects share."""
     nouns = [region.noun for region in scene.regions]
     return next(noun for noun in nouns if nouns.count(noun) == 2)
 
 
 def _differences(region: Region, twin: Region, width: int) -> Iterator[tuple[str, str]]:
-    """Kinds of phrases, and phrases, that are true of one twin and not of the other."""
+    """Yield (kind, phrase) for phrases that are true of one twin and not of the other."""
     noun = region.noun
     if region.color != twin.color:
         yield "colour", with_article(f"{region.color} {noun}")
-    if region.size == "large" != twin.size:  # `tiny` has never read "small"
+    if region.size == "large" != twin.size:  # `tiny` was never trained on "small"
         yield "size", f"a large {noun}"
     if region.box[2] < width / 2 < twin.box[0]:
         yield "side", f"{with_article(noun)} on the left"
@@ -153,7 +153,7 @@ SETS: dict[str, Set] = {
 
 
 def sample(name: str, number: int, first_seed: int = FIRST_SEED) -> Sample:
-    """Scene `number` of the set `name`: the first from its seed on that the set has a use for."""
+    """Scene `number` of the set `name`: the first, from its seed onwards, that the set can use."""
     chosen = SETS[name]
     seed = first_seed + _SEEDS_A_SET * list(SETS).index(name) + _SEEDS_A_SCENE * number
     for shift in count():
@@ -164,7 +164,7 @@ def sample(name: str, number: int, first_seed: int = FIRST_SEED) -> Sample:
 
 
 def task(quick: bool = False, first_seed: int = FIRST_SEED, sets: Sequence[str] = tuple(SETS)) -> Task:
-    """All sets, or every tenth scene of them."""
+    """The scenes of the named sets; if `quick`, every tenth."""
     numbered = [(name, i) for name in sets for i in range(0, SETS[name].scenes, QUICK if quick else 1)]
     keys = [f"{name} {i}" for name, i in numbered]
     columns = [Column(kind, (kind,)) for name in sets for kind in SETS[name].kinds or (name,)]

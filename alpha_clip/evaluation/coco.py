@@ -1,4 +1,4 @@
-"""Naming objects: which of its categories is each object of a data set annotated as COCO is?"""
+"""Name the objects of a data set in COCO's layout: which of its categories is each?"""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .samples import Column, Naming, Sample, Task, unique_keys
 from .tune import add_hold_back, is_held_back
 
 METHODS = ("alpha", "alpha_crop", "alpha_box", "whole", "crop", "masked_crop", "cut_out", "maskclip", "alpha + crop")
-GROUPS = ("small", "medium", "large")  # by area, as COCO's own evaluation has them
-_AREAS = (32**2, 96**2)  # pixels, where they end
+GROUPS = ("small", "medium", "large")  # by area, as in COCO's own evaluation
+_AREAS = (32**2, 96**2)  # pixels at which the first two groups end
 _ANNOTATIONS, _IMAGES = "annotations/instances_val2017.json", "val2017"
 
 
 @dataclass(frozen=True)
 class Object:
-    """What is asked about."""
+    """An object to ask about."""
 
     mask: Mapping[str, Any]  # a checked RLE
     category: int  # its number among the names
@@ -33,16 +33,17 @@ class Object:
 
 
 def task(path: Path, images: Path, hold_back: float = 0.0, validation: bool = False) -> Task:
-    """All objects with a mask, crowds excepted.
+    """Ask about all objects with a mask, except crowds.
 
     Args:
         path: annotations in COCO's layout.
         images: the folder of their pictures.
-        hold_back: share of the pictures that is for validation alone.
-        validation: take that share, and else the rest.
+        hold_back: share of the pictures kept for validation only.
+        validation: use that share instead of the rest.
 
     Raises:
-        FileNotFoundError: one is not there. ValueError: the annotations are damaged, or none can be used.
+        FileNotFoundError: the annotations or the folder are missing.
+        ValueError: the annotations are damaged, or none can be used.
     """
     found = Instances(path)
     check_folder(images, "the pictures of the annotations")
@@ -95,7 +96,7 @@ def from_arguments(args: argparse.Namespace, validation: bool = False) -> Task:
 def _objects(
     found: Instances, picture: Listed, numbers: Mapping[int, int], problems: Counter[str], examples: list[str]
 ) -> list[Object]:
-    """What can be asked about in a picture; `problems` count the rest."""
+    """The objects of a picture that can be asked about; `problems` counts the rest."""
     objects = []
     for annotation in found.of(picture.id):
         if annotation.get("iscrowd"):

@@ -1,4 +1,4 @@
-"""Two runs of the same task side by side, on the samples that both hold."""
+"""Compare two runs of the same task on the samples that both hold."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .tables import Cell, Table
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `one` and `other` found about the same samples."""
+    """Two runs and the samples they share."""
 
     one: Results
     other: Results
-    keys: Sequence[str]  # of the samples that every way of both was asked about
-    pairs: Sequence[tuple[Pair, Pair]]  # what stands against what
+    keys: Sequence[str]  # of the samples that every way of both runs answered
+    pairs: Sequence[tuple[Pair, Pair]]  # (model, way) of the first run, and its counterpart in the second
 
     @property
     def columns(self) -> list[Column]:
-        """Those of both."""
+        """The columns that both runs have."""
         return [column for column in self.one.columns if column in self.other.columns]
 
     @property
@@ -37,7 +37,7 @@ class Comparison:
 
     @property
     def alone(self) -> dict[str, list[str]]:
-        """What only one of them looked at."""
+        """Models and ways without a counterpart, under "first" or "second"."""
         sides = {"first": (self.one, {a for a, _ in self.pairs}), "second": (self.other, {b for _, b in self.pairs})}
         found = {key: [", ".join(p) for p in side.ways if p not in seen] for key, (side, seen) in sides.items()}
         return {key: names for key, names in found.items() if names}
@@ -51,7 +51,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> Mapping[tuple[Pair, Column], Estimate | None]:
-        """How much higher the second run's share is, the same samples drawn for both."""
+        """How much higher the second run's share is, with the same bootstrap draws for both."""
         return {
             (a, column): metrics.difference(self.hits(self.other, b, column), self.hits(self.one, a, column))
             for a, b in self.pairs
@@ -71,7 +71,7 @@ class Comparison:
         return Table("Difference", titles, rows, note, signed=True)
 
     def side_by_side(self, column: Column) -> Table:
-        """One column of both runs, and how many questions only one of them has right."""
+        """One column of both runs, with the number of questions that only one of them answered right."""
         rows: list[list[Cell]] = []
         for a, b in self.pairs:
             one, other = self.hits(self.one, a, column), self.hits(self.other, b, column)
@@ -83,19 +83,19 @@ class Comparison:
 
 
 def name(one: Pair, other: Pair) -> str:
-    """``"tiny, crop"``, or, where the models have other names, ``"tiny / mine, crop"``."""
+    """``"tiny, crop"``, or ``"tiny / mine, crop"`` if the models have different names."""
     return ", ".join(one) if one == other else f"{one[0]} / {other[0]}, {one[1]}"
 
 
 def read(one: Path, other: Path) -> Comparison:
-    """Two results.json.
+    """Read two results.json files.
 
-    A model stands against that of the same name; those named in one run only, in the order in which they came.
+    Models of the same name are paired; those named in one run only are paired in their order.
 
     Raises:
-        OSError, ValueError: as `results.read`.
-        ValueError: they are of different tasks, or of different data; no sample, column or way is in both; or the same
-            samples were asked about in other words.
+        OSError: see `results.read`.
+        ValueError: see `results.read`; or the runs are of different tasks or data, share no sample, column or way, or
+            asked different questions about the same samples.
     """
     a, b = results.read(one), results.read(other)
     _same_task(a, b)
@@ -152,7 +152,7 @@ def _ways(side: Results) -> str:
 
 
 def facts(found: Comparison) -> dict[str, Any]:
-    """What each run was, for the reader."""
+    """How, with what and on what each run was made, for the reader."""
     return {
         str(side.path): {"made": side.made, **{k: v for k, v in side.identity.items() if k != "task"}}
         for side in (found.one, found.other)

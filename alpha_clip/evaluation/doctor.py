@@ -1,7 +1,7 @@
-"""What is wrong with a model with an alpha channel, if anything: python -m alpha_clip.evaluation doctor MODEL
+"""Find what is wrong with a model with an alpha channel: python -m alpha_clip.evaluation doctor MODEL
 
-It looks at drawn scenes, and compares features with features wherever that will do, for a model may be sound and never
-have learned to name drawings. Where the scenes are beyond the model, it says so.
+The doctor shows the model drawn scenes and, where possible, compares features with features, because a sound model may
+never have learned to name drawings. It says so when the scenes are beyond the model.
 """
 
 from __future__ import annotations
@@ -32,34 +32,36 @@ _KEPT = "kept of plain CLIP's features"
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Set between `tiny` and versions of it that were broken on purpose (docs/probes.md); no other model was tried."""
+    """Limits between `tiny` and versions of it broken on purpose (docs/probes.md); no other model was tried."""
 
-    # The mask alone decides more of a feature than picture and content together. `tiny` has 0.1, and with colours
-    # turned down to a tenth 0.7.
+    # Silhouette reader: the mask alone explains more than this share of the variance of the features. `tiny` has 0.1,
+    # and 0.7 with colours turned down to a tenth.
     silhouette: float = 0.5
-    # At alpha = 1 a picture is hardly nearer to itself in plain CLIP than to another: noise as strong as the weights
-    # leaves 0.1, foreign weights 0.0.
+    # Incompatible: `Identity.related` is below this, so at alpha = 1 a picture is hardly nearer to itself in plain CLIP
+    # than to another. Noise as strong as the weights leaves 0.1, foreign weights 0.0.
     related: float = 0.15
-    # Of the way from another picture's feature so much must be left. `tiny` has 0.95; noise that halves what it names
-    # leaves 0.65.
+    # Drifted: `Identity.kept` is below this. `tiny` has 0.95; noise that halves what it names leaves 0.65.
     kept: float = 0.7
-    # The mask and what lies under it make so little of a feature: where two pictures have a cosine of 0.5, two masks of
-    # one then have 0.99. `tiny` has 0.7, and 0.01 with alpha weights of a tenth.
+    # Mask-blind: the mask and what lies under it explain less than this share of the variance. Two masks of one picture
+    # then have a cosine of 0.99 where two pictures have 0.5. `tiny` has 0.7, and 0.01 with alpha weights of a tenth.
     blind: float = 0.02
-    # Attention follows the mask somewhere with this correlation at least, or nothing is said of where. `tiny` has 0.8.
+    # The least correlation of attention with the mask, changed or not, at which misalignment is judged. `tiny` has 0.8.
     follows: float = 0.3
-    # It follows a changed mask better than the mask itself, by this factor and for sure. For `tiny` no change comes
-    # nearer than 0.8 of the mask itself, and a mask moved by an eighth of the side gives 1.9.
+    # Misaligned: attention follows a changed mask better than the mask itself, significantly and by this factor. For
+    # `tiny` no change reaches more than 0.8 of the mask itself; a mask moved by an eighth of the side gives 1.9.
     misaligned: float = 1.15
-    # Texts name so many times what chance would, and all is well. `tiny` has 45; a foreign text tower has 1.
+    # The text tower fits if texts name this many times what chance would. `tiny` has 45; a foreign text tower has 1.
     named: float = 3.0
-    # Else: drawings of one noun find each other, by image features alone, so much more often than by chance, or the
-    # scenes are beyond the image tower. `tiny` has 0.55; random towers have 0.1, by colours and places.
+    # If they do not, the text tower is foreign if image features of one noun are nearest to each other this much more
+    # often than by chance; else the scenes are beyond the image tower. `tiny` has 0.55; random towers have 0.1, from
+    # colours and places.
     knows: float = 0.2
 
 
 @dataclass(frozen=True)
 class Failure:
+    """One thing that is wrong with a model, the evidence for it, and what to do."""
+
     name: str
     because: str
     remedy: str
@@ -67,7 +69,7 @@ class Failure:
 
 @dataclass
 class Diagnosis:
-    """What was found: failures, the first of which explains the most; what could not be told; all figures."""
+    """The failures, the one that explains most first; what could not be decided; and all figures."""
 
     failures: list[Failure] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
@@ -106,7 +108,11 @@ REMEDIES: Mapping[str, str] = {
 def examine(
     subject: Subject, samples: Sequence[Sample] | None = None, thresholds: Thresholds | None = None
 ) -> Diagnosis:
-    """Look for what is wrong with `subject`, on samples with named regions; None: `SCENES` built-in ones.
+    """Look for what is wrong with `subject`.
+
+    Args:
+        samples: pictures with named regions; None: `SCENES` built-in ones.
+        thresholds: None: the defaults.
 
     Raises:
         ValueError: the subject takes no masks or is another library's model, or there are fewer than `FEWEST` samples
@@ -127,9 +133,9 @@ def examine(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*every mask is ignored")  # it says so itself
         if _is_dead(subject, scenes, found) or _reads_silhouettes(limits, found):
-            return found  # there is no picture in its features, so nothing else can be said of them
+            return found  # its features do not depend on the picture, so the other checks mean nothing
         if _is_incompatible(subject, scenes, limits, found):
-            return found  # so are all features
+            return found  # the other checks would measure the mismatch
         _has_drifted(subject, limits, found)
         if not _is_blind(limits, found):
             _is_misaligned(subject, scenes, limits, found)
@@ -188,7 +194,7 @@ def _is_incompatible(subject: Subject, scenes: Sequence[Sample], limits: Thresho
 
 
 def _has_foreign_texts(subject: Subject, scenes: Sequence[Sample], limits: Thresholds, found: Diagnosis) -> bool:
-    """Image features know the nouns apart, and texts do not find them."""
+    """Whether image features tell the nouns apart but texts do not find them."""
     cut_outs, questions = _cut_outs(subject, scenes)
     own = np.array([own_name(question) for question in questions])
     others = (own[:, None] == own).sum(axis=1) - 1
@@ -221,7 +227,7 @@ def _has_foreign_texts(subject: Subject, scenes: Sequence[Sample], limits: Thres
 
 
 def _cut_outs(subject: Subject, scenes: Sequence[Sample]) -> tuple[torch.Tensor, list[Naming]]:
-    """All regions whose question offers the same names as the first, cut out, (R, D), seen with alpha = 1."""
+    """Features (R, D) at alpha = 1 of the cut-outs of all regions whose question offers the same names as the first."""
     names = next(iter(questions_of(scenes[0]).values())).names
     features: list[torch.Tensor] = []
     asked: list[Naming] = []
@@ -292,7 +298,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print what was found; 0: no failure, 1: a failure is named."""
+    """Print the diagnosis; return 1 if there is a failure, else 0."""
     found = examine(find(args.model, args.device, args.base))
     print(found.text())  # noqa: T201
     return 1 if found.failures else 0

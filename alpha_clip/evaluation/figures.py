@@ -1,4 +1,4 @@
-"""Figures of a report, each drawn for light and for dark pages, as SVG in a data URI."""
+"""Draw the figures of a report for light and for dark pages, as SVG in data URIs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST = 30  # characters of a label
 _INCH = 96  # CSS pixels
 
 
-# Each colour, and its like on a dark page. The series are Okabe and Ito's, which the colour-blind tell apart.
+# Each colour, and its counterpart on a dark page. The series are Okabe and Ito's, safe for the colour-blind.
 TEXT, GRID, PAGE = "#1d1d1f", "#d8d8dc", "#ffffff"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DARK = {TEXT: "#e8e8ea", GRID: "#47474d", PAGE: "#17171a"} | dict(
@@ -31,7 +31,7 @@ DARK = {TEXT: "#e8e8ea", GRID: "#47474d", PAGE: "#17171a"} | dict(
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure, as an `img` can show it."""
+    """A figure for an `img` element."""
 
     title: str
     light: str  # data URIs
@@ -43,16 +43,16 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Dot:
-    """A row of a forest: an estimate, filled if nothing is significantly better."""
+    """A row of a forest plot: an estimate, filled if nothing is significantly better."""
 
-    group: str  # rows that follow each other and share it stand under one heading
+    group: str  # heading; consecutive rows with the same one stand under it together
     name: str
     estimate: Estimate | None
     filled: bool = True
 
 
 def forest(title: str, dots: Sequence[Dot], alt: str, span: float | None = None) -> Drawing:
-    """Dots with intervals, one row each: shares from 0 to 100%, or differences from -`span` to `span`."""
+    """Draw dots with intervals, one row each: shares from 0 to 100%, or differences from -`span` to `span`."""
     rows, places = _rows(dots)
     size = (3.9, 0.75 + 0.2 * len(rows))
 
@@ -74,7 +74,7 @@ def forest(title: str, dots: Sequence[Dot], alt: str, span: float | None = None)
 
 
 def curves(found: Curves) -> Drawing:
-    """Lines through points; estimates with a band."""
+    """Draw lines through points, with a band around estimates."""
     size = (5.2, 3.2 + 0.2 * math.ceil(len(found.lines) / 2))
 
     def draw(axes: Axes) -> None:
@@ -120,7 +120,7 @@ def _shortened(label: str) -> str:
 
 
 def _draw_dots(axes: Axes, dots: Sequence[Dot], places: Sequence[int]) -> None:
-    """Each group in its colour, with its intervals."""
+    """Draw each group in its own colour, with its intervals."""
     groups = list(dict.fromkeys(dot.group for dot in dots))
     alike: dict[tuple[str, bool], list[tuple[int, Estimate]]] = {}
     for dot, y in zip(dots, places, strict=True):
@@ -148,7 +148,7 @@ def _uri(svg: str) -> str:
 
 
 def _svg(size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
-    # Names come from data: a dollar in one is no formula. A fixed salt gives the same file for the same figures.
+    # Names come from data, where a dollar sign does not begin a formula. A fixed salt gives equal figures equal files.
     with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "alpha-clip", "font.size": 9}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()

@@ -10,10 +10,11 @@ from ..hashes import sha256
 
 
 def read_json(path: Path, what: str) -> Any:
-    """What a file holds.
+    """Read a JSON file; `what` says in an error what it should hold.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it is not JSON.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: expected {what}; see docs/protocols.md for the files and names")
@@ -29,7 +30,7 @@ def digests(*paths: Path) -> dict[str, str]:
 
 
 def check_folder(folder: Path, what: str) -> Path:
-    """Raise FileNotFoundError if it is no folder."""
+    """Return `folder`, or raise FileNotFoundError if it is not a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: expected {what}; see docs/protocols.md for the tree")
     return folder

@@ -1,7 +1,7 @@
-"""Pictures for the report: where one way of looking is right and another wrong, chosen by lot.
+"""Choose pictures for the report where one way of looking is right and another wrong.
 
-Of each kind of case, questions are taken from the groups of the data in turn, and within a group in the order of a
-checksum of the sample's name: nobody's taste comes in, and the same run shows the same pictures.
+For each kind of case, questions come from the groups of the data in turn, and within a group in the order of a
+checksum of the sample's name. Nothing is picked by hand, and the same run always shows the same pictures.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .records import Answer
 from .run import Pair, Run
 from .samples import Naming, Referring, Sample, UnusableSample
 
-SIDE = 320  # pixels of a shown picture
+SIDE = 320  # pixels at the longer side of a shown picture
 EACH = 8  # pictures of each kind
 TOP = 3
-_DIMMED = 0.4  # what is left of the light around a region
-_RIGHT, _CHOSEN = (255, 214, 10), (230, 70, 0)  # outlines: what is meant, and what was taken for it
+_DIMMED = 0.4  # brightness around a region
+_RIGHT, _CHOSEN = (255, 214, 10), (230, 70, 0)  # outlines: what is meant, and what was chosen instead
 _HALO = (20, 20, 20)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A question of a sample, by its number there."""
+    """A question, by its sample and its number there."""
 
     key: str
     number: int
@@ -39,12 +39,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Reply:
-    """What one way of looking answered."""
+    """The answer of one way of looking."""
 
     way: str
     rank: int
     top: Sequence[tuple[str, bool]]  # the best names, and whether they are right
-    main: bool  # one of those that the case is about
+    main: bool  # whether the case compares this way
 
     @property
     def right(self) -> bool:
@@ -53,7 +53,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with its regions drawn, and what was answered."""
+    """A picture with its regions drawn, and the answers."""
 
     key: str
     group: str
@@ -73,11 +73,11 @@ class Kind:
     title: str
     count: int
     cards: Sequence[Card]
-    unread: int  # pictures that were there during the run, and are no more
+    unread: int  # pictures that could be read during the run, but no longer
 
 
 def kinds(found: Run) -> list[Kind]:
-    """Where the first way of looking is right and `crop` (or else the second way) is wrong, and so on."""
+    """Sort the questions by which of two ways is right: the first, and `crop` or else the second."""
     if not found.records:
         return []
     chosen = contrast(found.ways())
@@ -90,16 +90,16 @@ def kinds(found: Run) -> list[Kind]:
 
 
 def contrast(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    """The first way, and what it is held against: the same model's `crop`, or else the second way, if there is one."""
+    """The first way, and the one to compare it with: the same model's `crop`, or else the second way, if any."""
     first, *others = pairs
     other = (first[0], "crop") if (first[0], "crop") in others else next(iter(others), None)
     return (first,) if other is None else (first, other)
 
 
 def by_lot(cases: Collection[Case], groups: dict[Case, str]) -> list[Case]:
-    """In the order in which they are shown: the groups in turn, each picture once before any comes twice.
+    """Order cases for showing: the groups in turn, and each picture once before any comes twice.
 
-    The groups follow each other as their first cases do, so that none is always behind the last one shown.
+    Groups are ordered by their first cases, so that the same one is not always cut off.
     """
     of: dict[str, list[Case]] = {}
     for case in sorted(cases, key=lambda c: zlib.crc32(f"{c.key} {c.number}".encode())):
@@ -110,7 +110,7 @@ def by_lot(cases: Collection[Case], groups: dict[Case, str]) -> list[Case]:
 
 
 def _cases(found: Run, chosen: Sequence[Pair]) -> list[Case]:
-    """All questions that the chosen ways were asked."""
+    """All questions that all of the chosen ways answered."""
     counts = [{record.key: len(record.answers) for record in found.of(*pair)} for pair in chosen]
     return [Case(key, i) for key, n in counts[0].items() if all(key in c for c in counts) for i in range(n)]
 
@@ -143,7 +143,7 @@ def _kind(
             break
         try:
             sample = found.task.read(numbers[case.key])
-        except (UnusableSample, OSError):  # that it was asked about is written down already, and a picture is not all
+        except (UnusableSample, OSError):  # the answers are in the tables anyway
             unread += 1
             continue
         given = {pair: of[case.key][case.number] for pair, of in answers.items() if case.key in of}
@@ -153,7 +153,7 @@ def _kind(
 
 def _card(found: Run, chosen: Sequence[Pair], sample: Sample, case: Case, given: dict[Pair, Answer]) -> Card:
     answer = given[chosen[0]]
-    # Where the answers waited for all samples, there are more of them than questions.
+    # If the answers waited for all samples, there are more of them than questions.
     question = sample.questions[case.number] if case.number < len(sample.questions) else None
     refers = isinstance(question, Referring)
     right = sorted(question.answers) if isinstance(question, Referring) else [answer.region]
@@ -188,12 +188,12 @@ def drawn(
     wrong: Sequence[int] = (),
     numbered: bool = False,
 ) -> tuple[str, tuple[int, int]]:
-    """A data URI of the picture, `SIDE` at its longer side, and its size in pixels.
+    """Draw a picture, `SIDE` pixels at its longer side; return its data URI and its size.
 
     Args:
         masks: (K, H, W) in [0, 1].
-        right: numbers of the masks that are outlined in yellow; what is around them is dimmed.
-        wrong: those that are outlined in red.
+        right: numbers of the masks to outline in yellow, with their surroundings dimmed.
+        wrong: numbers of the masks to outline in red.
         numbered: write their numbers on them.
     """
     scale = SIDE / max(picture.size)
@@ -205,7 +205,7 @@ def drawn(
         dark = shown.point(lambda value: round(_DIMMED * value))
         shown = Image.composite(shown, dark, Image.fromarray(inside))
     for i, region in regions.items():
-        for width, paint in ((9, _HALO), (5, _RIGHT if i in right else _CHOSEN)):  # the halo shows it on any picture
+        for width, paint in ((9, _HALO), (5, _RIGHT if i in right else _CHOSEN)):  # a halo, to be seen on any picture
             line = ImageChops.subtract(region.filter(ImageFilter.MaxFilter(width)), region)
             shown.paste(paint, mask=line)
         if numbered and (box := region.getbbox()):
@@ -216,7 +216,7 @@ def drawn(
 
 
 def _write(shown: Image.Image, text: str, box: tuple[int, int, int, int]) -> None:
-    """Above a box, or below it, where there is no room above."""
+    """Write above a box, or below it if there is no room above."""
     x = min(max((box[0] + box[2]) / 2, 12), shown.width - 12)
     above = box[1] > 30
     at, anchor = (x, box[1] - 8) if above else (x, min(box[3] + 8, shown.height - 24)), "mb" if above else "mt"
@@ -225,6 +225,6 @@ def _write(shown: Image.Image, text: str, box: tuple[int, int, int, int]) -> Non
 
 
 def _resized(mask: NDArray[np.float32], size: tuple[int, int]) -> Image.Image:
-    """Black and white: 255 where the mask is above one half."""
+    """Resize a mask to black and white: 255 where it is above one half."""
     found = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     return Image.fromarray(np.where(np.asarray(found) > 0.5, 255, 0).astype(np.uint8))

@@ -1,7 +1,7 @@
 """ImageNet-S in the Alpha-CLIP authors' ``imagenet_919.json``: which of 919 classes is the masked object?
 
-As the authors ask it: the centre square of picture and mask, the first WordNet lemma with its underscores, one
-sentence, the mean over classes. ``--corrected`` keeps the whole picture and makes the names readable.
+As in the authors' evaluation: the centre square of picture and mask, the first WordNet lemma with its underscores,
+one sentence, the mean over classes. ``--corrected`` keeps the whole picture and makes the names readable.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ _FIELDS = {"category_word": str, "image_pth": str, "mask": dict}
 
 
 def task(folder: Path, names: Path, corrected: bool = False, hold_back: float = 0.0, validation: bool = False) -> Task:
-    """All entries of ``folder/imagenet_919.json``.
+    """Ask about all entries of ``folder/imagenet_919.json``.
 
     Args:
         names: a file that `read_names` reads.
-        corrected: whole pictures and readable names.
-        hold_back: share of the pictures that is for validation alone.
-        validation: take that share, and else the rest.
+        corrected: use whole pictures and readable names.
+        hold_back: share of the pictures kept for validation only.
+        validation: use that share instead of the rest.
 
     Raises:
-        FileNotFoundError: a file is not there. ValueError: one is damaged, or does not name all classes.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or does not name all classes.
     """
     path = check_folder(folder, f"the folder with {LIST} and ImageNetS919/") / LIST
     entries = _entries(path)
@@ -65,20 +66,21 @@ def task(folder: Path, names: Path, corrected: bool = False, hold_back: float = 
 
 
 def centre(image: Image.Image, mask: NDArray[np.float32]) -> tuple[Image.Image, NDArray[np.float32]]:
-    """The largest square in the middle of both, as the authors cut it out before they resize."""
+    """Crop the largest central square of both, as the authors do before they resize."""
     side = min(image.size)
     left, top = image.width // 2 - side // 2, image.height // 2 - side // 2
     return image.crop((left, top, left + side, top + side)), mask[top : top + side, left : left + side]
 
 
 def read_names(path: Path) -> dict[str, tuple[str, ...]]:
-    """The words of each class, best first, by its WordNet number such as "n01440764".
+    """Read the words of each class, best first, by its WordNet number such as "n01440764".
 
     ``path`` is WordNet's own ``data.noun``; or ImageNet's ``LOC_synset_mapping.txt`` or ``synset_words.txt``, with
     lines ``n01440764 tench, Tinca tinca``; or JSON, ``{"n01440764": "tench"}`` or with lists of words.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it is none of these.
+        FileNotFoundError: there is no such file.
+        ValueError: it has none of these formats.
     """
     if path.suffix == ".json":
         found = read_json(path, "names of classes")
@@ -123,7 +125,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 def _classes(
     entries: Sequence[Mapping[str, Any]], words: Mapping[str, Sequence[str]], path: Path, spaces: bool
 ) -> dict[str, str]:
-    """The name of each class, by its number, in the order in which they first come."""
+    """The name of each class by its WordNet number, in order of first appearance."""
     wanted = list(dict.fromkeys(entry["category_word"] for entry in entries))
     if unknown := [word for word in wanted if word not in words]:
         raise ValueError(
@@ -134,7 +136,7 @@ def _classes(
 
 
 def _keys(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The picture's name, and, where it comes twice, what it is asked for."""
+    """The pictures' names; a repeated one has its count and the class added."""
     seen: Counter[str] = Counter()
     keys = []
     for entry in entries:
@@ -145,7 +147,7 @@ def _keys(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _of_wordnet(lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """As wndb(5WN) has it: offset, file, type, count of words in hexadecimal, then word, number, word, number, ..."""
+    """Parse wndb(5WN): offset, file, type, count of words in hexadecimal, then word, number, word, number, ..."""
     found = [match for line in lines if (match := re.match(r"(\d{8}) \d\d n ([0-9a-f]{2}) (.+)", line))]
     return {f"n{match[1]}": tuple(match[3].split(" ")[: 2 * int(match[2], 16) : 2]) for match in found}
 

@@ -1,6 +1,6 @@
-"""Shares of right answers, and how sure they are: a bootstrap over pictures, paired between ways.
+"""Shares of right answers with intervals from a bootstrap over pictures, paired between ways.
 
-All draws of all ways are the same pictures, so that a difference is of the ways and not of the draws.
+The draws are the same pictures for all ways, so that a difference comes from the ways and not from the draws.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share in [0, 1], and its 95% interval."""
+    """A share in [0, 1] with its 95% interval."""
 
     value: float
     low: float
@@ -33,28 +33,28 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Hits:
-    """Which questions of which pictures were answered."""
+    """Which questions about which pictures were answered correctly."""
 
-    pictures: NDArray[np.int64]  # (Q,) number of the picture that a question is about
-    classes: NDArray[np.int64]  # (Q,) number of what is right; all zeros where that does not count
+    pictures: NDArray[np.int64]  # (Q,) number of each question's picture
+    classes: NDArray[np.int64]  # (Q,) number of the right answer's class; all 0 if classes do not count
     hits: NDArray[np.bool_]  # (Q,)
 
     @cached_property
     def draws(self) -> NDArray[np.float64]:
-        """(DRAWS,) shares, of as many pictures as there are, drawn with replacement."""
+        """(DRAWS,) shares, each over as many pictures as there are, drawn with replacement."""
         classes, kinds = np.unique(self.classes, return_inverse=True)
         pictures, number = np.unique(self.pictures, return_inverse=True)
         right, asked = np.zeros((2, len(pictures), len(classes)), np.float32)
         np.add.at(asked, (number, kinds), 1)
         np.add.at(right, (number, kinds), self.hits)
         times = _times(len(pictures))
-        drawn = times @ asked  # (DRAWS, classes): how often each was asked about
+        drawn = times @ asked  # (DRAWS, classes): questions about each
         shares = np.where(drawn > 0, times @ right / np.maximum(drawn, 1), np.nan)
         return np.asarray(np.nanmean(shares, axis=1), np.float64)
 
 
 def hits(records: Sequence[Record], column: Column, keys: dict[str, int]) -> Hits:
-    """What a column counts in the records of one model and way; `keys` numbers the pictures."""
+    """The questions that a column counts in the records of one model and way; `keys` numbers the pictures."""
     found = [
         (keys[r.key], a.right, a.rank < column.k)
         for r in records
@@ -67,7 +67,7 @@ def hits(records: Sequence[Record], column: Column, keys: dict[str, int]) -> Hit
 
 
 def estimate(found: Hits) -> Estimate | None:
-    """The share, by question or as the mean over classes; None where nothing was asked."""
+    """The share over questions, or the mean of the shares of the classes; None if there are no questions."""
     if not len(found.hits):
         return None
     low, high = np.percentile(found.draws, [2.5, 97.5])
@@ -75,10 +75,10 @@ def estimate(found: Hits) -> Estimate | None:
 
 
 def difference(one: Hits, other: Hits) -> Estimate | None:
-    """How much larger the share of `one` is, and its interval, the same pictures drawn for both.
+    """How much larger the share of `one` is, with its interval, drawing the same pictures for both.
 
     Raises:
-        ValueError: they are not of the same questions.
+        ValueError: the two answer different questions.
     """
     if not (np.array_equal(one.pictures, other.pictures) and np.array_equal(one.classes, other.classes)):
         raise ValueError("these are answers to different questions: compare ways on the same samples")
@@ -88,9 +88,9 @@ def difference(one: Hits, other: Hits) -> Estimate | None:
     return Estimate(_share(one) - _share(other), float(low), float(high), len(one.hits))
 
 
-@lru_cache(maxsize=8)  # of 12,000 pictures, one takes 48 MB and half a second
+@lru_cache(maxsize=8)  # for 12,000 pictures, one entry takes 48 MB and half a second
 def _times(pictures: int) -> NDArray[np.float32]:
-    """(DRAWS, pictures): how often each is drawn."""
+    """(DRAWS, pictures): how often each picture is drawn."""
     rng = np.random.default_rng(0)
     return rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=DRAWS).astype(np.float32)
 

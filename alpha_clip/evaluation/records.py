@@ -1,4 +1,4 @@
-"""What was found of each sample, one JSON line for each way to look at it, so that a run can go on where it stopped."""
+"""The answers about each sample, one JSON line for each way of looking, so that a run can resume where it stopped."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .. import atomic
 
 @dataclass(frozen=True)
 class Answer:
-    """How a question was answered. ``rank`` counts what scored above the best right answer: 0 is right."""
+    """How a question was answered. ``rank`` counts the options that scored above the best right one: 0 is right."""
 
-    right: str  # what would have been right: a name, or a phrase
+    right: str  # the right name, or the phrase in question
     rank: int
-    region: int  # that was asked about, or, where a region is looked for, that was chosen
+    region: int  # the one in question, or, if a region was looked for, the one chosen
     group: str = ""  # the part of the data set, or the kind of question
     top: tuple[str, ...] = ()  # the best names, best first
 
 
 @dataclass(frozen=True)
 class Record:
-    """The answers about one sample, by one model, looking in one way."""
+    """The answers of one model, looking in one way, about one sample."""
 
     key: str
     model: str
@@ -38,8 +38,8 @@ class Record:
     answers: tuple[Answer, ...]
     regions: int
     forwards: float  # pictures that went through the image tower
-    seconds: float  # of preparing and encoding them
-    features: tuple[str, ...] = ()  # of each part of the way, packed, where the answers wait for all samples
+    seconds: float  # to prepare and encode them
+    features: tuple[str, ...] = ()  # packed, one for each part of the way; kept if answers wait for all samples
 
     @property
     def id(self) -> tuple[str, str, str]:
@@ -47,17 +47,17 @@ class Record:
 
 
 def packed(features: Tensor) -> str:
-    """(K, D) of unit length as float16, which moves a cosine by less than a thousandth, in base64."""
+    """Encode features (K, D) of unit length as float16 in base64; cosines change by less than 0.001."""
     return base64.b64encode(features.numpy().astype("<f2").tobytes()).decode("ascii")
 
 
 def unpacked(text: str, rows: int) -> Tensor:
-    """(rows, D) float32 of what was `packed`."""
+    """Decode what `packed` encoded: (rows, D) float32."""
     return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32).reshape(rows, -1))
 
 
 class Journal:
-    """The records of a run in a folder, ``records.jsonl``, and, in ``run.json``, what it is a run of.
+    """The records of a run in a folder: ``records.jsonl``, with its data set and models in ``run.json``.
 
     Raises:
         ValueError: the folder holds records of another data set or other models.
@@ -79,13 +79,13 @@ class Journal:
                 yield Record(**found | {"features": tuple(found["features"])}, answers=answers)
 
     def write(self, records: list[Record]) -> None:
-        """All or, after a crash, perhaps fewer of them, each whole."""
+        """Append records; a crash may lose some of them, or cut one, which the next `Journal` drops."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
 
 
 def _claim(path: Path, identity: Mapping[str, Any]) -> None:
-    """Write down what the run is of; more models may come later, but nothing may be another under the same name."""
+    """Write down data set and models; later runs may add models, but not change what a name stands for."""
     wanted = json.loads(json.dumps(identity))
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if other := sorted(key for key in wanted if key in found and found[key] != wanted[key]):
@@ -97,7 +97,7 @@ def _claim(path: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _drop_half_a_line(path: Path) -> None:
-    """What a killed run left behind the last whole line."""
+    """Remove what a killed run left after the last complete line."""
     if not path.exists():
         return
     with path.open("rb+") as file:

@@ -35,7 +35,7 @@ PROMPT = "a photo of {}"  # ReCLIP's
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a phrase could mean."""
+    """A region that a phrase could mean."""
 
     box: Box
     mask: Any  # a COCO RLE, or a box of whole pixels
@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A picture's candidates, and what is asked about them."""
+    """A picture's candidates, and the questions about them."""
 
     picture: int
     choices: Sequence[Candidate]
@@ -51,16 +51,16 @@ class _Asked:
 
 
 def task(found: Refer, candidates: Path | None = None, masks: str = "segmentation", prompt: str = PROMPT) -> Task:
-    """All phrases of a split.
+    """Ask about all phrases of a split.
 
     Args:
-        candidates: a file of detections, as `detections` reads them; None: all annotated objects of the picture.
+        candidates: a file of detections that `detections` can read; None: all annotated objects of the picture.
         masks: "segmentation", or "box", which fills the boxes.
-        prompt: around each phrase.
+        prompt: the text around each phrase.
 
     Raises:
-        ValueError, FileNotFoundError: `candidates` is not there or not such a file, or has no segmentation; no phrase
-            can be asked about.
+        FileNotFoundError: `candidates` is missing.
+        ValueError: `candidates` is not such a file, or has no segmentation; no phrase can be asked about.
     """
     boxes = detections(candidates) if candidates else None
     problems: Counter[str] = Counter()
@@ -82,12 +82,15 @@ def task(found: Refer, candidates: Path | None = None, masks: str = "segmentatio
 
 
 def detections(path: Path) -> dict[int, list[Mapping[str, Any]]]:
-    """Boxes of each picture, from a file of ReCLIP's, ``{picture: [[x, y, width, height], ...]}``; of MAttNet's, a list
-    of ``{"image_id", "box", ...}``, with an "rle" where they are masks; or of COCO's results, a list of ``{"image_id",
-    "bbox", "segmentation", ...}``.
+    """Read the detected boxes of each picture.
+
+    The file is in the format of ReCLIP, ``{picture: [[x, y, width, height], ...]}``; of MAttNet, a list of
+    ``{"image_id", "box", ...}``, with an "rle" if there are masks; or of COCO's results, a list of
+    ``{"image_id", "bbox", "segmentation", ...}``.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it is none of these.
+        FileNotFoundError: there is no such file.
+        ValueError: it has none of these formats.
     """
     found = read_json(path, "detected boxes")
     by_picture: dict[int, list[Mapping[str, Any]]] = {}
@@ -107,7 +110,7 @@ def detections(path: Path) -> dict[int, list[Mapping[str, Any]]]:
 
 
 def iou(one: Box, other: Box) -> float:
-    """The overlap of two boxes, as a share of what they cover together.
+    """Intersection over union of two boxes.
 
     >>> iou((0, 0, 2, 1), (1, 0, 3, 1))
     0.3333333333333333
@@ -162,7 +165,7 @@ def _asked(
 def _candidates(
     offered: Sequence[Mapping[str, Any]], size: tuple[int, int], masks: str, problems: Counter[str]
 ) -> list[Candidate]:
-    """Those of the annotations or detections that have a box and a mask within the picture."""
+    """The annotations or detections that have a box and a mask within the picture; `problems` counts the rest."""
     found = []
     for annotation in offered:
         if annotation.get("iscrowd"):
@@ -182,7 +185,7 @@ def _candidates(
 
 
 def _everything(size: tuple[int, int]) -> Mapping[str, Any]:
-    """What ReCLIP takes where nothing was detected: the whole picture."""
+    """The whole picture, which ReCLIP takes if nothing was detected."""
     return {"bbox": [0, 0, size[1], size[0]], "whole": True}
 
 
@@ -205,7 +208,7 @@ def _area(corners: Box) -> float:
 
 
 def _at_most(asked: Sequence[_Asked]) -> str:
-    """What the candidates allow, and what chance gives."""
+    """Tell the reader the best possible share with these candidates, and that of chance."""
     pairs = [(len(question.answers), len(one.choices)) for one in asked for question in one.questions]
     possible = np.mean([right > 0 for right, _ in pairs])
     chance = np.mean([right / count for right, count in pairs])

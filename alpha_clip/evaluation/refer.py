@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg in the files of REFER: ``refs(unc).p`` beside ``instances.json``."""
+"""Read RefCOCO, RefCOCO+ and RefCOCOg from the files of REFER: ``refs(unc).p`` beside ``instances.json``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 from .annotations import Instances
 from .files import check_folder, digests
 
-SPLITTERS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # by whom each is usually split
+SPLITTERS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # whose split is usually used
 IMAGES = "images/mscoco/images/train2014"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """An object of a picture, and the phrases that people said to point it out."""
+    """An object of a picture, and the phrases that people used for it."""
 
     picture: int
     annotation: int  # id in instances.json
@@ -30,7 +30,8 @@ class Refer:
     """One split of a data set, ``folder/dataset/refs(by).p`` with ``folder/dataset/instances.json``.
 
     Raises:
-        FileNotFoundError: a file is not there. ValueError: one is damaged, or there is no such split.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or there is no such split.
     """
 
     def __init__(self, folder: Path, dataset: str, by: str, split: str, images: Path) -> None:
@@ -47,7 +48,7 @@ class Refer:
             )
 
     def by_picture(self) -> dict[int, list[Reference]]:
-        """The references to each picture, in the order in which they came."""
+        """The references of each picture, in the order of the file."""
         found: dict[int, list[Reference]] = {}
         for reference in self.references:
             found.setdefault(reference.picture, []).append(reference)
@@ -75,14 +76,14 @@ def from_arguments(args: argparse.Namespace, validation: bool) -> Refer:
 
 
 def read_refs(path: Path) -> list[dict[str, Any]]:
-    """What a ``refs(...).p`` holds.
+    """Read the records of a ``refs(...).p``.
 
-    It is a pickle, and a pickle can run any code: this one may hold numbers, texts, lists and the like, and is refused
-    as soon as it asks for anything by name.
+    It is a pickle, which could run any code, so only plain values such as numbers, texts and lists are accepted: a
+    pickle that names anything to import is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a list of records, was cut off, or asks for more.
+        ValueError: it is not a list of records, was cut off, or holds more than plain values.
     """
     if not path.is_file():
         there = ", ".join(sorted(found.name for found in path.parent.glob("refs(*).p")))
@@ -91,11 +92,11 @@ def read_refs(path: Path) -> list[dict[str, Any]]:
         )
     try:
         with path.open("rb") as file:
-            # Python 2 wrote them, and its texts are bytes.
+            # Python 2 wrote these files, with texts as bytes.
             found = _Plain(file, encoding="utf-8", errors="replace").load()
     except _Refused:
         raise
-    except Exception as error:  # the unpickler raises nearly anything when a file is broken
+    except Exception as error:  # on a broken file the unpickler may raise nearly anything
         raise ValueError(f"{path} cannot be read, or was cut off: {error!r:.100}; fetch it again") from error
     if not (isinstance(found, list) and found and all(isinstance(reference, dict) for reference in found)):
         raise ValueError(f"{path} holds {type(found).__name__} {found!r:.40}, expected a list of references")
@@ -103,7 +104,7 @@ def read_refs(path: Path) -> list[dict[str, Any]]:
 
 
 class _Refused(ValueError):
-    """A pickle that asks for more than plain values."""
+    """A pickle holds more than plain values."""
 
 
 class _Plain(pickle.Unpickler):

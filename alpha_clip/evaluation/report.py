@@ -1,4 +1,4 @@
-"""A run, or two of them side by side, as one HTML file that needs nothing else: no network, no other file."""
+"""Render a run, or a comparison of two, as one HTML file that needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from .samples import Column
 from .tables import Cell, Finding, Table
 
 MINUS = "\N{MINUS SIGN}"
-_ROUNDING = 1e-6  # of a mean over many classes; a question more or less moves it further
-_DAMAGED = 20  # samples that could not be used, of those shown
+_ROUNDING = 1e-6  # error of a mean over many classes; one question more or less changes it more
+_DAMAGED = 20  # unusable samples to list at most
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A cell."""
+    """A cell of a table as it is shown."""
 
     text: str = ""
     interval: str = ""
-    mark: str = ""  # "best"; "tied", not significantly below it; "more", "less": significantly
+    mark: str = ""  # "best"; "tied": not significantly worse than the best; "more", "less": a significant difference
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table, its rows under headings."""
+    """A table with its rows under headings."""
 
     title: str
     columns: Sequence[str]
@@ -81,7 +81,7 @@ def write_comparison(found: Comparison, path: Path) -> None:
 
 
 def html_of(found: Comparison) -> str:
-    """The page of a comparison."""
+    """The HTML page of a comparison."""
     ends = [abs(end) for d in found.differences.values() if d is not None for end in (d.low, d.high)]
     forests = []
     for column in found.columns:
@@ -104,7 +104,7 @@ def html_of(found: Comparison) -> str:
 
 
 def grid(table: Table) -> Grid:
-    """A table of shares, the best of each column marked, or of differences, those marked that are significant."""
+    """Lay out a table, marking the best share of each column, or the differences that are significant."""
     best = [table.best(i) for i in range(len(table.columns))]
     rows = [
         (str(row[0] or ""), [_cell(cell, top, table.signed) for cell, top in zip(row[1:], best[1:], strict=True)])
@@ -114,7 +114,7 @@ def grid(table: Table) -> Grid:
 
 
 def _summary(found: Run, tied: Mapping[tuple[Column, Pair], str]) -> Grid:
-    """The run's own table, each model's ways under its name."""
+    """The run's own table, with the ways of each model under its name."""
     table = found.table()
     columns = found.task.columns
     groups: dict[str, list[tuple[str, list[Shown]]]] = {}
@@ -135,7 +135,7 @@ def _side_by_side(table: Table) -> Grid:
 
 
 def _not_worse(found: Run) -> dict[tuple[Column, Pair], str]:
-    """Which ways are the best of a column, and which are not significantly worse, compared picture by picture."""
+    """Mark the best ways of each column, and those not significantly worse when compared picture by picture."""
     marks: dict[tuple[Column, Pair], str] = {}
     for column in found.task.columns:
         hits = {pair: found.hits(column, *pair) for pair in found.ways()}
@@ -152,7 +152,7 @@ def _not_worse(found: Run) -> dict[tuple[Column, Pair], str]:
 
 
 def _significant(difference: Estimate | None) -> bool:
-    """Its interval holds no 0, but for rounding."""
+    """Whether its interval excludes 0, up to rounding."""
     return difference is not None and (difference.low > _ROUNDING or difference.high < -_ROUNDING)
 
 

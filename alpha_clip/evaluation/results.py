@@ -1,4 +1,4 @@
-"""A run as files: results.json, which holds all that it takes to compare it with another, and results.md."""
+"""Write a run as results.md and as results.json, which is all that a comparison with another run needs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ PACKAGES = ("alpha-clip", "torch", "torchvision", "transformers", "open_clip_tor
 
 
 def write(found: Run, folder: Path, command: Sequence[str]) -> None:
-    """Write results.json and results.md into `folder`, each under a temporary name first."""
+    """Write results.json and results.md into `folder`."""
     text = json.dumps(contents(found, command), separators=(",", ":"), default=_plain)
     atomic.write_text(folder / "results.json", text + "\n")
     atomic.write_text(folder / "results.md", markdown(found, command))
 
 
 def contents(found: Run, command: Sequence[str]) -> dict[str, Any]:
-    """All of a run as JSON can hold it.
+    """A run as JSON can hold it.
 
-    Of the answers only the ranks are kept, by way and sample, for there are many; ``samples`` says what was asked, and
-    the names that a model gave stay in records.jsonl.
+    To save space only the ranks of the answers are kept, by way and sample; ``samples`` holds the questions, and the
+    names that a model gave stay in records.jsonl.
     """
     samples: dict[str, list[tuple[str, str]]] = {}
     for record in found.records:
@@ -50,13 +50,13 @@ def contents(found: Run, command: Sequence[str]) -> dict[str, Any]:
         "notes": list(found.task.notes),
         "findings": [asdict(finding) for finding in found.findings],
         "unusable": found.unusable,
-        "samples": samples,  # what is right, and the group, of each question
+        "samples": samples,  # the right answer and the group of each question
         "ways": [_way(found, pair, list(samples)) for pair in found.ways()],
     }
 
 
 def _way(found: Run, pair: Pair, keys: Sequence[str]) -> dict[str, Any]:
-    """One model's answers, looking in one way, in the order of `keys`."""
+    """The answers of one model, looking in one way, in the order of `keys`."""
     records = found.of(*pair)
     forwards, seconds = cost(records)
     ranks = {record.key: [answer.rank for answer in record.answers] for record in records}
@@ -65,7 +65,7 @@ def _way(found: Run, pair: Pair, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def made(command: Sequence[str]) -> Mapping[str, Any]:
-    """With what, when, and by which command."""
+    """Which command made it, when, and with which versions."""
     return {
         "command": shlex.join(command),
         "date": datetime.date.today().isoformat(),
@@ -76,12 +76,12 @@ def made(command: Sequence[str]) -> Mapping[str, Any]:
 
 
 def tables(found: Run) -> list[Table]:
-    """None of a run that only looked into the models."""
+    """The tables of a run; none if it only probed the models."""
     return [found.table(), found.differences()] if found.records else []
 
 
 def asked(found: Run) -> str:
-    """How much was asked about."""
+    """How many questions were asked about how many samples, in words."""
     counts = {record.key: len(record.answers) for record in found.records}
     return f"{sum(counts.values()):,} questions about {len(counts):,} samples"
 
@@ -100,27 +100,27 @@ def markdown(found: Run, command: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """What results.json holds of a run, as far as it takes to compare it with another."""
+    """The part of results.json that a comparison with another run needs."""
 
     path: Path
     task: str
     columns: tuple[Column, ...]
     identity: Mapping[str, Any]
     made: Mapping[str, Any]
-    ways: Mapping[Pair, Mapping[str, Record]]  # of a model's name and a way's, by sample
+    ways: Mapping[Pair, Mapping[str, Record]]  # by (model, way), then by sample
 
     @property
     def keys(self) -> list[str]:
-        """The samples that every way was asked about."""
+        """The samples, which are the same for every way."""
         return list(next(iter(self.ways.values())))
 
 
 def read(path: Path) -> Results:
-    """What `write` wrote.
+    """Read a results.json that `write` wrote.
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is none of ours, of another version, or damaged.
+        ValueError: `write` did not write it, or another version did; or it is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there, expected the results.json of an evaluation")
@@ -158,12 +158,12 @@ def _records(samples: Mapping[str, Any], way: Mapping[str, Any]) -> dict[str, Re
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
-    except metadata.PackageNotFoundError:  # of what is optional
+    except metadata.PackageNotFoundError:  # an optional package
         return ""
 
 
 def _plain(value: Any) -> Any:
-    """What `json` cannot write of a finding: NumPy's numbers and arrays."""
+    """Convert NumPy's numbers and arrays, which `json` cannot write."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")

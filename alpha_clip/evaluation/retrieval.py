@@ -1,4 +1,4 @@
-"""Retrieval over a whole split: the phrases of a region among all phrases, and its region among all regions."""
+"""Retrieval over a whole split: find a region's phrases among all phrases, and a phrase's regions among all regions."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from .ways import Way
 METHODS = ("alpha", "alpha_crop", "alpha_box", "whole", "crop", "masked_crop", "cut_out", "alpha + crop")
 TO_PHRASE, TO_REGION = "region to phrase", "phrase to region"
 COLUMNS = [Column(f"{group} R@{k}", (group,), k) for group in (TO_PHRASE, TO_REGION) for k in (1, 5, 10)]
-_AT_A_TIME = 512  # questions, whose scores are held at once
+_AT_A_TIME = 512  # questions whose scores are in memory at once
 _BEST = 5  # phrases that a record keeps
 
 
 def of_refer(found: Refer, prompt: str = "{}") -> Task:
-    """The objects of a split of REFER's that somebody referred to, with all that was said.
+    """Ask about the objects of a split of REFER's data and all the phrases for them.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there is no object to ask about.
     """
     problems: Counter[str] = Counter()
     asked = []
@@ -71,12 +71,13 @@ def of_refer(found: Refer, prompt: str = "{}") -> Task:
 
 
 def of_regions(path: str | Path, prompt: str = "{}", hold_back: float = 0.0, validation: bool = False) -> Task:
-    """The regions of a folder or of shards as they are for training; `hold_back` and `validation` as in `coco.task`.
+    """Ask about the regions of a folder or of shards in the format for training.
 
-    Keys that several shards have are numbered.
+    Keys that several shards share are numbered. For `hold_back` and `validation` see `coco.task`.
 
     Raises:
-        FileNotFoundError, ValueError: as `alpha_clip.training.open_data`.
+        FileNotFoundError: see `alpha_clip.training.open_data`.
+        ValueError: see `alpha_clip.training.open_data`.
     """
     data = region_data.open_data(path)
     numbers = [i for i, key in enumerate(data.keys) if not hold_back or is_held_back(key, hold_back) == validation]
@@ -97,17 +98,17 @@ def of_regions(path: str | Path, prompt: str = "{}", hold_back: float = 0.0, val
         files: dict[str, Any] = {**digests(data.folder / region_data.LIST)}
         paths = [str((data.folder / key).resolve()) for key in keys]
     else:
-        files = {shard.name: f"{shard.stat().st_size} bytes" for shard in data.shards}  # too many to read them first
+        files = {shard.name: f"{shard.stat().st_size} bytes" for shard in data.shards}  # too many to hash first
         paths = [f"{path if is_url(str(path)) else Path(path).resolve()}: {key}" for key in keys]
     identity = {**files, "prompt": prompt, "held back": hold_back, "validation": validation}
     return Task("retrieval", keys, read, COLUMNS, ("{}",), identity, paths, finish=finish)
 
 
 def finish(records: Sequence[Record], subjects: Sequence[Subject], ways: Sequence[Way]) -> list[Record]:
-    """The records with their answers: two for each phrase of a region in either direction, one for each region.
+    """Fill in the answers of all records, now that every sample is there, and drop the features.
 
-    The ranks are among the *different* phrases of all records; a region's best phrase counts, and the best region that
-    a phrase was said of. The features are left out.
+    Each region is asked for its phrase once, and each phrase for its region. Ranks are among the *distinct* phrases,
+    or the regions, of all records; the best of several right answers counts.
     """
     known = {way.name: way for way in ways}
     models = {subject.name: subject for subject in subjects}
@@ -144,7 +145,7 @@ def from_arguments(args: argparse.Namespace, validation: bool = False) -> Task:
 
 
 def _answered(asked: Sequence[Record], seen_by: Sequence[tuple[Subject, Sequence[Record]]], way: Way) -> list[Record]:
-    """The `asked` with answers from the features in the records of one model, or of several together."""
+    """Answer the records `asked` from the features that one model, or several together, left in theirs."""
     first = dict(zip((r.key for r in asked), np.cumsum([0, *(r.regions for r in asked)]).tolist(), strict=False))
     phrases = list(dict.fromkeys(answer.right for record in asked for answer in record.answers))
     number = {phrase: i for i, phrase in enumerate(phrases)}
@@ -173,11 +174,11 @@ def _answered(asked: Sequence[Record], seen_by: Sequence[tuple[Subject, Sequence
 
 
 def _ranked(views: Sequence[tuple[Tensor, Tensor]], right: dict[int, set[int]]) -> dict[int, tuple[int, list[int]]]:
-    """For each question, the rank of its best right answer, and the five best answers.
+    """For each question, the rank of its best right answer, and the `_BEST` best answers.
 
     Args:
-        views: features of what asks (Q, D) and of what is offered (T, D); the score is the sum of their products.
-        right: numbers of what is right for each question.
+        views: features of the questions (Q, D) and of the options (T, D); the score is the sum of their products.
+        right: numbers of the right options for each question.
     """
     found = {}
     questions = sorted(right)

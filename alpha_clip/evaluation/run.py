@@ -1,4 +1,4 @@
-"""Ask a task's questions of models that look in several ways, and put the answers into figures."""
+"""Put the questions of a task to models that look in several ways, and turn the answers into figures."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .tables import Cell, Finding, Table
 from .ways import RegionFeatures, Way, look
 
 Pair = tuple[str, str]  # names of a model and a way
-_TOP = 5  # names that a record keeps
-UNKNOWN = -1  # a rank, as long as an answer waits for other samples
+_TOP = 5  # best names that a record keeps
+UNKNOWN = -1  # the rank of an answer that waits for other samples
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Run:
     """All answers to a task."""
 
     task: Task
-    identity: Mapping[str, Any]  # of the task and the models
+    identity: Mapping[str, Any]  # what tells the task and the models from others
     records: Sequence[Record]
     unusable: Mapping[str, str]  # samples that could not be asked about, and why
     findings: Sequence[Finding] = field(default_factory=list)
@@ -54,15 +54,15 @@ class Run:
         return self._of.get((model, way), [])
 
     def ways(self) -> list[Pair]:
-        """Pairs of a model's name and a way's, in the order in which they came."""
+        """(model, way) pairs by name, in the order in which they were run."""
         return list(self._of)
 
     def label(self, pair: Pair) -> str:
-        """``"tiny, crop"``, or ``"crop"`` where there is one model."""
+        """``"tiny, crop"``, or ``"crop"`` if there is only one model."""
         return ", ".join(pair) if len({model for model, _ in self.ways()}) > 1 else pair[1]
 
     def hits(self, column: Column, model: str, way: str) -> Hits:
-        """Worked out once, for tables and report ask for them again and again."""
+        """The hits of one column, model and way; cached, as tables and report need them often."""
         if (column, model, way) not in self._hits:
             keys = {key: i for i, key in enumerate(self.task.keys)}
             records = sorted(self.of(model, way), key=lambda r: keys[r.key])
@@ -70,7 +70,7 @@ class Run:
         return self._hits[column, model, way]
 
     def table(self) -> Table:
-        """A row for each way; the last columns are what it costs, as a multiple of the cheapest."""
+        """A row for each way; the last columns are its forwards, and its time as a multiple of the shortest."""
         rows, costs = [], {pair: cost(self.of(*pair)) for pair in self.ways()}
         least = min((seconds for _, seconds in costs.values()), default=1.0)
         for (model, way), (forwards, seconds) in costs.items():
@@ -101,17 +101,17 @@ class Run:
 def run(
     task: Task, subjects: Sequence[Subject], ways: Sequence[Way], folder: Path, chunk: int = 32, together: bool = False
 ) -> Run:
-    """Ask all that `folder` does not hold the answers to yet.
+    """Ask every question whose answer is not in `folder` yet.
 
     Args:
-        subjects: models; one that cannot look in a way is left out there.
+        subjects: the models; each is asked only in the ways that fit it.
         chunk: masks at a time.
-        together: also sum the scores of `members`, under their `sum_name`, in the ways that all of them can look in;
-            they all have to be asked anew then.
+        together: also sum the scores of `members`, under their `sum_name`, in the ways that fit all of them; samples
+            without a sum yet are asked about again.
 
     Raises:
-        ValueError: `folder` holds another run; no sample can be used; no model can look in any of the ways; a key of
-            the task, or a name of the models, comes twice; there is nothing to sum.
+        ValueError: `folder` holds another run; no sample can be used; no way fits any model; a key of the task or a
+            name of a model is repeated; there is nothing to sum.
     """
     _check_each_once(task.keys, f"keys of the task {task.name}")
     _check_each_once([s.name for s in subjects], "names of models")
@@ -123,7 +123,7 @@ def run(
     identity = {"task": about} | {f"model {s.name}": dict(s.identity) for s in subjects}
     journal = Journal(folder, identity)
     keys = set(task.keys)
-    records = [record for record in journal.read() if record.key in keys]  # a larger run may have been here
+    records = [record for record in journal.read() if record.key in keys]  # a larger run may have written here
     done = {record.id for record in records}
     unusable: dict[str, str] = {}
     wanted = {(s.name, way.name) for s, way in pairs}
@@ -138,7 +138,8 @@ def run(
             continue
         journal.write(new)
         records += new
-    records = [record for record in records if record.key not in unusable]  # of another run: all ways on the same
+    # An earlier run may have used these samples in other ways; the ways compared must answer the same ones.
+    records = [record for record in records if record.key not in unusable]
     if not records:
         raise ValueError(
             f"none of {len(task.keys)} samples can be used; the first: {next(iter(unusable.values()), '')}"
@@ -148,7 +149,7 @@ def run(
 
 
 def _check_each_once(names: Sequence[str], what: str) -> None:
-    """Answers are kept by these names, so those of one would stand for another's."""
+    """Raise ValueError if a name is repeated: answers are stored by name and would be mixed up."""
     if double := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(
             f"{len(double)} of the {what} come more than once, such as {double[0]!r}: give each a name of its own"
@@ -156,12 +157,12 @@ def _check_each_once(names: Sequence[str], what: str) -> None:
 
 
 def members(subjects: Sequence[Subject]) -> list[Subject]:
-    """Those whose scores may be summed: all but the plain CLIPs that others are compared with."""
+    """The subjects whose scores may be summed: all but the plain CLIPs that others are compared with."""
     return [s for s in subjects if not any(other.base is s for other in subjects)]
 
 
 def sum_name(summed: Sequence[Subject]) -> str:
-    """What a sum is called, as if it were a model: by its members, so that it is never taken for another's."""
+    """The model name of a sum; it lists the members, so that different sums differ."""
     return f"together: {', '.join(s.name for s in summed)}"
 
 
@@ -183,7 +184,7 @@ def _ask(
     task: Task, sample: Sample, pairs: Iterable[tuple[Subject, Way]], chunk: int, summed: Sequence[Subject]
 ) -> list[Record]:
     records: list[Record] = []
-    scored: dict[str, list[tuple[RegionFeatures, list[Tensor]]]] = {}  # by the members of the sum
+    scored: dict[str, list[tuple[RegionFeatures, list[Tensor]]]] = {}  # by way, from each member of the sum
     for subject, way in pairs:
         seen = look(subject.model, sample.image, sample.masks, way, chunk)
         scores = [_scores(task, subject, seen, question) for question in sample.questions]
@@ -198,7 +199,7 @@ def _ask(
 
 
 def _scores(task: Task, subject: Subject, seen: RegionFeatures, question: Question) -> Tensor:
-    """(N,) of a region for each name, or of each region for a phrase; none yet where they wait for other samples."""
+    """(N,) scores of a region for each name, or of each region for a phrase; empty if they wait for other samples."""
     if isinstance(question, Matching):
         return torch.empty(0)
     if isinstance(question, Naming):
@@ -231,7 +232,7 @@ def _answer(question: Question, scores: Tensor, group: str) -> Answer:
 
 
 def ranking(scores: Tensor, seed: str) -> list[int]:
-    """Numbers of the highest score to the lowest; among equals by lot, so that one who cannot tell is right by chance.
+    """The indices of scores from highest to lowest. Ties are in random order, so that a guess is right by chance.
 
     Raises:
         ValueError: a score is not finite.
@@ -243,6 +244,6 @@ def ranking(scores: Tensor, seed: str) -> list[int]:
 
 
 def cost(records: Sequence[Record]) -> tuple[float, float]:
-    """Forwards and seconds for each mask; the median over samples, for the first one waits for much else."""
+    """Forwards per mask, and the median over samples of seconds per mask, as the first sample is slowed by start-up."""
     seconds = torch.tensor([r.seconds / r.regions for r in records]).median()
     return sum(r.forwards for r in records) / sum(r.regions for r in records), float(seconds)

@@ -1,4 +1,4 @@
-"""What is asked about a picture's regions, and of which pictures."""
+"""Questions about the regions of pictures, and the tasks that hold them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .ways import Way
 
 
 def unique_keys(names: Sequence[str]) -> list[str]:
-    """The names, and, where one came before, its number: a picture may be listed twice, and shards may share keys.
+    """Number repeated names, so that every key is unique: a picture may be listed twice, and shards may share keys.
 
     >>> unique_keys(["a", "b", "a", "a"])
     ['a', 'b', 'a, 2', 'a, 3']
@@ -36,34 +36,34 @@ def unique_keys(names: Sequence[str]) -> list[str]:
 
 
 class UnusableSample(ValueError):
-    """A sample that cannot be asked about; the others can."""
+    """A sample that cannot be used, though the others can."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """Which of these names is that of the region?"""
+    """Which of these names is the region's?"""
 
     region: int  # its number among the sample's masks
-    names: tuple[str, ...]  # one tuple for all questions with the same names saves time
-    answer: int  # number of the right one
+    names: tuple[str, ...]  # sharing one tuple between questions saves time
+    answer: int  # index of the right name
     group: str = ""  # empty: the sample's
 
 
 @dataclass(frozen=True)
 class Referring:
-    """Which of the sample's regions is meant by this phrase?"""
+    """Which of the sample's regions does this phrase mean?"""
 
     phrase: str
-    answers: frozenset[int]  # numbers of the regions that are right; empty: none is, and every choice is wrong
+    answers: frozenset[int]  # numbers of the right regions; if empty, every choice is wrong
     group: str = ""  # empty: the sample's
-    regions: tuple[int, ...] | None = None  # numbers of those to choose from; None: all
+    regions: tuple[int, ...] | None = None  # numbers of the regions to choose from; None: all
 
 
 @dataclass(frozen=True)
 class Matching:
     """Which of all phrases of the task is the region's, and which of all regions is the phrase's?
 
-    Answered by `Task.finish`, when the features of all samples are there; until then a record keeps them.
+    `Task.finish` answers it once the features of all samples are there; until then the records keep them.
     """
 
     region: int  # its number among the sample's masks
@@ -72,13 +72,13 @@ class Matching:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture, its regions, and what is asked about them."""
+    """A picture, its regions, and the questions about them."""
 
     key: str  # its name in its data set
     image: Image.Image  # RGB, upright
-    masks: NDArray[np.float32]  # (K, H, W) in [0, 1], each with some above 0.5
+    masks: NDArray[np.float32]  # (K, H, W) in [0, 1], each with a pixel above 0.5
     questions: tuple[Question, ...]
-    group: str = ""  # the part of the data set that it belongs to
+    group: str = ""  # the part of the data set it belongs to
 
 
 Question = Naming | Referring | Matching
@@ -89,21 +89,21 @@ class Column:
     """A figure to report: the share of questions whose right answer is among the `k` best."""
 
     title: str
-    groups: tuple[str, ...] = ()  # of questions with one of these; none: of all
+    groups: tuple[str, ...] = ()  # count only questions of these groups; empty: all
     k: int = 1
-    per_class: bool = False  # the mean over what is right ("cat", ...) of its own share
+    per_class: bool = False  # average the shares of the classes, that is of equal right answers ("cat", ...)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A data set and its questions. Samples are read one by one, when they are needed."""
+    """A data set and its questions. Samples are read one at a time, when needed."""
 
     name: str
-    keys: Sequence[str]  # of all samples, each once
-    read: Callable[[int], Sample]  # by number; raises UnusableSample
+    keys: Sequence[str]  # of all samples, without repeats
+    read: Callable[[int], Sample]  # by index in `keys`; may raise UnusableSample
     columns: Sequence[Column]
-    templates: Sequence[str] = ("a photo of a {}.",)  # around the names of `Naming`; phrases are taken as they are
-    identity: Mapping[str, Any] = field(default_factory=dict)  # what makes it this data set: files, hashes, options
-    pictures: Sequence[str] = ()  # what they are to other tasks, such as files, to tell if some are in both; none: keys
-    notes: Sequence[str] = ()  # for the reader of the results: what was left out, what to compare with
+    templates: Sequence[str] = ("a photo of a {}.",)  # for the names of `Naming`; phrases are used as they are
+    identity: Mapping[str, Any] = field(default_factory=dict)  # what tells it from other data: files, hashes, options
+    pictures: Sequence[str] = ()  # names, such as paths, that show if two tasks share pictures; empty: the keys
+    notes: Sequence[str] = ()  # for the reader of the results, such as what was left out
     finish: Callable[[Sequence[Record], Sequence[Subject], Sequence[Way]], list[Record]] | None = None

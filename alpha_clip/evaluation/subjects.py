@@ -1,4 +1,4 @@
-"""The models that are looked at: ours, open_clip's and transformers', with what it takes to read texts with them."""
+"""Models to evaluate, ours, open_clip's or transformers', each with its way of encoding texts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..integrations import holds_alpha, open_tower
 from ..model import CLIP
 from ..tokenizer import tokenize_cut
 
-_TEXTS = 256  # that go through a text tower at a time
+_TEXTS = 256  # texts that go through a text tower at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model, and how it reads.
+    """A model to evaluate, and how it encodes texts.
 
-    ``base`` is the plain CLIP that an alpha model was tuned from, where there is one to compare it with.
+    ``base`` is the plain CLIP to compare an alpha model with, if any.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Subject:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) float32, of unit length; each text is encoded once."""
+        """Features (N, D) of texts, float32 and of unit length; each text is encoded only once."""
         new = list(dict.fromkeys(text for text in texts if text not in self._seen))
         for i in range(0, len(new), _TEXTS):
             part = new[i : i + _TEXTS]
@@ -46,7 +46,7 @@ class Subject:
         return torch.stack([self._seen[text] for text in texts])
 
     def names(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """(N, D) float32, of unit length: of each name the mean over the templates."""
+        """Features (N, D) of names, each the mean over the templates, float32 and of unit length."""
         texts = [template.replace("{}", name) for name in names for template in templates]
         return F.normalize(self.texts(texts).unflatten(0, (len(names), len(templates))).mean(1), dim=-1)
 
@@ -54,18 +54,19 @@ class Subject:
 def find(
     name: str, device: str | torch.device | None = None, base: str | None = None, *, alone: bool = False
 ) -> Subject:
-    """The model of that name.
+    """Load a model by name.
 
     Args:
-        name: as `alpha_clip.load` takes it, perhaps with a tag or a file of alpha weights behind a plus,
-            ``"ViT-B/16+grit1m"``; ``"open_clip:ViT-B-16"`` or ``"open_clip:ViT-B-16:openai"``;
-            ``"hf:FOLDER"``, a CLIP or SigLIP model of transformers. With alpha weights in the files, they take masks.
-        base: the plain CLIP to compare with; None: the same name without alpha weights, where that is plain CLIP.
-        alone: without a base, which is then not loaded.
+        name: a name for `alpha_clip.load`, optionally with a plus and the tag or file of alpha weights,
+            ``"ViT-B/16+grit1m"``; ``"open_clip:ViT-B-16"`` or ``"open_clip:ViT-B-16:openai"``; or ``"hf:FOLDER"``, a
+            CLIP or SigLIP model of transformers. A model whose files hold alpha weights takes masks.
+        base: the plain CLIP to compare with; None: the same name without alpha weights, if that is plain CLIP.
+        alone: load no base.
 
     Raises:
         ImportError: the library of the model is not installed.
-        ValueError, OSError: there is no such model, as its library says; `base` with another library's model.
+        OSError: there is no such model, as its library says.
+        ValueError: likewise; or `base` was given for a model of another library.
     """
     kind, _, rest = name.partition(":")
     if base and kind in ("hf", "open_clip"):
@@ -85,7 +86,7 @@ def find(
 
 
 def of(name: str, model: CLIP, base: Subject | None = None, takes_masks: bool = True) -> Subject:
-    """A model from `load` as a subject."""
+    """Make a subject of a model from `load`."""
 
     def encode(texts: list[str]) -> Tensor:
         return model.encode_text(tokenize_cut(texts, model.context_length))
@@ -99,7 +100,7 @@ def _ours(name: str, device: str | torch.device | None) -> CLIP:
 
 
 def _plain(name: str, device: str | torch.device | None) -> CLIP | None:
-    """The same without alpha weights; None where the rest of a file's tower stays tuned with them."""
+    """The same model without alpha weights; None if the rest of its tower was tuned with them, so is not plain CLIP."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         model, _ = load(_split(name)[0], device, alpha_vision_ckpt_pth=None)
@@ -107,13 +108,13 @@ def _plain(name: str, device: str | torch.device | None) -> CLIP | None:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A name, and the tag or file of alpha weights behind its plus, if any."""
-    before, plus, tag = name.partition("+")  # a tag may hold another, as grit1m+mim does
+    """Split ``NAME+TAG`` into the name and the tag or file of alpha weights, which may be empty."""
+    before, plus, tag = name.partition("+")  # a tag may hold another plus, such as grit1m+mim
     return (before, tag) if plus and not Path(name).exists() else (name, "")
 
 
 def _with_alpha(name: str, device: str | torch.device | None) -> Subject:
-    """A model of another library that was trained with an alpha channel."""
+    """Load a model of another library that was trained with an alpha channel."""
     model: Any
     model, words = open_tower(name, device)
     where = next(model.parameters()).device
@@ -149,7 +150,7 @@ def _of_transformers(name: str, folder: str, device: str | torch.device | None) 
     length = model.config.text_config.max_position_embeddings
 
     def encode(texts: list[str]) -> Tensor:
-        # SigLIP was trained on texts padded to the full length, and CLIP does not mind.
+        # SigLIP was trained on texts padded to the full length; CLIP gives the same features either way.
         ids = words(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         known = {key: ids[key].to(model.device) for key in ("input_ids", "attention_mask") if key in ids}
         if model.config.model_type == "siglip":

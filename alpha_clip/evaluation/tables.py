@@ -1,4 +1,4 @@
-"""Tables and curves that a probe or a benchmark ends in, and tables as Markdown."""
+"""Tables and curves of the results, and tables as Markdown."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ Cell = str | Estimate | None
 
 @dataclass(frozen=True)
 class Table:
+    """Rows of texts and estimates."""
+
     title: str
-    columns: Sequence[str]  # the first is that of the rows' names
+    columns: Sequence[str]  # headings; the first is above the names of the rows
     rows: Sequence[Sequence[Cell]]
     note: str = ""
-    signed: bool = False  # of differences: they have a sign, and none is the best
+    signed: bool = False  # cells are differences, shown with a sign, and none is the best
 
     def best(self, column: int) -> Estimate | None:
-        """The highest estimate of a column, where there are several."""
+        """The highest of several estimates in a column; None if there are fewer than two."""
         if self.signed:
             return None
         found = [cell for row in self.rows if isinstance(cell := row[column], Estimate)]
         return max(found, key=lambda estimate: estimate.value) if len(found) > 1 else None
 
     def markdown(self) -> str:
-        """The best of each column in bold."""
+        """The table in Markdown, with the best of each column in bold."""
         best = [self.best(i) for i in range(len(self.columns))]
         lines = [f"| {' | '.join(self.columns)} |", f"|{'---|' * len(self.columns)}"]
         for row in self.rows:
@@ -40,7 +42,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines through points (x, y), or (x, Estimate)."""
+    """Lines through points (x, y), where y may be an Estimate."""
 
     title: str
     x_label: str
@@ -55,7 +57,7 @@ class Finding:
 
     name: str  # of the probe
     title: str
-    verdict: str  # in words, with the figures that they rest on
+    verdict: str  # in words, with the figures behind them
     tables: Sequence[Table] = field(default_factory=list)
     curves: Sequence[Curves] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""Options of a way chosen on pictures for that, and never on those that the figures are of.
+"""Choose the options of a way on validation pictures, never on those that the figures are about.
 
 >>> [way.name for way in alternatives("crop:context=1|1.5 + 0.5*alpha")]
 ['crop:context=1 + 0.5*alpha', 'crop:context=1.5 + 0.5*alpha']
@@ -26,10 +26,10 @@ _ALTERNATIVES = re.compile(r"[\w.]+(?:\|[\w.]+)+")
 
 
 def alternatives(text: str) -> list[Way]:
-    """All ways in a text with a bar between alternative numbers or words, ``0.5|1*crop:context=1|2+alpha``.
+    """Expand a text with bars between alternative numbers or words, ``0.5|1*crop:context=1|2+alpha``, to all ways.
 
     Raises:
-        ValueError: there are no alternatives in it, or one of them is no way.
+        ValueError: the text has no alternatives, or one of them is not a way.
     """
     between = _ALTERNATIVES.split(text)
     choices = [found.split("|") for found in _ALTERNATIVES.findall(text)]
@@ -42,12 +42,18 @@ def alternatives(text: str) -> list[Way]:
 def choose(
     texts: Sequence[str], validation: Task, test: Task, subjects: Sequence[Subject], folder: Path, chunk: int = 32
 ) -> tuple[list[Way], Finding]:
-    """The alternative of each text with the best mean over the models in `validation`'s first column, and the figures.
+    """Choose the best alternative of each text: by the first column of `validation`, averaged over the models.
 
-    Of `test`, nothing but the names of its pictures is looked at. `folder` is as in `run`, of the validation.
+    Args:
+        texts: see `alternatives`.
+        test: only the names of its pictures are used, to check that none is in `validation`.
+        folder: for the answers to `validation`, see `run`.
+
+    Returns:
+        The chosen ways, and a finding with all figures.
 
     Raises:
-        ValueError: a picture is in both; a text has no alternatives, or none that a model can look in.
+        ValueError: a picture is in both tasks; a text has no alternatives, or none that fits a model.
     """
     check_apart(validation, test)
     offered = [alternatives(text) for text in texts]
@@ -68,7 +74,7 @@ def choose(
 
 
 def check_apart(validation: Task, test: Task) -> None:
-    """Raise ValueError where both tasks have a picture."""
+    """Raise ValueError if the tasks share a picture."""
     both = set(validation.pictures or validation.keys) & set(test.pictures or test.keys)
     if both:
         raise ValueError(
@@ -88,7 +94,7 @@ def add_hold_back(parser: argparse.ArgumentParser) -> None:
 
 
 def is_held_back(name: str, share: float) -> bool:
-    """Whether a picture is among the `share` for validation: always the same ones, and more with a larger share.
+    """Whether a picture is held back for validation, decided by its name; a larger share only adds pictures.
 
     Raises:
         ValueError: the share is not in [0, 1).
@@ -99,7 +105,7 @@ def is_held_back(name: str, share: float) -> bool:
 
 
 def _best(ways: Sequence[Way], found: Run) -> Way:
-    """The first of the best."""
+    """The way with the highest mean; the first among equals."""
     return max(ways, key=lambda way: _mean(way, found))
 
 

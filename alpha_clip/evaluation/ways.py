@@ -1,4 +1,4 @@
-"""Ways to look at a region: a method with its options, or a weighted sum of several, written as on the command line.
+"""Ways to look at a region: a method with options, or a weighted sum of methods, parsed from text.
 
 >>> parse("crop:context=2 + 0.5*alpha").parts[0]
 Part(method='crop', options={'context': 2}, weight=1.0)
@@ -27,9 +27,9 @@ from .subjects import Subject
 
 
 def squashed_mask(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int) -> Tensor:
-    """What the README of the authors' code does: the picture is cropped, the mask is squashed.
+    """`alpha` as in the README of the authors' code, which crops the picture but squashes the mask.
 
-    On any picture that is not square the two disagree; this is here to show what that costs.
+    The two disagree on any picture that is not square; this shows what that costs.
     """
     rgb = tower.preprocess(picture)
     _, found = tower.preprocess(picture, masks, geometry="squash")
@@ -44,9 +44,9 @@ def alpha_blurred(
     sigma: float = 100,
     geometry: Geometry = "pad",
 ) -> Tensor:
-    """`alpha`, on a picture that is out of focus outside of the mask; `sigma` in pixels (ReCLIP, arXiv 2204.05991).
+    """`alpha` on a picture blurred outside the mask, with `sigma` in pixels (ReCLIP, arXiv 2204.05991).
 
-    The paper sums its scores and those of `alpha` for referring expressions.
+    For referring expressions the Alpha-CLIP paper sums these scores and those of `alpha`.
     """
     blurred = picture.filter(ImageFilter.GaussianBlur(sigma))
     found = []
@@ -60,14 +60,14 @@ def alpha_blurred(
 def alpha_box(
     tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, geometry: Geometry = "pad"
 ) -> Tensor:
-    """`alpha`, with the filled box around each mask in its place: what a mask is worth beyond a box."""
+    """`alpha` with each mask replaced by its filled box, to measure what a mask adds to a box."""
     return alpha(tower, picture, np.stack([box(mask) for mask in masks]), chunk, geometry)
 
 
 def alpha_crop(
     tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, context: float = 1.5
 ) -> Tensor:
-    """`alpha`, in the box around the mask, `context` times as long on each side: how the paper shows COCO's objects."""
+    """`alpha` on a crop to the mask's box, enlarged `context` times, as in the paper's COCO experiments."""
     found = []
     for i in range(0, len(masks), chunk):
         pairs = [_cropped_both(tower, picture, mask, context) for mask in masks[i : i + chunk]]
@@ -89,6 +89,8 @@ _NEED_ALPHA = {"alpha", *(method.__name__ for method in _OURS)}
 
 @dataclass(frozen=True)
 class Part:
+    """A method with its options, and the weight of its scores in a sum."""
+
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
@@ -96,21 +98,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Way:
-    """One method, or several whose scores are summed."""
+    """One method, or several whose scores are added."""
 
     name: str
     parts: tuple[Part, ...]
 
     def fits(self, subject: Subject) -> bool:
-        """False where it needs a mask and the subject takes none."""
+        """Whether the subject can look this way: False if it takes no masks and a part needs them."""
         return subject.takes_masks or not any(part.method in _NEED_ALPHA for part in self.parts)
 
 
 def parse(text: str) -> Way:
-    """A way as it is written: ``crop``, ``crop:context=2``, ``alpha+0.5*crop:context=1.2``.
+    """Parse a way, such as ``crop``, ``crop:context=2`` or ``alpha+0.5*crop:context=1.2``.
 
     Raises:
-        ValueError: it cannot be read so, or there is no such method.
+        ValueError: the text is malformed, or there is no such method.
     """
     return Way(text, tuple(_part(part.strip(), text) for part in text.split("+")))
 
@@ -141,15 +143,15 @@ def _options(text: str, whole: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RegionFeatures:
-    """Features of a picture's regions in each part of a way, and what they cost."""
+    """Features of a picture's regions by each part of a way, and their cost."""
 
-    features: tuple[Tensor, ...]  # of each part (K, D), float32, of unit length
+    features: tuple[Tensor, ...]  # one (K, D) for each part, float32, of unit length
     weights: tuple[float, ...]
     forwards: float  # pictures that went through the image tower
     seconds: float
 
     def scores(self, texts: Tensor) -> Tensor:
-        """(K, T): weighted sums of cosines to texts (T, D)."""
+        """(K, T) weighted sums of the cosines to texts (T, D)."""
         return torch.stack([w * f @ texts.T for w, f in zip(self.weights, self.features, strict=True)]).sum(dim=0)
 
 
@@ -161,9 +163,9 @@ def look(
     chunk: int = 32,
     change: Callable[[Tower], Tower] | None = None,
 ) -> RegionFeatures:
-    """See the regions of a picture in one way, with the model's tower or what `change` makes of it.
+    """Embed the regions of a picture in one way, with the model's tower or what `change` makes of it.
 
-    Errors are those of `embed_regions`.
+    Raises the errors of `embed_regions`.
     """
     seen = [_look(model, image, masks, part, chunk, change) for part in way.parts]
     features, forwards, seconds = zip(*seen, strict=True)
@@ -187,7 +189,7 @@ def _look(
 
 
 def _counted(method: Method, rows: list[int], change: Callable[[Tower], Tower] | None) -> Method:
-    """`method`, writing down how many pictures it gives to the tower."""
+    """Wrap `method` to append to `rows` how many pictures it gives to the tower."""
 
     def counted(tower: Tower, *args: Any, **options: Any) -> Tensor:
         tower = tower if change is None else change(tower)

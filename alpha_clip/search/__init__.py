@@ -1,6 +1,6 @@
-"""Texts to regions of a folder of pictures, through an index on disk: the command `alpha-clip search`.
+"""Find regions in a folder of pictures by text, through an index on disk, as the command `alpha-clip search` does.
 
-Imports the core alone.
+This package imports only the core.
 """
 
 from .index import Hit, RegionIndex, Settings

@@ -1,4 +1,4 @@
-"""A quicker search that may miss a hit: FAISS's graph of neighbours (HNSW, arXiv 1603.09320) over a `RegionIndex`.
+"""Search a `RegionIndex` faster, but perhaps miss a hit, with FAISS's graph of neighbours (HNSW, arXiv 1603.09320).
 
 INDEX/regions.faiss    the graph, with the features in single precision
 INDEX/covered.json     which rows of the index are in it
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .index import Hit, RegionIndex, write
 
-_NEIGHBOURS, _EFFORT = 32, 128  # of each row in the graph; rows looked at in a search
+_NEIGHBOURS, _EFFORT = 32, 128  # neighbours of each row in the graph; rows visited by a search
 
 
 def is_installed() -> bool:
@@ -33,7 +33,7 @@ def is_behind(index: RegionIndex) -> bool:
 
 
 def update(index: RegionIndex) -> None:
-    """Bring the graph up to date: rows that were added go into it; if others went, it is made anew."""
+    """Bring the graph up to date: add new rows, or rebuild it if others were removed."""
     import faiss
 
     rows = len(index.live)
@@ -55,7 +55,7 @@ def update(index: RegionIndex) -> None:
 
 
 def search(index: RegionIndex, queries: NDArray[np.float32], k: int) -> list[list[Hit]] | None:
-    """As `RegionIndex.search`; None where the graph is not there, or does not cover the index as it is now."""
+    """Like `RegionIndex.search`; None if there is no graph, or it does not cover the current index."""
     import faiss
 
     graph = _read(index)
@@ -69,7 +69,7 @@ def search(index: RegionIndex, queries: NDArray[np.float32], k: int) -> list[lis
 
 
 def _read(index: RegionIndex) -> Any:
-    """The graph, or None if there is none whose rows are still the index's."""
+    """Read the graph; None if there is none, or its rows are no longer those of the index."""
     import faiss
 
     covered = _covered(index)
@@ -89,6 +89,6 @@ def _covered(index: RegionIndex) -> dict[str, Any]:
 
 
 def _digest(index: RegionIndex, rows: int) -> str:
-    """Of what can be found in the first rows: another when one of their pictures was changed or given up."""
+    """Hash the live keys of the first rows; it differs when one of their pictures was changed or forgotten."""
     keys = (key if live else "" for key, live in zip(index.owners[:rows], index.live, strict=False))
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Masks and outlines drawn on pictures."""
+"""Draw masks and outlines on pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008f9c", "#c
 
 
 def outline(mask: Image.Image, width: int) -> Image.Image:
-    """A line of so many pixels around what is white in a mask of mode L; at the edge of the picture it is inside."""
+    """A line, `width` pixels wide, around the white part of a mask of mode L; inside it at the edge of the picture."""
     inner = Image.new("L", (mask.width + 2, mask.height + 2))  # a frame of black, so that the edge counts as outside
     inner.paste(mask.point(lambda value: 255 * (value > 127)), (1, 1))
     grown = inner.filter(ImageFilter.MaxFilter(2 * width + 1))
@@ -20,7 +20,7 @@ def outline(mask: Image.Image, width: int) -> Image.Image:
 
 
 def tinted(picture: Image.Image, mask: NDArray[np.float32], colour: str, strength: float = 0.35) -> Image.Image:
-    """The picture with a mask (H, W) in [0, 1] laid over it in a colour, its outline drawn."""
+    """Tint the part of a picture under a mask (H, W) in [0, 1], and draw its outline."""
     flat = Image.new("RGB", picture.size, colour)
     soft = Image.fromarray((255 * mask).round().astype(np.uint8))
     picture = Image.composite(flat, picture, soft.point(lambda value: round(strength * value)))
@@ -28,7 +28,7 @@ def tinted(picture: Image.Image, mask: NDArray[np.float32], colour: str, strengt
 
 
 def tag(draw: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, colour: str, size: int = 15) -> None:
-    """A small label, its middle at a point, kept inside the picture."""
+    """Draw a small label centred at a point, but inside the picture."""
     font = ImageFont.load_default(size)
     left, top, right, bottom = draw.textbbox((0, 0), text, font)
     width, height = right - left + 8, bottom - top + 8

@@ -1,12 +1,12 @@
-"""An index of regions on disk: it can be added to, interrupted, and searched without reading it into memory.
+"""An index of regions on disk, which can be extended, interrupted, and searched without reading it into memory.
 
-INDEX/index.json       which model the features are of, and how the regions came about
-INDEX/parts/NAME.npy   some regions, a record each, mapped into memory to search
-INDEX/parts/NAME.json  the pictures they are of; a part counts once this file is there
+INDEX/index.json       the model of the features, and where the regions came from
+INDEX/parts/NAME.npy   some regions, one record each, memory-mapped for searching
+INDEX/parts/NAME.json  their pictures; a part counts once this file exists
 
-Every file is written under a temporary name and renamed. A picture is known by the hash of its bytes, so it is indexed
-once, however often it is moved; and is not read again while its size and time of change stay, nor is one that proved
-to be damaged. One process at a time adds. What lies where nobody may write is searched as it is.
+Every file is written under a temporary name and renamed. A picture is identified by the hash of its bytes, so it is
+indexed once, even if it is moved. No picture, damaged ones included, is read again while its size and modification time
+stay the same. Only one process adds at a time. An index on a read-only disk is searched as it is.
 """
 
 from __future__ import annotations
@@ -31,46 +31,46 @@ from PIL import Image
 from ..atomic import replacing
 from ..transforms import mask_box
 
-OUTLINE = 64  # masks are kept to be drawn, at so many pixels a side
+OUTLINE = 64  # pixels a side at which masks are kept for drawing
 
-Stamp = list[list[int]]  # size, time of change and inode of a picture's files: it itself, and that of its masks
+Stamp = list[list[int]]  # size, modification time and inode of a picture and of its file of masks, if any
 
-_BLOCK = 65_536  # rows that are scored at a time
+_BLOCK = 65_536  # rows scored at a time
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all regions of an index have in common."""
+    """The model and the source of masks that all regions of an index share."""
 
     model: str
     sha256: str  # of the model's weights
     width: int  # of a feature
     method: str  # of `embed_regions`
-    masks: str  # in words: where they come from
+    masks: str  # where they come from, in words
 
 
 @dataclass(frozen=True)
 class IndexedPicture:
-    """A picture for the index."""
+    """A picture to add to an index."""
 
     path: str
-    key: str | None  # hash of its bytes, and of those of the file of masks beside it; None: it is damaged
-    regions: NDArray[Any] | None  # from `records`; None: this key is in the index, and the path or the stamp is new
-    stamp: Stamp | None = None  # when the key was worked out; None: the files are to be read again
+    key: str | None  # hash of its bytes and of those of its file of masks; None: it is damaged
+    regions: NDArray[Any] | None  # from `records`; None: the key is indexed already, only path or stamp are new
+    stamp: Stamp | None = None  # when the key was computed; None: read the files again next time
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A region found."""
+    """A region that a search found."""
 
     score: float  # cosine
     paths: tuple[str, ...]  # of the picture and its copies, the last indexed first
     box: tuple[float, float, float, float]  # (x0, y0, x1, y1) in [0, 1] of the picture's width and height
-    outline: NDArray[np.bool_]  # (OUTLINE, OUTLINE), squashed as the picture would be
+    outline: NDArray[np.bool_]  # (OUTLINE, OUTLINE): the mask, squashed to a square
 
 
 def records(features: NDArray[np.float32], masks: NDArray[np.float32]) -> NDArray[Any]:
-    """(K,) records of features (K, D) and masks (K, H, W), each with a pixel above 0.5."""
+    """(K,) records from features (K, D) and masks (K, H, W), each with a pixel above 0.5."""
     made = np.zeros(len(features), _record(features.shape[1]))
     size = np.array([masks.shape[2], masks.shape[1]] * 2)
     for row, feature, mask in zip(made, features, masks, strict=True):
@@ -81,31 +81,31 @@ def records(features: NDArray[np.float32], masks: NDArray[np.float32]) -> NDArra
 
 
 def _record(width: int) -> np.dtype[Any]:
-    # Half precision: of features of unit length, scores change by less than 0.001.
+    # In half precision, scores of features of unit length change by less than 0.001.
     return np.dtype([("feature", "<f2", width), ("box", "<f4", 4), ("outline", "u1", OUTLINE**2 // 8)])
 
 
 class RegionIndex:
-    """The index in a folder, from `create` or `open`. What others add later is seen by `alone`."""
+    """The index in a folder, from `create` or `open`. What other processes add later is read on entering `alone`."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder, self.settings = folder, settings
-        self.pictures: dict[str, str] = {}  # path to key; of a picture that was changed, the last
+        self.pictures: dict[str, str] = {}  # path to key, the latest if the picture was changed
         self.stamps: dict[str, Stamp | None] = {}  # path to stamp
-        self.damaged: set[str] = set()  # paths of what is no picture, of which there is nothing but a stamp
+        self.damaged: set[str] = set()  # paths of unreadable pictures, which have only a stamp
         self.keys: set[str] = set()
         self.owners: list[str] = []  # (N,) the key of each row
-        self._rows: list[NDArray[Any]] = []  # of each part
+        self._rows: list[NDArray[Any]] = []  # one array per part
         self._parts: set[str] = set()
         self._live: NDArray[np.bool_] | None = None
         self._take_new()
 
     @classmethod
     def create(cls, folder: Path, settings: Settings) -> RegionIndex:
-        """The index in a folder, made if there is none.
+        """Open the index in a folder, or create it.
 
         Raises:
-            ValueError: there is one with other settings, or there cannot be one.
+            ValueError: the index there has other settings, or the folder cannot hold one.
         """
         try:
             (folder / "parts").mkdir(parents=True, exist_ok=True)
@@ -119,10 +119,10 @@ class RegionIndex:
 
     @classmethod
     def open(cls, folder: Path) -> RegionIndex:
-        """The index in a folder.
+        """Open the index in a folder.
 
         Raises:
-            ValueError: there is none, or it is of another version.
+            ValueError: there is none, or it has another version.
         """
         if not (folder / "index.json").exists():
             raise ValueError(f"{folder} holds no index of regions: make one with `RegionIndex.create`")
@@ -132,7 +132,7 @@ class RegionIndex:
         return cls(folder, Settings(**record))
 
     def check(self, settings: Settings) -> None:
-        """Raise ValueError if `settings` are not the index's: regions of both could not be compared."""
+        """Raise ValueError if `settings` differ from the index's, as its regions could not be compared with theirs."""
         made, given = self.settings, settings
         if made.sha256 != given.sha256:
             raise ValueError(
@@ -147,9 +147,9 @@ class RegionIndex:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While this is held no other process adds. What was added before is seen, what a killed one left is removed.
+        """Hold the lock for adding, read what others added, and remove what a killed process left.
 
-        Where nobody may write, nothing is held.
+        A read-only index is not locked.
 
         Raises:
             RuntimeError: another process is adding.
@@ -167,7 +167,7 @@ class RegionIndex:
             raise RuntimeError(f"another process adds to {self.folder}: wait for it, or name another folder") from error
 
     def _remove_left(self) -> None:
-        # Not `create`'s, who holds no lock; nor what others keep here, whose pictures may lie below.
+        # Leave temporary files of `create`, which holds no lock, and files of others: pictures may lie in this folder.
         ours = (self.folder / "parts", ".*.part"), (self.folder, ".covered.json.*.part"), (self.folder, "*.faiss.part")
         for folder, name in ours:
             for left in folder.glob(name):
@@ -179,7 +179,7 @@ class RegionIndex:
                 self._take(part)
 
     def _take(self, part: Path) -> None:
-        """Know of the pictures and regions of one more part."""
+        """Read one more part."""
         listed = json.loads(part.read_bytes())
         if count := sum(one["rows"] or 0 for one in listed):
             rows = np.load(part.with_suffix(".npy"), mmap_mode="r")
@@ -195,15 +195,15 @@ class RegionIndex:
         for one in listed:
             if one["key"] is None:
                 self.forget(one["path"])
-                if one["pillow"] == PIL.__version__:  # another may read it
+                if one["pillow"] == PIL.__version__:  # another version may be able to read it
                     self.stamps[one["path"]] = one["stamp"]
                     self.damaged.add(one["path"])
                 continue
             self.damaged.discard(one["path"])
             self.pictures[one["path"]] = one["key"]
-            self.stamps[one["path"]] = one.get("stamp")  # the first indexes had none
+            self.stamps[one["path"]] = one.get("stamp")  # the first indexes had no stamps
             if one["rows"] is not None:
-                # What is there already, from another process that added at the same time, counts once.
+                # A picture that another process added at the same time counts only once.
                 self.owners += [one["key"] if one["key"] not in self.keys else ""] * one["rows"]
                 self.keys.add(one["key"])
         self._live = None
@@ -213,29 +213,29 @@ class RegionIndex:
         return all(os.access(folder, os.W_OK) for folder in (self.folder, self.folder / "parts"))
 
     def check_room_for(self, path: str) -> None:
-        """Raise RuntimeError if nobody may write, and a new picture would have to be."""
+        """Raise RuntimeError if the index is read-only, so that the picture at `path` cannot be added."""
         if not self.is_writable:
             raise RuntimeError(f"{path} is not in {self.folder}, which cannot be written to: name another index")
 
     @property
     def live(self) -> NDArray[np.bool_]:
-        """(N,) which rows may be found: not those of pictures that were changed since."""
+        """(N,) which rows can be found: not those of pictures that were changed or forgotten."""
         if self._live is None:
             current = set(self.pictures.values())
             self._live = np.array([key in current for key in self.owners], dtype=bool)
         return self._live
 
     def __len__(self) -> int:
-        """Regions that may be found."""
+        """The number of regions that can be found."""
         return int(self.live.sum())
 
     def add(self, pictures: Sequence[IndexedPicture]) -> None:
-        """Write pictures to the disk as a part, all or none. Hold `alone` while you do.
+        """Write pictures to the disk as one part, all or none. Call it within `alone`.
 
-        Where nobody may write, new paths of what is known are kept in memory.
+        In a read-only index, new paths of known pictures are kept in memory.
 
         Raises:
-            RuntimeError: nobody may write, and there are new regions.
+            RuntimeError: the index is read-only, and there are new regions.
         """
         if not pictures:
             return
@@ -259,14 +259,14 @@ class RegionIndex:
         self._take(part)
 
     def forget(self, path: str) -> None:
-        """Find a picture no more, until the index is opened again; its regions stay on the disk."""
+        """Stop finding a picture until the index is opened again; its regions stay on the disk."""
         self.pictures.pop(path, None)
         self.stamps.pop(path, None)
         self.damaged.discard(path)
         self._live = None
 
     def search(self, queries: NDArray[np.float32], k: int) -> list[list[Hit]]:
-        """For each query, (Q, D) of unit length, its `k` nearest regions, best first: exact, reading every row."""
+        """The `k` nearest regions of each query (Q, D) of unit length, best first. Exact: every row is read."""
         best = np.full((len(queries), 0), -np.inf, np.float32)
         which = np.zeros((len(queries), 0), np.int64)
         for start, features in self.blocks():
@@ -279,7 +279,7 @@ class RegionIndex:
         return self.hits(best, which)
 
     def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """The number of the first row, and features (n, D), of some rows at a time."""
+        """Yield the rows in blocks: the number of the first, and the features (n, D)."""
         start = 0
         for rows in self._rows:
             for first in range(0, len(rows), _BLOCK):
@@ -288,7 +288,7 @@ class RegionIndex:
                 start += len(block)
 
     def hits(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> list[list[Hit]]:
-        """The regions in some rows, (Q, k), without those of score -inf."""
+        """The regions in `rows` (Q, k), without those whose score is -inf."""
         paths: dict[str, list[str]] = {}
         for path, key in reversed(self.pictures.items()):
             paths.setdefault(key, []).append(path)
@@ -308,7 +308,7 @@ class RegionIndex:
 
 
 def write(path: Path, content: bytes | NDArray[Any]) -> None:
-    """Write a file whole or not at all; two processes may create the same index."""
+    """Write a file whole or not at all, as two processes may create the same index."""
     with replacing(path, sync=True) as part, part.open("wb") as file:
         if isinstance(content, bytes):
             file.write(content)

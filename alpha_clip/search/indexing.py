@@ -26,11 +26,11 @@ from . import approximate
 from .index import IndexedPicture, RegionIndex, Settings, Stamp, records
 
 KINDS = {kind for kind, name in Image.registered_extensions().items() if name in Image.OPEN}
-UNREADABLE = (  # what Pillow, NumPy and json raise at pictures and files of masks that are damaged
+UNREADABLE = (  # what Pillow, NumPy and json raise for damaged pictures and files of masks
     OSError, ValueError, TypeError, SyntaxError, EOFError, zipfile.BadZipFile, Image.DecompressionBombError,
 )  # fmt: skip
-PART = 32  # pictures that are written at a time, and lost when the process is killed
-LIST = 1024  # known pictures, of a new path or stamp, that are
+PART = 32  # pictures written at a time, so at most this many are lost when the process is killed
+LIST = 1024  # the same for known pictures with a new path or stamp
 
 
 def _tell(line: str) -> None:
@@ -38,9 +38,9 @@ def _tell(line: str) -> None:
 
 
 def pictures_in(folder: Path, tell: Callable[[str], None] = _tell) -> list[Path]:
-    """All pictures below a folder, links to pictures too, but for the files of masks.
+    """All pictures in a folder and its subfolders, including links, but not the files of masks.
 
-    Folders that cannot be read are told of.
+    `tell` gets a line for each folder that cannot be read.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: expected one of pictures")
@@ -53,7 +53,7 @@ def pictures_in(folder: Path, tell: Callable[[str], None] = _tell) -> list[Path]
 def _is_picture(path: Path) -> bool:
     if path.suffix.lower() not in KINDS or path.stem.endswith(".masks"):
         return False
-    return path.is_file() or not path.exists()  # a link to what is gone is named, when it cannot be read
+    return path.is_file() or not path.exists()  # a broken link is reported later, as unreadable
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -62,7 +62,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def key_of(path: Path) -> str:
-    """SHA-256 of the bytes of a picture and of the file of masks beside it, if any."""
+    """SHA-256 of the bytes of a picture and of its file of masks, if any."""
     digest = hashlib.sha256()
     for file in _files_of(path):
         with file.open("rb") as opened:
@@ -72,9 +72,10 @@ def key_of(path: Path) -> str:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """While this stays, so does `key_of`; the inode tells of pictures of one size and time that swapped names.
+    """Size, modification time and inode of the files; `key_of` stays the same while these do.
 
-    Of a link to nothing it is the link's.
+    The inode shows when pictures of equal size and time swapped names. For a broken link, the stamp is that of the
+    link itself.
     """
     stats = [file.stat() if file.exists() else file.lstat() for file in _files_of(path)]
     return [[stat.st_size, stat.st_mtime_ns, stat.st_ino] for stat in stats]
@@ -84,7 +85,7 @@ def stamp_of(path: Path) -> Stamp:
 def look(
     path: Path, key: str, stamp: Stamp | None, picture: Image.Image, masks: Masks, model: CLIP, method: str
 ) -> IndexedPicture:
-    """The regions of a picture, embedded."""
+    """Embed the regions of a picture."""
     if len(masks) == 0:
         features = np.zeros((0, model.visual.output_dim), np.float32)
     else:
@@ -95,17 +96,22 @@ def look(
 def fill(
     index: RegionIndex, folder: Path, model: CLIP, source: Source, tell: Callable[[str], None] = _tell
 ) -> tuple[int, int, int]:
-    """Index what is new in a folder; how many pictures were indexed, were there already, and could not be read.
+    """Index what is new in a folder, and update FAISS's graph if FAISS is installed.
 
-    Pictures that cannot be read are told of, a line each, as a rule on the standard error; and so, where that shows no
-    progress, is the beginning. Whatever ends it, an interrupt too, what was done is written first. Where FAISS is
-    installed its graph is brought up to date. Pictures that were not touched since are not read, nor told of, and
-    where that is all of them, other processes may add meanwhile.
+    What was done is written even on an error or an interrupt. Untouched pictures are not read again; if all are
+    untouched, no lock is taken.
+
+    Args:
+        tell: gets a line for each unreadable picture, and one at the start if there is no progress bar; by default it
+            writes to the standard error.
+
+    Returns:
+        How many pictures were indexed, were known already, and could not be read.
 
     Raises:
         ValueError: there is no such folder.
-        RuntimeError: something is new, and another process adds to the index or nobody may write to it; or `source`
-            is `when_needed`, and cannot be had.
+        RuntimeError: something is new, but another process is adding to the index or it is read-only; or `source` is
+            `when_needed`, and cannot be loaded.
     """
     paths = pictures_in(folder, tell)
     with_graph = approximate.is_installed() and index.is_writable
@@ -130,7 +136,7 @@ def _is_untouched(index: RegionIndex, path: Path) -> bool:
 def _stamp_now(path: Path) -> Stamp | None:
     try:
         return stamp_of(path)
-    except OSError:  # it went meanwhile
+    except OSError:  # it was removed meanwhile
         return None
 
 
@@ -151,13 +157,13 @@ def _add(
                 key = key_of(path)
                 picture = None if key in keys else _picture(index, path)
                 shown = None if picture is None else masks_of(path, picture, source)
-                if stamp_of(path) != stamp:  # somebody writes: the next run reads it again
+                if stamp_of(path) != stamp:  # somebody is writing to it: the next run reads it again
                     stamp = None
             except UNREADABLE as error:
                 tell(_skipped(path.name, error))
                 broken += 1
                 index.forget(str(path))
-                is_in_the_files = picture is None or mask_file(path) is not None  # and no fault of `source`
+                is_in_the_files = picture is None or mask_file(path) is not None  # and not the fault of `source`
                 if is_in_the_files and _is_lasting(error) and stamp is not None and _stamp_now(path) == stamp:
                     waiting.append(IndexedPicture(str(path), None, None, stamp))
                 continue
@@ -183,9 +189,9 @@ def _picture(index: RegionIndex, path: Path) -> Image.Image:
 
 
 def _is_lasting(error: BaseException) -> bool:
-    """Unlike a right, a disk or a network, with which another time the same bytes may be read.
+    """Whether the file itself is damaged; permission, disk and network errors may be gone next time.
 
-    Pillow's errors have no number; what is not found is a link to nothing, or else has no stamp any more.
+    Pillow's errors have no errno. A file that is not found is a broken link here, as a removed one has no stamp.
     """
     return not isinstance(error, OSError) or error.errno in (None, errno.ENOENT)
 
@@ -195,15 +201,17 @@ def _skipped(name: str, error: object) -> str:
 
 
 def cache_folder(pictures: Path, settings: Settings) -> Path:
-    """Where an index of a folder lies if nobody says where: below ~/.cache, another one for each of the settings."""
+    """The default place for the index of a folder with these settings, in ~/.cache."""
     described = f"{pictures.resolve()} {settings}"
     return Path(OUR_CACHE).expanduser() / "search" / hashlib.sha256(os.fsencode(described)).hexdigest()[:16]
 
 
 def load(name: str, device: str | None, method: str, masks: str, alpha: str | None = "auto") -> tuple[CLIP, Settings]:
-    """A model as `alpha_clip.load` has it, and the settings of an index whose features are its.
+    """Load a model with `alpha_clip.load`; return it with the settings of an index of its features.
 
-    ``method`` is one of `embed_regions`; ``masks`` says in words where they come from.
+    Args:
+        method: one of `embed_regions`.
+        masks: where they come from, in words.
     """
     model, _ = api.load(name, device, alpha_vision_ckpt_pth=alpha)
     return model, Settings(name, fingerprint(model, torch.half), model.visual.output_dim, method, masks)

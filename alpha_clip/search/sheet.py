@@ -1,4 +1,4 @@
-"""Hits of a search in one picture."""
+"""Draw the hits of a search into one picture."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..transforms import upright
 from .drawing import GREY, INK, PAPER, outline
 from .index import Hit
 
-SIDE, MARGIN, COLUMNS = 200, 12, 5  # pixels; thumbnails in a row
+SIDE, MARGIN, COLUMNS = 200, 12, 5  # pixels, pixels, thumbnails in a row
 RED = "#e6194b"
 
 
 def sheet(hits: Sequence[Hit], title: str) -> Image.Image:
-    """A contact sheet: the picture of each hit with its region outlined, rank, score and name below."""
+    """A contact sheet: the picture of each hit with its region outlined, and rank, score and name below."""
     columns = min(COLUMNS, len(hits))
     rows = -(-len(hits) // columns)
     size = (MARGIN + columns * (SIDE + MARGIN), 48 + rows * (SIDE + 36))
@@ -33,7 +33,7 @@ def sheet(hits: Sequence[Hit], title: str) -> Image.Image:
 
 
 def thumbnail(hit: Hit) -> Image.Image:
-    """The hit's picture, pale outside of the region and the region outlined; grey if no copy can be read any more."""
+    """The picture of a hit, pale outside the outlined region; plain grey if no copy can be read any more."""
     for path in hit.paths:
         try:
             picture = upright(path)

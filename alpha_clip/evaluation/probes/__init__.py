@@ -1,4 +1,4 @@
-"""Single questions about a model, each put to the regions of a task's samples by a function `probe`."""
+"""Single questions about a model, each answered on the regions of a task's samples by a function `probe`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..tables import Finding
 from ..ways import Way
 from . import attention, graded, identity, noise, sensitivity, size, unions
 
-PICTURES = 100  # of a task that probes look at
+PICTURES = 100  # samples of a task that probes look at
 
 Probe = Callable[[Subject, Sequence[Sample], Sequence[str], Sequence[Way] | None], Finding]
 
@@ -33,10 +33,12 @@ def probe(
     ways: Sequence[Way] | None = None,
     leave_out: Container[str] = (),
 ) -> list[Finding]:
-    """What the probes of these names, or of all if one of them is "all", find about each subject.
+    """Run the probes of these names, or all if one of them is "all", on each subject.
 
-    They look at `PICTURES` samples, spread evenly over the task; `ways` are for those that compare ways. Samples with
-    the keys of `leave_out` are not looked at, such as those that a run with these ways could not use.
+    Args:
+        task: at most `PICTURES` samples are used, spread evenly.
+        ways: for the probes that compare ways; None: see each probe.
+        leave_out: keys of samples to skip, such as those that a run with these ways could not use.
 
     Raises:
         ValueError: there is no such probe.

@@ -1,4 +1,4 @@
-"""Where does the class token look: for plain CLIP, for alpha = 1, and under a mask?"""
+"""Where does the class token look in plain CLIP, at alpha = 1, and under a mask?"""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .seeing import CHUNK, clip_of, does_not_apply, obstacle
 
 NAME, TITLE = "attention", "Where does the class token look?"
 
-EIGHTH, QUARTER = 1 / 8, 1 / 4  # of the side
-SQUASHED = 0.7
+EIGHTH, QUARTER = 1 / 8, 1 / 4  # of the side, by which masks are moved
+SQUASHED = 0.7  # share of the width or height that is left
 
 
 @torch.no_grad()
 def class_attention(visual: VisionTransformer, rgb: Tensor, alpha: Tensor | None = None) -> Tensor:
-    """(layers, B, heads, N) on the CPU: what the class token gives to each patch, of what it gives to all of them.
+    """The class token's attention to patches, normalised to sum to 1: (layers, B, heads, N) on the CPU.
 
-    That of `VisionTransformer.attention`, ``[:, :, 0, 1:]``, scaled to sum to 1, of all layers in one pass.
+    These are the weights ``[:, :, 0, 1:]`` of `VisionTransformer.attention`, for all layers in one pass.
     """
     inputs: list[Tensor] = []
 
@@ -50,21 +50,21 @@ def class_attention(visual: VisionTransformer, rgb: Tensor, alpha: Tensor | None
 
 
 def covered(alpha: Tensor, grid: int) -> Tensor:
-    """(K, N) in [0, 1]: how much of each patch a mask (K, 1, n, n), as `Preprocess` gives it, covers."""
+    """(K, N) in [0, 1]: how much of each patch the masks (K, 1, n, n) cover, as `Preprocess` gives them."""
     mask = (alpha.float().cpu() * ALPHA_STD + ALPHA_MEAN).clamp(0, 1)
     return F.adaptive_avg_pool2d(mask, grid).flatten(1)
 
 
 def mass(attention: Tensor, cover: Tensor) -> Tensor:
-    """(layers, K, heads): the share of `class_attention`, (layers, K, heads, N), that lies in masks (K, N)."""
+    """(layers, K, heads): the share of `class_attention` (layers, K, heads, N) inside masks (K, N)."""
     return (attention * cover[:, None]).sum(dim=-1)
 
 
-# --- what a mask may have become on its way ---
+# --- how a mask may have been changed by mistake ---
 
 
 def _moved(down: float, right: float) -> Callable[[Tensor], Tensor]:
-    """By shares of the side; what moves in is background."""
+    """Move a mask by shares of the side, filling with background."""
 
     def move(alpha: Tensor) -> Tensor:
         n = alpha.shape[-1]
@@ -76,7 +76,7 @@ def _moved(down: float, right: float) -> Callable[[Tensor], Tensor]:
 
 
 def _squashed(height: float, width: float) -> Callable[[Tensor], Tensor]:
-    """About the centre, to a share of its size; around it is background."""
+    """Squash a mask towards the centre, to shares of its height and width, filling with background."""
 
     def squash(alpha: Tensor) -> Tensor:
         n = alpha.shape[-1]
@@ -88,7 +88,7 @@ def _squashed(height: float, width: float) -> Callable[[Tensor], Tensor]:
     return squash
 
 
-CHANGES: Mapping[str, Callable[[Tensor], Tensor]] = {  # of masks (K, 1, n, n), as `Preprocess` gives them
+CHANGES: Mapping[str, Callable[[Tensor], Tensor]] = {  # applied to masks (K, 1, n, n), as `Preprocess` gives them
     "as it is": lambda alpha: alpha,
     "mirrored left to right": lambda alpha: alpha.flip(-1),
     "mirrored top to bottom": lambda alpha: alpha.flip(-2),
@@ -105,15 +105,17 @@ CHANGES: Mapping[str, Callable[[Tensor], Tensor]] = {  # of masks (K, 1, n, n), 
 
 @dataclass(frozen=True)
 class Attention:
-    base: Tensor | None  # (layers, K, heads): mass in each of K masks, by the plain CLIP
+    """The class token's attention inside K masks."""
+
+    base: Tensor | None  # (layers, K, heads): `mass` in each mask, by the plain CLIP
     whole: Tensor  # the same at alpha = 1
     mask: Tensor  # the same under the mask
     area: Tensor  # (K,) the masks' shares of the patches
-    follows: Mapping[str, Tensor]  # (K,) of each change, see `follow`
+    follows: Mapping[str, Tensor]  # (K,) for each of `CHANGES`, see `follow`
 
 
 def measure(subject: Subject, samples: Sequence[Sample]) -> Attention:
-    """Of all regions."""
+    """Measure attention inside every region of the samples."""
     parts = [_of_sample(subject, sample) for sample in samples]
 
     def joined(values: Sequence[Tensor], dim: int) -> Tensor:
@@ -144,9 +146,9 @@ def _of_sample(subject: Subject, sample: Sample) -> Attention:
 
 
 def follow(gain: Tensor, cover: Tensor) -> Tensor:
-    """(K,) correlations, over patches, of what attention a mask brings, (K, N), with what it covers, (K, N).
+    """(K,) correlations, over patches, of the attention a mask adds, (K, N), with how much it covers, (K, N).
 
-    0 where either is the same everywhere.
+    A correlation is 0 if either is constant.
     """
     gain, cover = (x - x.mean(dim=1, keepdim=True) for x in (gain.double(), cover.double()))
     size = gain.norm(dim=1) * cover.norm(dim=1)
@@ -154,7 +156,7 @@ def follow(gain: Tensor, cover: Tensor) -> Tensor:
 
 
 def probe(subject: Subject, samples: Sequence[Sample]) -> Finding:
-    """The class token's attention inside the masks, by layer and head."""
+    """Report the class token's attention inside the masks, by layer and head."""
     if (why := obstacle(subject)) is not None:
         return does_not_apply(NAME, TITLE, why)
     found = measure(subject, samples)

@@ -1,7 +1,7 @@
-"""Masks of more values than 0 and 1: is alpha = 1/2 half-way?
+"""Masks with values between 0 and 1: is alpha = 1/2 half-way?
 
-Alpha-CLIP was trained on 0 and 1 alone. Beside each answer stands that of features interpolated between those of plain
-masks, which needs no training.
+Alpha-CLIP was trained on 0 and 1 only. For comparison, each answer is also given by interpolating between the features
+of plain masks, which needs no training.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from .seeing import TEMPLATES, clip_of, does_not_apply, obstacle, see
 from .unions import names_of
 
 NAME, TITLE = "graded", "Is half a mask half-way?"
-BACKGROUNDS = (0.0, 0.25, 0.5, 0.75, 1.0)  # alpha around a region
+BACKGROUNDS = (0.0, 0.25, 0.5, 0.75, 1.0)  # alpha outside a region
 WEIGHTS = ((1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (0.5, 1.0), (0.0, 1.0))  # alpha of two regions
 
 
 @dataclass(frozen=True)
 class Steps:
-    """S masks between two extremes; all (S,)."""
+    """Measurements at S masks between two extremes; each (S,)."""
 
     wanted: Tensor  # the share that the second text should have
-    seen: Tensor  # that it has
-    between: Tensor  # that it has by features interpolated between those of the extremes
-    position: Tensor  # where the feature is on the straight line between the extremes': 0 to 1, whatever the texts
+    seen: Tensor  # the share that it has under the mask
+    between: Tensor  # the share that it has by features interpolated between the extremes
+    position: Tensor  # 0 to 1: the feature's place on the line between those of the extremes, without the texts
 
     @property
     def distances(self) -> tuple[float, float]:
-        """The mean distance of what is seen, and of what interpolation gives, from what is wanted.
-
-        0 is best, and a constant 1/2 has 0.3.
-        """
+        """The mean distances of `seen` and of `between` from `wanted`; 0 is best, and a constant 1/2 has 0.3."""
         return tuple(float((x - self.wanted).abs().mean()) for x in (self.seen, self.between))  # type: ignore[return-value]
 
 
 def region_and_all(subject: Subject, sample: Sample, caption: str | None, templates: Sequence[str]) -> list[Steps]:
-    """For each named region: alpha around it goes from 0 to 1, and its name gives way to the caption of the picture."""
+    """For each named region, raise alpha outside it from 0 to 1: its name should give way to the caption.
+
+    The caption is of the whole picture; None: the names of all regions.
+    """
     names = names_of(sample)
     caption = caption or joined([*names.values()] or [""])
     found = []
@@ -57,7 +57,7 @@ def region_and_all(subject: Subject, sample: Sample, caption: str | None, templa
 
 
 def two_regions(subject: Subject, sample: Sample, templates: Sequence[str]) -> list[Steps]:
-    """For each pair of named regions: alpha on them goes from (1, 0) to (0, 1)."""
+    """For each pair of named regions, move alpha from one to the other, from (1, 0) to (0, 1)."""
     names, weights = names_of(sample), torch.tensor(WEIGHTS)
     wanted = weights[:, 1] / weights.sum(dim=1)
     found = []

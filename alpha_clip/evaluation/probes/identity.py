@@ -1,7 +1,7 @@
-"""Is the model, told to look everywhere, still the CLIP that it was tuned from?
+"""Is a model with alpha = 1 everywhere still the CLIP it was tuned from?
 
-Alpha-CLIP is trained to keep CLIP's features where alpha is 1 (arXiv 2312.03818, section 3.2), and whatever reads
-CLIP's features (a captioner, a search index) rests on it.
+Alpha-CLIP is trained to keep CLIP's features at alpha = 1 (arXiv 2312.03818, section 3.2), and whatever reads CLIP's
+features, such as a captioner or a search index, relies on that.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ NAME, TITLE = "identity", "Looking everywhere, is it still plain CLIP?"
 
 @dataclass(frozen=True)
 class Identity:
-    """Cosines between features of P whole pictures, at alpha = 1 and by the plain CLIP."""
+    """Mean cosines between features of whole pictures, by the model at alpha = 1 and by the plain CLIP."""
 
-    cosine: float  # of a picture to itself, the mean
-    low: float  # the 5th percentile
+    cosine: float  # of a picture by the model to itself by the plain CLIP
+    low: float  # the 5th percentile of these
     between: float  # of different pictures, both by the plain CLIP
     crossed: float  # of different pictures, one by the model, the other by the plain CLIP
-    class_token: float  # as `cosine`, of the last block but one
-    patches: float
-    patches_between: float  # of different pictures, as `between`
+    class_token: float  # like `cosine`, for the class token after the last block but one
+    patches: float  # like `cosine`, for its patches
+    patches_between: float  # like `between`, for its patches
 
     @property
     def kept(self) -> float:
-        """1: the features are plain CLIP's; 0: they are as far from them as another picture's."""
+        """1 if the features are plain CLIP's; 0 if they are as far from them as another picture's."""
         return (self.cosine - self.between) / (1 - self.between)
 
     @property
     def related(self) -> float:
-        """1: a picture is nearest to itself as it is in plain CLIP; 0: to itself no more than to any other."""
+        """1 if the features are plain CLIP's; 0 if they are no nearer to them than to those of any other picture."""
         return (self.cosine - self.crossed) / (1 - self.between)
 
 
 def obstacle(subject: Subject) -> str | None:
-    """Why the two cannot be compared; None if they can."""
+    """Why the subject cannot be compared with its base; None if it can."""
     if not subject.takes_masks:
         return f"{no_masks(subject)} It is plain CLIP as it is."
     if not isinstance(subject.model, CLIP):
@@ -74,7 +74,7 @@ def obstacle(subject: Subject) -> str | None:
 
 
 def unlike(subject: Subject, base: Subject) -> str | None:
-    """In which size the image towers of two models of ours differ, in words; None if in none."""
+    """Describe the first size in which the image towers of two models of ours differ; None if they agree."""
     sizes = [
         {
             "blocks": len(visual.transformer.blocks),
@@ -91,7 +91,7 @@ def unlike(subject: Subject, base: Subject) -> str | None:
 
 @torch.no_grad()
 def measure(subject: Subject, base: Subject, samples: Sequence[Sample]) -> Identity:
-    """At least two samples, of a subject that `obstacle` finds nothing wrong with."""
+    """Compare `subject` with `base` on two samples or more; `obstacle` must have found nothing."""
     rgb = pixels(subject, samples)
     now, then = encode(subject, rgb), encode(base, rgb)
     cosines = (now * then).sum(dim=1)
@@ -110,7 +110,10 @@ def measure(subject: Subject, base: Subject, samples: Sequence[Sample]) -> Ident
 
 
 def _penultimate(subject: Subject, rgb: Tensor) -> Tensor:
-    """(P, 1 + N, width) on the CPU, of unit length: what captioners read (LLaVA takes these patches)."""
+    """Tokens (P, 1 + N, width) after the last block but one, on the CPU and of unit length.
+
+    Captioners read these; LLaVA takes the patches.
+    """
     visual = clip_of(subject).visual
     layer = -min(2, len(visual.transformer.blocks))
     parts = [visual.tokens(part, layer=layer).float().cpu() for part in rgb.split(CHUNK)]
@@ -118,7 +121,7 @@ def _penultimate(subject: Subject, rgb: Tensor) -> Tensor:
 
 
 def recall(subject: Subject, samples: Sequence[Sample], templates: Sequence[str]) -> Hits:
-    """Which of a picture's k named regions are among its k best names; of one region, plain zero-shot accuracy."""
+    """Which of a picture's k named regions are among its k best names; for k = 1, zero-shot accuracy."""
     hits = []
     asked = [(number, namings(sample)) for number, sample in enumerate(samples)]
     features = encode(subject, pixels(subject, samples))
@@ -134,7 +137,7 @@ def recall(subject: Subject, samples: Sequence[Sample], templates: Sequence[str]
 
 
 def probe(subject: Subject, samples: Sequence[Sample], templates: Sequence[str] = TEMPLATES) -> Finding:
-    """Compare alpha = 1 with the plain CLIP that the subject was tuned from."""
+    """Compare the subject at alpha = 1 with its base."""
     if (why := obstacle(subject)) is not None:
         return does_not_apply(NAME, TITLE, why)
     if len(samples) < 2:

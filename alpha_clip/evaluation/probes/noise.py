@@ -1,6 +1,6 @@
-"""How good must a mask be? Names are asked for under masks that are wrong in several ways, each to several degrees.
+"""How good must a mask be? Ask for names under masks that are wrong in several ways, each to several degrees.
 
-A degree is the wanted intersection over union (IoU) with the exact mask, so that kinds can be compared.
+A degree is a target intersection over union (IoU) with the exact mask, so that kinds of errors can be compared.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ NAME, TITLE = "noise", "How good must a mask be?"
 WANTED = (0.8, 0.6, 0.4)
 
 Mask = NDArray[np.float32]
-Shown = tuple[int, str, float, Mask]  # the number of a region, how and how much its mask is spoiled, and the mask
+Shown = tuple[int, str, float, Mask]  # number of the region, kind of error, wanted IoU, and the spoiled mask
 
 
-# --- one mask, wrong in one way: the more the amount, the smaller the IoU ---
+# --- spoil one mask in one way: a larger amount gives a smaller IoU ---
 
 
 def _dilate(mask: Mask, amount: int, seed: int) -> Mask:
@@ -50,13 +50,13 @@ _BY_PIXELS: dict[str, Callable[[Mask, int, int], Mask]] = {"eroded": _erode, "di
 _BY_AREA = {"part missing": masks.less, "blobs added": masks.more}
 BY_DEGREES = (*_BY_PIXELS, *_BY_AREA)
 KINDS = (*BY_DEGREES, "box")
-_MASKS = 2 + len(WANTED) * len(BY_DEGREES)  # of a region: exact, box, and all others
+_MASKS = 2 + len(WANTED) * len(BY_DEGREES)  # for each region: exact, box, and all others
 
 
 def spoil(mask: Mask, kind: str, wanted: float, seed: int = 0) -> Mask:
-    """`mask` (H, W), wrong in the way `kind`, with an IoU near `wanted`; the box is what it is.
+    """Spoil `mask` (H, W) in the way `kind`, to an IoU as near to `wanted` as whole pixels allow.
 
-    As near as whole pixels come, and a mask always keeps something above 0.5.
+    The kind "box" ignores `wanted`. A mask always keeps a pixel above 0.5.
 
     Raises:
         ValueError: `kind` is not in `KINDS`, or `wanted` not in (0, 1).
@@ -76,8 +76,8 @@ def spoil(mask: Mask, kind: str, wanted: float, seed: int = 0) -> Mask:
 
 
 def _by_pixels(mask: Mask, change: Callable[[Mask, int, int], Mask], wanted: float, seed: int) -> Mask:
-    """Changed by as many pixels as come nearest to `wanted`, found by halving."""
-    low, high = 0, max(2, round(mask.sum() ** 0.5))  # IoU is 1 at `low`, and mostly too small at `high`
+    """Change a mask by the number of pixels that comes nearest to the IoU `wanted`, found by bisection."""
+    low, high = 0, max(2, round(mask.sum() ** 0.5))  # IoU is 1 at `low`, and usually too small at `high`
     tried = {0: (1.0, mask)}
     while high - low > 1:
         middle = (low + high) // 2
@@ -93,7 +93,7 @@ def _by_pixels(mask: Mask, change: Callable[[Mask, int, int], Mask], wanted: flo
 
 @dataclass(frozen=True)
 class Trial:
-    """One region under one mask, and which ways named it."""
+    """A region under one mask, and which ways named it."""
 
     picture: int
     kind: str
@@ -105,9 +105,9 @@ class Trial:
 def trials(
     subject: Subject, samples: Sequence[Sample], templates: Sequence[str], ways: Sequence[Way]
 ) -> Iterator[Trial]:
-    """All regions that have a name, under the exact mask and under all others.
+    """Ask about all regions that have a name, under the exact mask and under all spoiled ones.
 
-    A mask of which a way leaves nothing is left out for all ways, and so is a region whose exact mask is one.
+    A mask that vanishes in some way is left out for all ways, and so is a region whose exact mask vanishes.
     """
     for number, sample in enumerate(samples):
         shown = list(_spoiled(sample))
@@ -138,7 +138,7 @@ def trials(
 def _look(subject: Subject, sample: Sample, shown: Sequence[Shown], ways: Sequence[Way]) -> list[RegionFeatures]:
     stack = np.stack([mask for *_, mask in shown])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NoForeground)  # some masks are spoiled until nothing is left
+        warnings.simplefilter("ignore", NoForeground)  # some spoiled masks vanish at the input size
         return [look(subject.model, sample.image, stack, way, CHUNK) for way in ways]
 
 
@@ -151,7 +151,7 @@ def _is_lost(subject: Subject, sample: Sample, one: Shown, ways: Sequence[Way]) 
 
 
 def _spoiled(sample: Sample) -> Iterator[Shown]:
-    """All masks of all named regions."""
+    """Yield the exact and all spoiled masks of all named regions."""
     for k in namings(sample):
         mask = sample.masks[k]
         yield k, "exact", 1.0, mask
@@ -166,7 +166,7 @@ def probe(
     templates: Sequence[str] = TEMPLATES,
     ways: Sequence[Way] | None = None,
 ) -> Finding:
-    """Names by every way that fits the subject, against the masks' IoU."""
+    """Report how often each way that fits the subject names a region, against the IoU of the mask."""
     chosen = fitting(subject, ways)
     found = list(trials(subject, samples, templates, chosen)) if chosen else []
     if not found:
@@ -211,7 +211,7 @@ def _share(some: Sequence[Trial], way: str) -> Estimate | None:
 
 
 def _by_degree(found: Sequence[Trial], kinds: Sequence[str], way: str) -> list[tuple[float, Estimate]]:
-    """A point for each degree, the worst first, and one for the exact masks; the box has one degree."""
+    """(IoU, share) for each degree, the worst first, and for the exact masks; boxes have one degree."""
     degrees = [[t for t in found if t.kind in kinds and t.wanted == wanted] for wanted in sorted(WANTED)]
     exact = [t for t in found if t.kind == "exact"]
     return [_point(some, way) for some in [*degrees, exact] if some]

@@ -1,4 +1,4 @@
-"""What the probes have in common: a subject in front of pictures, and shares of right answers."""
+"""Show pictures to a subject, and turn its answers into shares: what the probes have in common."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..tables import Finding
 from ..ways import Way, parse
 
 CHUNK = 64  # masks, or pictures, at a time
-TEMPLATES = ("a photo of a {}.",)  # where nobody says otherwise, as in `Task`
-WAYS = ("alpha", "crop", "masked_crop")  # where nobody says which to compare
+TEMPLATES = ("a photo of a {}.",)  # the default, as in `Task`
+WAYS = ("alpha", "crop", "masked_crop")  # compared by default
 
 
 def clip_of(subject: Subject) -> CLIP:
-    """The model, of a subject that is one of ours.
+    """The model of a subject, which must be one of ours.
 
     Raises:
         ValueError: it is another library's.
@@ -38,24 +38,24 @@ def clip_of(subject: Subject) -> CLIP:
 
 
 def pixels(subject: Subject, samples: Sequence[Sample]) -> Tensor:
-    """(P, 3, n, n): whole pictures, padded to squares."""
+    """Prepare whole pictures, padded to squares: (P, 3, n, n)."""
     prepare = tower_of(subject.model).preprocess
     return torch.stack([prepare(sample.image, geometry="pad") for sample in samples])
 
 
 def encode(subject: Subject, rgb: Tensor) -> Tensor:
-    """(P, D) on the CPU, of unit length: whole pictures, as `pixels` gives them."""
+    """Encode whole pictures from `pixels`: (P, D) on the CPU, of unit length."""
     tower = tower_of(subject.model)
     return torch.cat([tower.encode(part) for part in rgb.split(CHUNK)]).cpu()
 
 
 def see(subject: Subject, image: Image.Image, masks: Iterable[NDArray[np.float32]]) -> Tensor:
-    """(K, D) on the CPU, of unit length: a picture under K masks."""
+    """Encode a picture under K masks: (K, D) on the CPU, of unit length."""
     return embed_regions(subject.model, image, np.stack(list(masks)), "alpha", chunk=CHUNK).float().cpu()
 
 
 def namings(sample: Sample) -> dict[int, Naming]:
-    """The first question for the name of each region that has one, by the region's number."""
+    """The first `Naming` question about each region that has one, by the region's number."""
     found: dict[int, Naming] = {}
     for question in sample.questions:
         if isinstance(question, Naming):
@@ -68,18 +68,18 @@ def own_name(question: Naming) -> str:
 
 
 def fitting(subject: Subject, ways: Sequence[Way] | None) -> list[Way]:
-    """Those of the ways, None: of `WAYS`, that the subject can look in."""
+    """The ways that fit the subject; None: those of `WAYS`."""
     return [way for way in ways or [parse(way) for way in WAYS] if way.fits(subject)]
 
 
 def is_named(subject: Subject, feature: Tensor, question: Naming, name: str, templates: Sequence[str]) -> bool:
-    """Is `name`, of all that the question offers, nearest to a feature (D,)? Among equals by lot."""
+    """Whether `name` is the nearest to a feature (D,) of all names in the question; ties are broken at random."""
     scores = subject.names(question.names, templates).cpu() @ feature
     return question.names[ranking(scores, seed=f"{name} {question.region}")[0]] == name
 
 
 def share(hits: Sequence[tuple[int, bool]]) -> Estimate | None:
-    """Of right answers, each with the number of its picture; None where nothing was asked."""
+    """The share of right answers in pairs (number of the picture, is right); None if there are none."""
     return metrics.estimate(as_hits(hits))
 
 
@@ -89,13 +89,13 @@ def as_hits(hits: Sequence[tuple[int, bool]]) -> Hits:
 
 
 def apart(features: Tensor) -> float:
-    """The mean cosine of different members of (P, D), of unit length; NaN of one alone."""
+    """The mean cosine between different rows of (P, D), of unit length; NaN if there is one row."""
     cosines = features @ features.T
     return float(cosines[~torch.eye(len(cosines), dtype=torch.bool)].mean())
 
 
 def in_words(found: Estimate | None) -> str | None:
-    """A cell of a table whose columns have no best one, which would stand in bold."""
+    """An estimate as a text, so that a table does not print the best of its column in bold."""
     return None if found is None else str(found)
 
 
@@ -104,12 +104,12 @@ def percent(found: Estimate | None) -> str:
 
 
 def does_not_apply(name: str, title: str, why: str) -> Finding:
-    """What a probe says that a subject is not for."""
+    """The finding of a probe that does not apply to a subject."""
     return Finding(name, title, f"Does not apply: {why}")
 
 
 def obstacle(subject: Subject) -> str | None:
-    """Why what is asked of the masks and the layers of our models cannot be asked of this one; None if it can."""
+    """Why a probe of masks and layers does not apply to this subject; None if it does."""
     if not subject.takes_masks:
         return no_masks(subject)
     return None if isinstance(subject.model, CLIP) else not_ours(subject)

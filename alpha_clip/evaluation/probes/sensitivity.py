@@ -1,8 +1,7 @@
-"""Does the mask decide what the model sees, and is it the content under the mask that counts, or its outline?
+"""Does the mask decide what the model sees, and does the content under the mask count, or its outline?
 
-Features of one picture under different masks can be nearly the same (a mask-blind model), and a model may name masks by
-their shape (a silhouette reader). Controls: another object's outline on a region, a mask on a grey picture, a mask on
-the background.
+A mask-blind model has nearly the same features under different masks, and a silhouette reader names masks by their
+shape. Controls: another object's outline on a region, a mask on a grey picture, a mask on the background.
 """
 
 from __future__ import annotations
@@ -39,26 +38,26 @@ from .seeing import (
 )
 
 NAME, TITLE = "sensitivity", "Does the mask decide, and is it content that counts?"
-GRID = 12  # pictures, and masks, that are all combined
-CLEAR = 0.02  # share of a mask laid on the background that may touch an object
+GRID = 12  # this many pictures are shown under this many masks each
+CLEAR = 0.02  # share of a mask on the background that may still overlap an object
 
 
 @dataclass(frozen=True)
 class Causes:
-    """What features of P pictures under the same M masks differ by; shares of their variance, together 1.
+    """Shares, summing to 1, of the variance of features of P pictures under the same M masks.
 
-    The decomposition of a two-way analysis of variance, summed over the features' numbers.
+    They are those of a two-way analysis of variance, summed over the components of the features.
     """
 
-    picture: float  # whatever the mask
-    mask: float  # whatever the picture: its outline, its place, its size
-    both: float  # this mask on this picture: what is under it
+    picture: float  # by the picture, whatever the mask
+    mask: float  # by the outline, place and size of the mask, whatever the picture
+    both: float  # by the interaction: what lies under the mask
 
 
 def causes(features: Tensor) -> Causes:
-    """Of (P, M, D); NaN if all are the same.
+    """Decompose the variance of features (P, M, D); NaN if all are the same.
 
-    >>> causes(torch.eye(2).expand(3, 2, 2))  # two masks, and the pictures do not count
+    >>> causes(torch.eye(2).expand(3, 2, 2))  # two masks; the picture makes no difference
     Causes(picture=0.0, mask=1.0, both=0.0)
     """
     centred = features.double() - features.double().mean(dim=(0, 1))
@@ -70,7 +69,7 @@ def causes(features: Tensor) -> Causes:
 
 @torch.no_grad()
 def measure_causes(subject: Subject, samples: Sequence[Sample]) -> Causes:
-    """The first half of the samples gives the pictures, the second half a mask each; at most GRID of both."""
+    """`causes` with pictures of the first half of the samples and masks of the second half, at most `GRID` each."""
     tower = tower_of(subject.model)
     half = len(samples) // 2
     shown = pixels(subject, samples[:half][:GRID])
@@ -81,14 +80,14 @@ def measure_causes(subject: Subject, samples: Sequence[Sample]) -> Causes:
 
 @dataclass
 class Alike:
-    """Cosines of a picture's features under masks, one number for each picture."""
+    """Cosines of a picture's features under masks, one number per picture."""
 
-    regions: list[float] = field(default_factory=list)  # of two regions, the mean
-    complement: list[float] = field(default_factory=list)  # of a region and all else
+    regions: list[float] = field(default_factory=list)  # mean over pairs of regions
+    complement: list[float] = field(default_factory=list)  # of a region and its complement
     whole: list[float] = field(default_factory=list)  # of a region and the whole picture
 
     def add(self, regions: Tensor, complements: Mapping[int, Tensor], whole: Tensor) -> None:
-        """(K, D), (D,) by the region's number, and (D,)"""
+        """Add the features of one picture: (K, D), (D,) by the region's number, and (D,)."""
         if len(regions) > 1:
             self.regions.append(apart(regions))
         if complements:
@@ -108,9 +107,11 @@ CONTROLS = (
 
 @dataclass
 class Sensitivity:
+    """What `measure` finds: how alike features are, and answers under each control."""
+
     alike: Alike = field(default_factory=Alike)
     hits: dict[str, list[tuple[int, bool]]] = field(default_factory=lambda: {name: [] for name in CONTROLS})
-    chance: list[float] = field(default_factory=list)  # of each question
+    chance: list[float] = field(default_factory=list)  # 1 / number of names, for each question
 
 
 def measure(subject: Subject, samples: Sequence[Sample], templates: Sequence[str]) -> Sensitivity:
@@ -148,7 +149,7 @@ def measure(subject: Subject, samples: Sequence[Sample], templates: Sequence[str
 def _donors(
     samples: Sequence[Sample], number: int, questions: dict[int, Naming]
 ) -> dict[int, tuple[NDArray[np.float32], str]]:
-    """For each region the mask and the name of another picture's region whose name its question offers too."""
+    """For each region, the mask and name of a region of another picture; its question offers that name, too."""
     rng = np.random.default_rng(number)
     found = {}
     for k, question in questions.items():
@@ -166,7 +167,7 @@ def _named(sample: Sample, question: Naming) -> Iterator[tuple[NDArray[np.float3
 
 
 def probe(subject: Subject, samples: Sequence[Sample], templates: Sequence[str] = TEMPLATES) -> Finding:
-    """How far masks move the features, and what is named when outline and content disagree."""
+    """Report how far masks move the features, and what is named when outline and content disagree."""
     if not subject.takes_masks:
         return does_not_apply(NAME, TITLE, no_masks(subject))
     if len(samples) < 4:

@@ -1,6 +1,6 @@
 """How small may a region be, and does a larger input help?
 
-The image towers of this package take other sizes than their own; the positions are interpolated.
+The image towers of this package take larger inputs than their own; the positions are interpolated.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..ways import Way, look
 from .seeing import CHUNK, TEMPLATES, does_not_apply, fitting, namings, own_name, share
 
 NAME, TITLE = "size", "How small may a region be, and does a larger input help?"
-FACTORS = (1.0, 1.5, 2.0)  # of the tower's own size
-BINS = (0.01, 0.03, 0.1, 0.3)  # shares of the picture between which regions are counted together
+FACTORS = (1.0, 1.5, 2.0)  # input sizes, as multiples of the tower's own
+BINS = (0.01, 0.03, 0.1, 0.3)  # shares of the picture that divide regions into groups
 
 
 def enlarged(tower: Tower, factor: float) -> Tower:
-    """A tower of ours that is shown more pixels: `factor` times as many patches in a row, rounded."""
+    """A tower of ours with a larger input: `factor` times as many patches in a row, rounded."""
     patch, grid = tower.preprocess.n // tower.grid, round(factor * tower.grid)
     normalise = tower.preprocess.transforms[-1]
     return replace(tower, preprocess=Preprocess(grid * patch, normalise.mean, normalise.std), grid=grid)
@@ -36,7 +36,7 @@ def enlarged(tower: Tower, factor: float) -> Tower:
 
 @dataclass(frozen=True)
 class Trial:
-    """One region, by one way, at one size of the input."""
+    """Whether one region was named, by one way at one input size."""
 
     picture: int
     area: float  # its share of the picture
@@ -50,7 +50,8 @@ class Trial:
 
 
 def bin_name(number: int) -> str:
-    """
+    """The share of the picture that a bin covers, in words.
+
     >>> [bin_name(i) for i in (0, 1, 4)]
     ['below 1%', '1 to 3%', '30% and more']
     """
@@ -64,7 +65,7 @@ def bin_name(number: int) -> str:
 def regions(
     subject: Subject, samples: Sequence[Sample], templates: Sequence[str], ways: Sequence[Way], factors: Sequence[float]
 ) -> list[Trial]:
-    """All regions that have a name, by all ways at all sizes."""
+    """Ask about all regions that have a name, by all ways at all input sizes."""
     found = []
     for number, sample in enumerate(samples):
         questions = namings(sample)
@@ -89,9 +90,9 @@ def probe(
     templates: Sequence[str] = TEMPLATES,
     ways: Sequence[Way] | None = None,
 ) -> Finding:
-    """Names by every way that fits the subject, by the region's area.
+    """Report how often each way that fits the subject names a region, by the region's area.
 
-    Models of other packages are shown their own size alone.
+    Models of other packages are tried at their own input size only.
     """
     chosen = fitting(subject, ways)
     factors = FACTORS if isinstance(subject.model, CLIP) else FACTORS[:1]

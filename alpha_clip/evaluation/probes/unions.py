@@ -1,6 +1,6 @@
-"""Several objects under one mask: does the model name them all, and how they lie to each other?
+"""Several objects under one mask: does the model name them all, and their relation to each other?
 
-Beside each answer stands that of the mean of the objects' own features, which needs no such mask.
+For comparison, each answer is also given by the mean of the single objects' features, which needs no such mask.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .seeing import TEMPLATES, does_not_apply, in_words, namings, no_masks, own_
 
 NAME, TITLE = "unions", "Several objects under one mask"
 MOST = 3  # objects under one mask, as in training
-REGIONS = 8  # of a picture, the first
+REGIONS = 8  # at most, of each picture
 
-Answer = tuple[str, bool, bool]  # what was asked; whether the union's feature, and the mean of single ones, were right
+Answer = tuple[str, bool, bool]  # the question; is the union's feature right; is the mean of single features right
 
 RELATION = "how two lie to each other (chance 50%)"
 
@@ -39,7 +39,7 @@ def named_among_its_size(size: int) -> str:
 
 @torch.no_grad()
 def ask(subject: Subject, sample: Sample, templates: Sequence[str]) -> list[Answer]:
-    """All sets of up to `MOST` regions whose names are known and different, and all pairs that lie plainly."""
+    """Ask about all sets of up to `MOST` named regions, and about the relation of each pair that has a clear one."""
     names = names_of(sample)
     if not names:
         return []
@@ -69,25 +69,25 @@ def ask(subject: Subject, sample: Sample, templates: Sequence[str]) -> list[Answ
 
 
 def names_of(sample: Sample) -> dict[int, str]:
-    """The first `REGIONS` regions that have a name, but for those whose name another one has too."""
+    """The first `REGIONS` regions with a name that no other region of the picture has."""
     names = {k: own_name(question) for k, question in namings(sample).items()}
     single = [(k, name) for k, name in names.items() if list(names.values()).count(name) == 1]
     return dict(single[:REGIONS])
 
 
 def _relation_texts(one: str, lies: str, other: str) -> list[str]:
-    """The right way round, and the wrong one."""
+    """The true relation, and the reversed one."""
     return [f"{one} {lies} {_the(other)}", f"{other} {lies} {_the(one)}"]
 
 
 def _the(name: str) -> str:
-    """ "a cat" to "the cat"; a name without an article stays as it is."""
+    """Replace "a" or "an" by "the"; a name without an article stays as it is."""
     article, _, noun = name.partition(" ")
     return f"the {noun}" if article in ("a", "an") else name
 
 
 def probe(subject: Subject, samples: Sequence[Sample], templates: Sequence[str] = TEMPLATES) -> Finding:
-    """Name sets of objects under one mask, and tell "a left of b" from "b left of a"."""
+    """Report how well sets of objects under one mask are named, and "a left of b" is told from "b left of a"."""
     if not subject.takes_masks:
         return does_not_apply(NAME, TITLE, no_masks(subject))
     asked: dict[str, list[tuple[int, bool, bool]]] = {}
