@@ -27,6 +27,7 @@ from .atomic import replacing
 from .attention_map import attention_map, painted
 from .catalogue import available_alpha_weights
 from .command_inputs import PART, Region, lines_of, picture_and_regions
+from .errors import MasksIgnored, ZeroAlpha
 from .mask_sources import POINTS, SamMasks, grid, in_words, when_needed
 from .model import CLIP
 from .regions import embed_regions
@@ -180,12 +181,12 @@ def _alpha(args: argparse.Namespace) -> str | None:
 
 
 def _expect_zeros(args: argparse.Namespace) -> None:
-    """Whoever asks for plain CLIP is told once that it ignores masks, where there are some, and else not at all."""
+    """For plain CLIP on request, warn only once that it ignores masks, and only if masks matter here."""
     if _alpha(args) is None:
-        warnings.filterwarnings("ignore", "the alpha weights of this model are all zero")
+        warnings.simplefilter("ignore", MasksIgnored)
         is_given_masks = args.command == "search" or args.regions
         if not is_given_masks or getattr(args, "method", None) not in (None, "alpha", "ensemble"):
-            warnings.filterwarnings("ignore", ".* it is plain CLIP, and ignores every mask")
+            warnings.simplefilter("ignore", ZeroAlpha)
 
 
 def _check_lengths(model: CLIP, texts: Sequence[str]) -> None:

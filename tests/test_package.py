@@ -238,6 +238,7 @@ MAY_IMPORT = {
         "attention_map",
         "catalogue",
         "command_inputs",
+        "errors",
         "mask_sources",
         "model",
         "regions",

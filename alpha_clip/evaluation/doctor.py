@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..errors import MasksIgnored
 from ..regions import embed_regions
 from . import builtin
 from .probes import attention, identity, sensitivity
@@ -131,7 +132,7 @@ def examine(
             "whether heads and activation are right: no file says so (`python -m alpha_clip.weights verify FILE`)."
         )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*every mask is ignored")  # it says so itself
+        warnings.simplefilter("ignore", MasksIgnored)  # the diagnosis says so
         if _is_dead(subject, scenes, found) or _reads_silhouettes(limits, found):
             return found  # its features do not depend on the picture, so the other checks mean nothing
         if _is_incompatible(subject, scenes, limits, found):

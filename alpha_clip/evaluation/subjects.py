@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..api import load
+from ..errors import TunedTower
 from ..hashes import fingerprint
 from ..integrations import holds_alpha, open_tower
 from ..model import CLIP
@@ -104,7 +105,7 @@ def _plain(name: str, device: str | torch.device | None) -> CLIP | None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         model, _ = load(_split(name)[0], device, alpha_vision_ckpt_pth=None)
-    return None if any("stays tuned" in str(warning.message) for warning in told) else model
+    return None if any(issubclass(warning.category, TunedTower) for warning in told) else model
 
 
 def _split(name: str) -> tuple[str, str]:
