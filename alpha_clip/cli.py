@@ -1,4 +1,4 @@
-"""The command `alpha-clip`: name, embed, look at and search regions of pictures. Thin over the library.
+"""Name, embed, look at and search regions of pictures: the command `alpha-clip`, a thin layer over the library.
 
 alpha-clip classify photo.jpg --mask dog.png "a dog" "a cat"
 alpha-clip classify photo.jpg --box 20,30,200,180 --box 210,30,400,180 "a dog" "a cat" --json
@@ -7,8 +7,8 @@ alpha-clip attention photo.jpg --mask dog.png --out attention.png
 alpha-clip search photos/ "a red umbrella" --out hits.png
 alpha-clip models
 
-Pictures, masks and texts may come from a pipe, as -. Photos need a model of the real size:
---model ViT-L/14@336px; the default, tiny, works offline and knows drawings alone.
+Pictures, masks and texts may come from a pipe, as -. Photos need a full-size model, such as
+--model ViT-L/14@336px; the default, tiny, works offline but knows only drawings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 MODEL = "tiny"
-METHODS = (  # of `embed_regions` for our models; not imported, for nobody should wait for torch to read a help
+METHODS = (  # of `embed_regions` for our models; not imported from there, as --help should not wait for torch
     "alpha",
     "whole",
     "crop",
@@ -39,8 +39,8 @@ METHODS = (  # of `embed_regions` for our models; not imported, for nobody shoul
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0: done, 1: it could not be done, 2: it was asked for wrongly."""
-    if sys.stderr is None:  # it was closed, and what is printed there would be part of the answer
+    """Run the command; return 0 if it was done, 1 if it failed, or 2 if the arguments were wrong."""
+    if sys.stderr is None:  # it was closed, and messages would go into the answer
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     args = _parser().parse_args(arguments)
     _check(args)
@@ -56,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: _complain(commands.in_our_words(message))
             if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-                sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what it cannot
+                sys.stdout.reconfigure(errors="backslashreplace")  # file names may not fit the encoding
             command(args)
             if sys.stdout:
                 sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has read enough
+    except BrokenPipeError:  # the reader has closed the pipe
         _print_no_more()
     except KeyboardInterrupt:
         kept = "; what was indexed is kept, and the same command goes on from there"
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_no_more() -> None:
-    """Python would try once more at its end, and fail."""
+    """Send the rest to the null device, or Python would flush at exit, and fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -90,7 +90,7 @@ def _complain(message: object) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def print_help(self, file: Any = None) -> None:
-        """As argparse does, which passes over what cannot be written."""
+        """Like argparse's, but without ignoring a failure to write."""
         try:
             print(self.format_help(), end="", file=file or sys.stdout or sys.stderr, flush=True)
         except BrokenPipeError:
@@ -108,7 +108,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what argparse does not: options that would be read and not used, and what can be had but once."""
+    """Refuse what argparse accepts: options that would have no effect, and a second reader of the standard input."""
     given = {_POSITIONAL.get(name, f"--{name.replace('_', '-')}"): value for name, value in vars(args).items()}
     regions: list[tuple[str, Any]] = given.pop("--regions", [])
     texts = [(name, text) for name, value in given.items() for text in (value if isinstance(value, list) else [value])]
@@ -150,7 +150,7 @@ def _check_labels(args: argparse.Namespace) -> None:
 
 
 def _check_device(args: argparse.Namespace, device: str) -> None:
-    import torch  # what comes next needs it too
+    import torch  # the command needs it anyway
 
     try:
         torch.device(device)
@@ -172,8 +172,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", help="a picture; - reads it from the standard input")
-    parser.add_argument("labels", nargs="+", metavar="LABEL", help="what it may be; - reads them, one in a line")
-    parser.add_argument("--template", default="{}", help='a sentence around each label, "a photo of {}." [{}]')
+    parser.add_argument(
+        "labels", nargs="+", metavar="LABEL", help="what it may be; - reads labels from a pipe, one per line"
+    )
+    parser.add_argument("--template", default="{}", help='a sentence for each label, such as "a photo of {}." [{}]')
     _add_json(parser)
     _add_regions(parser)
     _add_method(parser)
@@ -183,7 +185,7 @@ def _classify(parser: argparse.ArgumentParser) -> None:
 def _embed(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("image", nargs="?", help="a picture; - reads it from the standard input")
-    what.add_argument("--text", nargs="+", help="texts, in place of a picture; - reads them, one in a line")
+    what.add_argument("--text", nargs="+", help="texts instead of a picture; - reads them from a pipe, one per line")
     _add_out(parser, ".npy", "a .npy to write, (rows, width) float32, or - [print JSON]")
     _add_regions(parser)
     _add_method(parser)
@@ -194,20 +196,22 @@ def _attention(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", help="a picture; - reads it from the standard input")
     _add_out(parser, ".png", "the picture to write, or - [attention.png]", "attention.png")
     parser.add_argument("--layer", type=int, default=-1, help="block of the image tower [-1, the last]")
-    _add_region(parser, f"{_MASK}; without any, the whole picture")
+    _add_region(parser, f"{_MASK}; default: the whole picture")
     _add_model(parser)
 
 
 def _search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="of pictures, in folders too")
+    parser.add_argument("folder", metavar="DIR", help="folder of pictures, searched with its subfolders")
     parser.add_argument("wanted", metavar="TEXT", help="what to look for; - reads it from the standard input")
     parser.add_argument("-k", type=_count, default=10, help="hits [10]")
-    _add_out(parser, ".png", "a picture to draw the hits into")
+    _add_out(parser, ".png", "a .png to draw the hits into")
     _add_json(parser, "print JSON; boxes are x0, y0, x1, y1 as shares of width and height")
-    parser.add_argument("--sam", help="finds the regions: facebook/sam-vit-base, facebook/sam2.1-hiera-small, a folder")
-    parser.add_argument("--points", type=_count, help="that SAM is asked at along each side [32]")
+    parser.add_argument(
+        "--sam", help="SAM for the regions: facebook/sam-vit-base, facebook/sam2.1-hiera-small, or a folder"
+    )
+    parser.add_argument("--points", type=_count, help="SAM prompt points along each side [32]")
     parser.add_argument("--index", metavar="PATH", help="where to keep the features [~/.cache/alpha_clip/search]")
-    parser.add_argument("--exact", action="store_true", help="compare with every feature, even where FAISS is there")
+    parser.add_argument("--exact", action="store_true", help="compare with every feature, even if FAISS is installed")
     _add_method(parser, tuple(method for method in METHODS if method != "whole"))
     _add_model(parser)
 
@@ -229,11 +233,11 @@ def _add_out(parser: argparse.ArgumentParser, kind: str, about: str, default: st
     parser.add_argument("--out", metavar="FILE", type=named, default=default, help=about)
 
 
-_MASK = "a mask of the picture's size; of a map of labels, FILE#4 takes the pixels that are 4"
+_MASK = "a mask of the picture's size; FILE#4 takes the pixels of a label map that are 4"
 
 
 class _Add(argparse.Action):
-    """To one list of pairs (option, value), in the order in which they are typed."""
+    """Append a pair (option, value) to one list, which keeps the order in which they are typed."""
 
     def __call__(self, _: Any, args: argparse.Namespace, values: Any, option: str | None = None) -> None:
         setattr(args, self.dest, [*getattr(args, self.dest), (self.option_strings[0], values)])
@@ -242,15 +246,15 @@ class _Add(argparse.Action):
 def _add_region(parser: argparse.ArgumentParser, about: str) -> None:
     to_regions: dict[str, Any] = {"action": _Add, "dest": "regions", "default": []}
     parser.add_argument("--mask", **to_regions, metavar="FILE[#VALUE]", help=about)
-    parser.add_argument("--box", **to_regions, type=_box, metavar="X0,Y0,X1,Y1", help="in pixels")
+    parser.add_argument("--box", **to_regions, type=_box, metavar="X0,Y0,X1,Y1", help="a box in pixels")
 
 
 def _add_regions(parser: argparse.ArgumentParser) -> None:
     _add_region(
         parser,
-        f"{_MASK}. Give this, --box and --masks-dir as often as there are regions, which keep their order",
+        f"{_MASK}. Repeat this, --box and --masks-dir for more regions; their order is kept",
     )
-    about = "a folder of masks, in the order of their names; without any region, the whole picture"
+    about = "a folder of masks, taken in the order of their names; default: the whole picture"
     parser.add_argument("--masks-dir", action=_Add, dest="regions", metavar="DIR", help=about)
 
 
@@ -260,7 +264,7 @@ def _add_method(parser: argparse.ArgumentParser, methods: Sequence[str] = METHOD
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=MODEL, help=f"a name, a file, or hf-hub:user/repo [{MODEL}]")
-    about = "tag or file of its alpha weights, or none: plain CLIP, which sees no mask [the best there are]"
+    about = "tag or file of its alpha weights, or none for plain CLIP, which ignores masks [the best available]"
     parser.add_argument("--alpha", metavar="TAG", help=about)
     parser.add_argument("--device", help="such as cpu or cuda [CUDA if there is one, else MPS, else the CPU]")
 
@@ -282,7 +286,7 @@ def _count(text: str) -> int:
 
 
 _POSITIONAL = {"image": "IMAGE", "labels": "LABEL", "folder": "DIR", "wanted": "TEXT"}
-_READS = ("IMAGE", "LABEL", "TEXT", "--text", "--mask")  # the standard input, where it says - (a mask also -#4)
+_READS = ("IMAGE", "LABEL", "TEXT", "--text", "--mask")  # these read the standard input as - (--mask also as -#4)
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
     "classify": (

@@ -27,14 +27,16 @@ _LISTED = 8  # names or values that a message lists at most
 
 @dataclass(frozen=True)
 class Region:
+    """A region with the name that the user gave it."""
+
     name: str
-    mask: Callable[[Image.Image], Any]  # of the picture as it is stored, which may not be upright: (H, W), upright
+    mask: Callable[[Image.Image], Any]  # takes the picture as stored, perhaps not upright; gives (H, W), upright
 
 
 def picture_and_regions(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Image.Image, list[Region]]:
-    """The picture as it is stored, and all regions read once, so that what is wrong is said before a model is loaded.
+    """Read the picture, as it is stored, and every region once, so that errors come before a model is loaded.
 
-    Of many regions, the first masks stay in memory.
+    The first `PART` masks stay in memory. `tell` gets a line on files that are left out.
     """
     picture = _shown(args.image, _content(args.image))
     regions = _regions(args, tell)
@@ -50,7 +52,7 @@ def _as_it_is(mask: Any, _: Image.Image) -> Any:
 
 
 def _regions(args: argparse.Namespace, tell: Callable[[str], None]) -> list[Region]:
-    """In the order in which they were typed; the whole picture if there are none."""
+    """The regions in the order in which they were typed; the whole picture if there are none."""
     found = []
     for option, given in args.regions:
         if option == "--box":
@@ -65,7 +67,7 @@ def _regions(args: argparse.Namespace, tell: Callable[[str], None]) -> list[Regi
 
 
 def _with_value(text: str) -> tuple[str, int | None]:
-    """FILE or FILE#VALUE; a file may be called like that, too."""
+    """Split FILE#VALUE, unless that is the name of a file."""
     if (parts := re.fullmatch(r"(.+)#(\d+)", text, re.DOTALL)) is None or os.path.exists(text):
         return text, None
     return parts[1], int(parts[2])
@@ -112,7 +114,7 @@ def _pixels_of(value: int, given: Image.Image, path: str) -> NDArray[np.bool_]:
 
 
 def _remedy(path: str, given: Image.Image, picture: Image.Image) -> str | None:
-    """What is wrong with a mask that was refused, and what to do here about it; None: the library's words will do."""
+    """What is wrong with a refused mask, and what to do about it; None: the library's message will do."""
     shown = upright(picture).size
     if given.size != shown:
         what = f"mask is {given.width} x {given.height} pixels, expected {shown[0]} x {shown[1]}"
@@ -135,14 +137,14 @@ def _remedy(path: str, given: Image.Image, picture: Image.Image) -> str | None:
 
 
 def lines_of(given: Sequence[str]) -> list[str]:
-    """The texts, those of the standard input in place of a "-", without empty ones."""
-    mark = "\ufeff"  # of the byte order, before the text in some files
+    """The texts that are not empty, with the lines of the standard input in place of "-"."""
+    mark = "\ufeff"  # byte order mark, which begins some files
     lines = (_standard_input().read().removeprefix(mark).splitlines() if text == "-" else [text] for text in given)
     return [text.strip() for some in lines for text in some if text.strip()]
 
 
 def _content(path: str | Path) -> bytes:
-    """Of a file, a pipe (as of a shell's `<(...)`), or the standard input."""
+    """Read a file, a pipe (such as a shell's `<(...)`), or the standard input."""
     try:
         return bytes(_standard_input().buffer.read()) if str(path) == "-" else Path(path).read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the command `alpha-clip` does: each function takes the parsed arguments and prints its answer."""
+"""The subcommands of `alpha-clip`: each function takes the parsed arguments and prints its answer."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def search(args: argparse.Namespace) -> None:
         raise ValueError("the text is empty, expected what to look for")
     _check_place(args.out)
     folder = Path(args.folder).resolve()
-    if not folder.is_dir():  # said before a model is loaded and an index made
+    if not folder.is_dir():  # checked before a model is loaded and an index created
         raise ValueError(f"{args.folder} is no folder: expected one of pictures")
     points = args.points or POINTS
     source = when_needed(args.sam, lambda: SamMasks(args.sam, points, args.device)) if args.sam else grid
@@ -147,7 +147,7 @@ def models(args: argparse.Namespace) -> None:
         _say(f"{name:<16} {', '.join(tags) or 'no alpha weights: plain CLIP'}")
 
 
-# --- the model, and what it looks at ---
+# --- load a model, and check what it will get ---
 
 
 def _load(args: argparse.Namespace) -> tuple[CLIP, Preprocess]:
@@ -157,7 +157,7 @@ def _load(args: argparse.Namespace) -> tuple[CLIP, Preprocess]:
 
 
 def _features(model: CLIP, picture: Image.Image, regions: Sequence[Region], method: str | None) -> Tensor:
-    """(K, D), with progress on the standard error where it takes long and is seen."""
+    """Features (K, D), with a progress bar on the standard error for many regions."""
     found = []
     with tqdm(total=len(regions), unit="region", leave=False, disable=None if len(regions) > PART else True) as bar:
         for start in range(0, len(regions), PART):
@@ -198,9 +198,9 @@ def _check_lengths(model: CLIP, texts: Sequence[str]) -> None:
             )
 
 
-# --- what they give ---
+# --- write the answers ---
 
-_OUR_WORDS = (  # for the arguments of `load`
+_OUR_WORDS = (  # options of the command for arguments of `load`
     (r"alpha_vision_ckpt_pth=(?=[\w./~])", "--alpha "),
     (r"alpha_vision_ckpt_pth=", "--alpha"),
     (r"\bpass None for", "pass --alpha none for"),
@@ -212,12 +212,12 @@ _OUR_WORDS = (  # for the arguments of `load`
 
 
 def in_our_words(said: object) -> str:
-    """An error or a warning, and where the library tells its caller what to pass, the command's options."""
+    """The text of an error or a warning, with the command's options for the arguments that the library names."""
     text = str(said)
     if isinstance(said, NoForeground):
         lost = text.partition(": ")[0]
         return f"{lost}: look closer, as --method crop does, or with a --model of a larger input size"
-    if isinstance(said, (RuntimeError, Warning)):  # as `load` raises, and warns
+    if isinstance(said, (RuntimeError, Warning)):  # those of `load`
         for theirs, ours in _OUR_WORDS:
             text = re.sub(theirs, ours, text)
     return text
@@ -228,18 +228,18 @@ def _say(text: str) -> None:
 
 
 def _in_a_line(text: str) -> str:
-    """With \\n for what would begin another, and other control characters alike."""
+    """Escape line breaks and other control characters."""
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text
     )
 
 
 def _tell(text: str) -> None:
-    tqdm.write(f"alpha-clip: {text}", file=sys.stderr)  # above a bar
+    tqdm.write(f"alpha-clip: {text}", file=sys.stderr)  # above a progress bar
 
 
 def _check_place(path: str | None) -> None:
-    """Before anything takes long."""
+    """Raise ValueError if `path` cannot be written, before anything takes long."""
     if path is None or path == "-":
         return
     if Path(path).is_dir():
@@ -249,9 +249,9 @@ def _check_place(path: str | None) -> None:
 
 
 def _write(path: str, write: Callable[[Any], object]) -> None:
-    """Under a temporary name, which is renamed when all of it is there; - is the standard output."""
+    """Write a file whole or not at all; - is the standard output."""
     if path == "-":
-        write(content := io.BytesIO())  # neither NumPy nor Pillow writes into every pipe
+        write(content := io.BytesIO())  # NumPy and Pillow cannot write into every pipe
         sys.stdout.buffer.write(content.getvalue())
         return
     with replacing(Path(path)) as part, part.open("wb") as file:
