@@ -83,17 +83,15 @@ class Run:
         )
         return Table(self.task.name, ["way", *titles, "forwards", "time"], rows, note)
 
-    def differences(self, reference: Pair | None = None) -> Table:
-        """How much better each way is than the `reference` (the first way), paired by picture."""
-        pairs = self.ways()
-        first = reference or pairs[0]
+    def differences(self) -> Table:
+        """How much better each way is than the first one, paired by picture."""
+        first, *others = self.ways()
         rows = []
-        for pair in pairs:
-            if pair != first:
-                cells: list[Cell] = [self.label(pair)]
-                for column in self.task.columns:
-                    cells.append(metrics.difference(self.hits(column, *pair), self.hits(column, *first)))
-                rows.append(cells)
+        for pair in others:
+            cells: list[Cell] = [self.label(pair)]
+            for column in self.task.columns:
+                cells.append(metrics.difference(self.hits(column, *pair), self.hits(column, *first)))
+            rows.append(cells)
         titles = ["way", *(column.title for column in self.task.columns)]
         return Table(f"Difference to {self.label(first)}", titles, rows, signed=True)
 

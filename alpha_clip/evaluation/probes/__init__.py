@@ -16,13 +16,13 @@ PICTURES = 100  # samples of a task that probes look at
 Probe = Callable[[Subject, Sequence[Sample], Sequence[str], Sequence[Way] | None], Finding]
 
 PROBES: dict[str, Probe] = {
-    "identity": lambda subject, samples, templates, ways: identity.probe(subject, samples, templates),
-    "sensitivity": lambda subject, samples, templates, ways: sensitivity.probe(subject, samples, templates),
+    "identity": identity.probe,
+    "sensitivity": sensitivity.probe,
     "noise": noise.probe,
-    "unions": lambda subject, samples, templates, ways: unions.probe(subject, samples, templates),
-    "graded": lambda subject, samples, templates, ways: graded.probe(subject, samples, templates),
+    "unions": unions.probe,
+    "graded": graded.probe,
     "size": size.probe,
-    "attention": lambda subject, samples, templates, ways: attention.probe(subject, samples),
+    "attention": attention.probe,
 }
 
 
@@ -46,7 +46,7 @@ def probe(
     chosen = list(PROBES) if "all" in names else names
     if unknown := [name for name in chosen if name not in PROBES]:
         raise ValueError(f"there is no probe {unknown[0]!r}: expected all, or some of {', '.join(PROBES)}")
-    samples = some_of(task, leave_out=leave_out)
+    samples = some_of(task, leave_out)
     return [
         _of(subject, PROBES[name](subject, samples, task.templates, ways), several=len(subjects) > 1)
         for subject in subjects
@@ -58,11 +58,11 @@ def _of(subject: Subject, found: Finding, several: bool) -> Finding:
     return replace(found, title=f"{found.title} ({subject.name})") if several else found
 
 
-def some_of(task: Task, count: int = PICTURES, leave_out: Container[str] = ()) -> list[Sample]:
-    """At most `count` samples, spread evenly; those that cannot be used, or have a key of `leave_out`, are left out."""
-    step = max(1, len(task.keys) / count)
+def some_of(task: Task, leave_out: Container[str] = ()) -> list[Sample]:
+    """At most `PICTURES` samples, spread evenly, without unusable ones and those whose key is in `leave_out`."""
+    step = max(1, len(task.keys) / PICTURES)
     found = []
-    for i in range(min(count, len(task.keys))):
+    for i in range(min(PICTURES, len(task.keys))):
         number = int(i * step)
         if task.keys[number] in leave_out:
             continue

@@ -15,7 +15,8 @@ from ...towers import tower_of
 from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Cell, Curves, Finding, Table
-from .seeing import CHUNK, clip_of, does_not_apply, obstacle
+from ..ways import Way
+from .seeing import CHUNK, TEMPLATES, clip_of, does_not_apply, obstacle
 
 NAME, TITLE = "attention", "Where does the class token look?"
 
@@ -155,7 +156,12 @@ def follow(gain: Tensor, cover: Tensor) -> Tensor:
     return torch.where(size > 1e-12, (gain * cover).sum(dim=1) / size.clamp_min(1e-12), 0.0)
 
 
-def probe(subject: Subject, samples: Sequence[Sample]) -> Finding:
+def probe(
+    subject: Subject,
+    samples: Sequence[Sample],
+    templates: Sequence[str] = TEMPLATES,
+    ways: Sequence[Way] | None = None,
+) -> Finding:
     """Report the class token's attention inside the masks, by layer and head."""
     if (why := obstacle(subject)) is not None:
         return does_not_apply(NAME, TITLE, why)

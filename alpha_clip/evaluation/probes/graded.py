@@ -6,7 +6,7 @@ of plain masks, which needs no training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,6 +19,7 @@ from ...zero_shot import joined
 from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Curves, Finding, Table
+from ..ways import Way
 from .seeing import TEMPLATES, clip_of, does_not_apply, obstacle, see
 from .unions import names_of
 
@@ -82,15 +83,12 @@ def probe(
     subject: Subject,
     samples: Sequence[Sample],
     templates: Sequence[str] = TEMPLATES,
-    captions: Mapping[str, str] | None = None,
+    ways: Sequence[Way] | None = None,
 ) -> Finding:
-    """Follow names and captions from one extreme of alpha to the other.
-
-    `captions` of the pictures, by the samples' keys; where there is none it is the names of all regions.
-    """
+    """Follow names and captions from one extreme of alpha to the other."""
     if (why := obstacle(subject)) is not None:
         return does_not_apply(NAME, TITLE, why)
-    around = [s for x in samples for s in region_and_all(subject, x, (captions or {}).get(x.key), templates)]
+    around = [s for x in samples for s in region_and_all(subject, x, None, templates)]
     pairs = [s for sample in samples for s in two_regions(subject, sample, templates)]
     asked = {"a region, the rest at alpha b": around, "two regions, weighted": pairs}
     if not around:

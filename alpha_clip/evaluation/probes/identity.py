@@ -19,6 +19,7 @@ from ..metrics import Hits
 from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Finding, Table
+from ..ways import Way
 from .seeing import (
     CHUNK,
     TEMPLATES,
@@ -136,7 +137,12 @@ def recall(subject: Subject, samples: Sequence[Sample], templates: Sequence[str]
     return as_hits(hits)
 
 
-def probe(subject: Subject, samples: Sequence[Sample], templates: Sequence[str] = TEMPLATES) -> Finding:
+def probe(
+    subject: Subject,
+    samples: Sequence[Sample],
+    templates: Sequence[str] = TEMPLATES,
+    ways: Sequence[Way] | None = None,
+) -> Finding:
     """Compare the subject at alpha = 1 with its base."""
     if (why := obstacle(subject)) is not None:
         return does_not_apply(NAME, TITLE, why)

@@ -21,6 +21,7 @@ from ...towers import tower_of
 from ..samples import Naming, Sample
 from ..subjects import Subject
 from ..tables import Cell, Finding, Table
+from ..ways import Way
 from .seeing import (
     TEMPLATES,
     apart,
@@ -166,7 +167,12 @@ def _named(sample: Sample, question: Naming) -> Iterator[tuple[NDArray[np.float3
             yield sample.masks[k], own_name(other)
 
 
-def probe(subject: Subject, samples: Sequence[Sample], templates: Sequence[str] = TEMPLATES) -> Finding:
+def probe(
+    subject: Subject,
+    samples: Sequence[Sample],
+    templates: Sequence[str] = TEMPLATES,
+    ways: Sequence[Way] | None = None,
+) -> Finding:
     """Report how far masks move the features, and what is named when outline and content disagree."""
     if not subject.takes_masks:
         return does_not_apply(NAME, TITLE, no_masks(subject))

@@ -18,6 +18,7 @@ from ..metrics import Estimate
 from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Cell, Finding, Table
+from ..ways import Way
 from .seeing import TEMPLATES, does_not_apply, in_words, namings, no_masks, own_name, percent, see, share
 
 NAME, TITLE = "unions", "Several objects under one mask"
@@ -86,7 +87,12 @@ def _the(name: str) -> str:
     return f"the {noun}" if article in ("a", "an") else name
 
 
-def probe(subject: Subject, samples: Sequence[Sample], templates: Sequence[str] = TEMPLATES) -> Finding:
+def probe(
+    subject: Subject,
+    samples: Sequence[Sample],
+    templates: Sequence[str] = TEMPLATES,
+    ways: Sequence[Way] | None = None,
+) -> Finding:
     """Report how well sets of objects under one mask are named, and "a left of b" is told from "b left of a"."""
     if not subject.takes_masks:
         return does_not_apply(NAME, TITLE, no_masks(subject))
