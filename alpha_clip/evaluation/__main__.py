@@ -119,7 +119,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="results.json of two runs of one task")
     parser.add_argument(
-        "--out", dest="page", type=Path, metavar="HTML", help="of --compare; default: beside the second"
+        "--out",
+        dest="page",
+        type=Path,
+        metavar="HTML",
+        help="page of --compare; default: compare.html beside the second",
     )
     parser.set_defaults(debug=False)
     names = parser.add_subparsers(dest="task")
@@ -137,34 +141,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         nargs="+",
         default=["tiny"],
-        help="names as alpha_clip.load takes, NAME+TAG, open_clip:NAME[:PRETRAINED], hf:FOLDER",
+        help="names for alpha_clip.load, NAME+TAG, open_clip:NAME[:PRETRAINED] or hf:FOLDER",
     )
+    parser.add_argument("--base", help="plain CLIP to compare with; default: the same name without alpha weights")
+    parser.add_argument("--no-base", action="store_true", help="do not evaluate the plain CLIP beside the model")
     parser.add_argument(
-        "--base", help="the plain CLIP to compare with, if it is not the same name without alpha weights"
-    )
-    parser.add_argument("--no-base", action="store_true", help="do not show the same to the plain CLIP")
-    parser.add_argument(
-        "--methods", nargs="+", default=METHODS, metavar="METHOD", help="such as alpha, crop:context=2, alpha+0.5*crop"
+        "--methods",
+        nargs="+",
+        default=METHODS,
+        metavar="METHOD",
+        help="ways of looking, such as alpha, crop:context=2, alpha+0.5*crop",
     )
     parser.add_argument(
         "--tune",
         nargs="+",
         default=[],
         metavar="METHOD",
-        help="with alternatives, such as 'crop:context=1|1.5|2': what is best on other pictures is shown too",
+        help="ways with alternatives, such as 'crop:context=1|1.5|2'; the best on validation pictures is added",
     )
     parser.add_argument(
         "--together",
         action="store_true",
-        help="also sum the scores of the models named, in the ways that all can look in",
+        help="also sum the scores of the models named, in the ways that fit all of them",
     )
     parser.add_argument(
         "--probes", nargs="+", default=(), choices=["all", *PROBES], help="single questions about each model"
     )
-    parser.add_argument("--out", type=Path, help="folder; a rerun goes on where the last one stopped")
+    parser.add_argument("--out", type=Path, help="folder for the results; an unfinished run in it is resumed")
     parser.add_argument("--device", help="default: CUDA if there is one, else MPS, else the CPU")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
-    parser.add_argument("--chunk", type=int, default=32, help="masks at a time")
+    parser.add_argument("--chunk", type=int, default=32, help="masks encoded at a time")
 
 
 if __name__ == "__main__":

@@ -78,11 +78,15 @@ def task(path: Path, images: Path, hold_back: float = 0.0, validation: bool = Fa
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--annotations", default=_ANNOTATIONS, metavar="FILE", help="in DIR; default: %(default)s")
-    parser.add_argument("--images", default=_IMAGES, metavar="FOLDER", help="in DIR; default: %(default)s")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    parser.add_argument(
+        "--annotations", default=_ANNOTATIONS, metavar="FILE", help="annotations in DIR; default: %(default)s"
+    )
+    parser.add_argument("--images", default=_IMAGES, metavar="FOLDER", help="pictures in DIR; default: %(default)s")
     parser.add_argument("--validation", metavar="FILE", help="other annotations in DIR, for --tune")
-    parser.add_argument("--validation-images", metavar="FOLDER", help="of those; default: those of --images")
+    parser.add_argument(
+        "--validation-images", metavar="FOLDER", help="pictures of --validation; default: those of --images"
+    )
     add_hold_back(parser)
 
 

@@ -290,9 +290,9 @@ def _is_misaligned(subject: Subject, scenes: Sequence[Sample], limits: Threshold
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a name as alpha_clip.load takes it, or NAME+TAG")
+    parser.add_argument("model", help="a name for alpha_clip.load, or NAME+TAG")
     parser.add_argument(
-        "--base", help="the plain CLIP it was tuned from, if it is not the same name without alpha weights"
+        "--base", help="plain CLIP that it was tuned from; default: the same name without alpha weights"
     )
     parser.add_argument("--device", help="default: CUDA if there is one, else MPS, else the CPU")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")

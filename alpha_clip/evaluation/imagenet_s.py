@@ -99,11 +99,11 @@ def read_names(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=f"with {LIST} and ImageNetS919/")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=f"folder with {LIST} and ImageNetS919/")
     parser.add_argument(
         "--names", type=Path, metavar="FILE", help="names of the classes; default: data.noun in DIR, WordNet's"
     )
-    parser.add_argument("--corrected", action="store_true", help="whole pictures, and names with spaces")
+    parser.add_argument("--corrected", action="store_true", help="use whole pictures, and names with spaces")
     add_hold_back(parser)
 
 

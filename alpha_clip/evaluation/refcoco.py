@@ -122,13 +122,20 @@ def iou(one: Box, other: Box) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="with refcoco/, refcoco+/, refcocog/")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of refcoco/, refcoco+/, refcocog/"
+    )
     refer.add_arguments(parser)
     parser.add_argument(
-        "--candidates", type=Path, metavar="FILE", help="detected boxes; default: the annotated objects"
+        "--candidates", type=Path, metavar="FILE", help="file of detected boxes; default: the annotated objects"
     )
-    parser.add_argument("--masks", default="segmentation", choices=("segmentation", "box"))
-    parser.add_argument("--prompt", default=PROMPT, help="around each phrase; default: ReCLIP's")
+    parser.add_argument(
+        "--masks",
+        default="segmentation",
+        choices=("segmentation", "box"),
+        help="masks of the candidates; default: %(default)s",
+    )
+    parser.add_argument("--prompt", default=PROMPT, help="text around each phrase; default: ReCLIP's")
 
 
 def from_arguments(args: argparse.Namespace, validation: bool = False) -> Task:

@@ -59,13 +59,13 @@ class Refer:
 
 
 def add_arguments(parser: argparse.ArgumentParser, dataset: str | None = "refcoco") -> None:
-    parser.add_argument("--dataset", default=dataset, choices=list(SPLITTERS), help="default: %(default)s")
-    parser.add_argument("--by", help="who split it: unc, google or umd; default: unc, of refcocog umd")
-    parser.add_argument("--split", default="testA", help="testA, testB or val; of refcocog by umd, test or val")
     parser.add_argument(
-        "--validation", default="val", metavar="SPLIT", help="that --tune chooses on; default: %(default)s"
+        "--dataset", default=dataset, choices=list(SPLITTERS), help="data set of REFER; default: %(default)s"
     )
-    parser.add_argument("--images", type=Path, help=f"COCO's train2014; default: {IMAGES} in DIR")
+    parser.add_argument("--by", help="who split it: unc, google or umd; default: umd for refcocog, else unc")
+    parser.add_argument("--split", default="testA", help="testA, testB or val; test or val of refcocog by umd")
+    parser.add_argument("--validation", default="val", metavar="SPLIT", help="split for --tune; default: %(default)s")
+    parser.add_argument("--images", type=Path, help=f"folder of COCO's train2014; default: {IMAGES} in DIR")
 
 
 def from_arguments(args: argparse.Namespace, validation: bool) -> Refer:

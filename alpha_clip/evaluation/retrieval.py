@@ -129,11 +129,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,  # not a Path, which would take a slash from a URL
         metavar="DIR",
-        help="a folder, shards or their URL, as for training; with --dataset, REFER's files",
+        help="folder, shards or URL in the format for training; with --dataset, the folder of REFER's files",
     )
     refer.add_arguments(parser, dataset=None)
     add_hold_back(parser)
-    parser.add_argument("--prompt", default="{}", help="around each phrase; default: nothing")
+    parser.add_argument("--prompt", default="{}", help="text around each phrase; default: nothing")
 
 
 def from_arguments(args: argparse.Namespace, validation: bool = False) -> Task:

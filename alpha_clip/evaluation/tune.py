@@ -89,7 +89,7 @@ def add_hold_back(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="of the pictures, by their names: for --tune alone, and never in the figures",
+        help="share of the pictures kept for --tune only",
     )
 
 
