@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .. import regions
+from ..catalogue import BUNDLED
 from . import builtin, coco, compare, doctor, imagenet_s, refcoco, results, retrieval, tune
 from .probes import PROBES, probe
 from .run import Run, run
@@ -22,19 +24,8 @@ from .subjects import find
 from .ways import parse
 
 TASKS = {"scenes": builtin, "imagenet-s": imagenet_s, "coco": coco, "refcoco": refcoco, "retrieval": retrieval}
-METHODS = (
-    "alpha",
-    "whole",
-    "crop",
-    "masked_crop",
-    "cut_out",
-    "blur",
-    "gray",
-    "red_circle",
-    "maskclip",
-    "pool",
-    "alpha+crop",
-)
+# `maskinversion` is for models of open_clip only.
+METHODS = (*(name for name in regions.METHODS if name not in ("ensemble", "maskinversion")), "alpha+crop")
 _NEEDS = 'no HTML ({}): pip install "alpha-clip[eval]"'
 
 
@@ -140,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         nargs="+",
-        default=["tiny"],
+        default=[BUNDLED],
         help="names for alpha_clip.load, NAME+TAG, open_clip:NAME[:PRETRAINED] or hf:FOLDER",
     )
     parser.add_argument("--base", help="plain CLIP to compare with; default: the same name without alpha weights")

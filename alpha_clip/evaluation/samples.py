@@ -15,6 +15,8 @@ from .records import Record
 from .subjects import Subject
 from .ways import Way
 
+TEMPLATES = ("a photo of a {}.",)  # around names, by default
+
 
 def unique_keys(names: Sequence[str]) -> list[str]:
     """Number repeated names, so that every key is unique: a picture may be listed twice, and shards may share keys.
@@ -102,7 +104,7 @@ class Task:
     keys: Sequence[str]  # of all samples, without repeats
     read: Callable[[int], Sample]  # by index in `keys`; may raise UnusableSample
     columns: Sequence[Column]
-    templates: Sequence[str] = ("a photo of a {}.",)  # for the names of `Naming`; phrases are used as they are
+    templates: Sequence[str] = TEMPLATES  # for the names of `Naming`; phrases are used as they are
     identity: Mapping[str, Any] = field(default_factory=dict)  # what tells it from other data: files, hashes, options
     pictures: Sequence[str] = ()  # names, such as paths, that show if two tasks share pictures; empty: the keys
     notes: Sequence[str] = ()  # for the reader of the results, such as what was left out

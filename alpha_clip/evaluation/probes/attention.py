@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ...model import ALPHA_MEAN, ALPHA_STD, CLIP, FOREGROUND, VisionTransformer
 from ...towers import tower_of
-from ..samples import Sample
+from ..samples import TEMPLATES, Sample
 from ..subjects import Subject
 from ..tables import Cell, Curves, Finding, Table
 from ..ways import Way
-from .seeing import CHUNK, TEMPLATES, clip_of, does_not_apply, obstacle
+from .seeing import CHUNK, clip_of, does_not_apply, obstacle
 
 NAME, TITLE = "attention", "Where does the class token look?"
 

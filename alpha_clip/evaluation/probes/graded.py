@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...zero_shot import joined
-from ..samples import Sample
+from ..samples import TEMPLATES, Sample
 from ..subjects import Subject
 from ..tables import Curves, Finding, Table
 from ..ways import Way
-from .seeing import TEMPLATES, clip_of, does_not_apply, obstacle, see
+from .seeing import clip_of, does_not_apply, obstacle, see
 from .unions import names_of
 
 NAME, TITLE = "graded", "Is half a mask half-way?"

@@ -16,13 +16,12 @@ from torch import Tensor
 from ...model import CLIP
 from .. import metrics
 from ..metrics import Hits
-from ..samples import Sample
+from ..samples import TEMPLATES, Sample
 from ..subjects import Subject
 from ..tables import Finding, Table
 from ..ways import Way
 from .seeing import (
     CHUNK,
-    TEMPLATES,
     apart,
     as_hits,
     clip_of,

@@ -17,11 +17,11 @@ from ... import masks
 from ...transforms import NoForeground, RegionLost
 from ..metrics import Estimate
 from ..run import ranking
-from ..samples import Sample
+from ..samples import TEMPLATES, Sample
 from ..subjects import Subject
 from ..tables import Cell, Curves, Finding, Table
 from ..ways import RegionFeatures, Way, look
-from .seeing import CHUNK, TEMPLATES, does_not_apply, fitting, in_words, namings, own_name, share
+from .seeing import CHUNK, does_not_apply, fitting, in_words, namings, own_name, share
 
 NAME, TITLE = "noise", "How good must a mask be?"
 WANTED = (0.8, 0.6, 0.4)

@@ -22,7 +22,6 @@ from ..tables import Finding
 from ..ways import Way, parse
 
 CHUNK = 64  # masks, or pictures, at a time
-TEMPLATES = ("a photo of a {}.",)  # the default, as in `Task`
 WAYS = ("alpha", "crop", "masked_crop")  # compared by default
 
 

@@ -18,12 +18,11 @@ from torch import Tensor
 from ... import masks
 from ...regions import GREY
 from ...towers import tower_of
-from ..samples import Naming, Sample
+from ..samples import TEMPLATES, Naming, Sample
 from ..subjects import Subject
 from ..tables import Cell, Finding, Table
 from ..ways import Way
 from .seeing import (
-    TEMPLATES,
     apart,
     does_not_apply,
     encode,

@@ -16,11 +16,11 @@ from ...towers import Tower
 from ...transforms import Preprocess
 from ..metrics import Estimate
 from ..run import ranking
-from ..samples import Sample
+from ..samples import TEMPLATES, Sample
 from ..subjects import Subject
 from ..tables import Cell, Curves, Finding, Table
 from ..ways import Way, look
-from .seeing import CHUNK, TEMPLATES, does_not_apply, fitting, namings, own_name, share
+from .seeing import CHUNK, does_not_apply, fitting, namings, own_name, share
 
 NAME, TITLE = "size", "How small may a region be, and does a larger input help?"
 FACTORS = (1.0, 1.5, 2.0)  # input sizes, as multiples of the tower's own

@@ -15,11 +15,11 @@ from ...scenes import relation
 from ...transforms import mask_box
 from ...zero_shot import joined
 from ..metrics import Estimate
-from ..samples import Sample
+from ..samples import TEMPLATES, Sample
 from ..subjects import Subject
 from ..tables import Cell, Finding, Table
 from ..ways import Way
-from .seeing import TEMPLATES, does_not_apply, in_words, namings, no_masks, own_name, percent, see, share
+from .seeing import does_not_apply, in_words, namings, no_masks, own_name, percent, see, share
 
 NAME, TITLE = "unions", "Several objects under one mask"
 MOST = 3  # objects under one mask, as in training
