@@ -125,7 +125,10 @@ def search(args: argparse.Namespace) -> None:
         _tell("pictures with no file of masks beside them are searched by a grid of boxes; --sam NAME knows outlines")
     hits = nearest(index, model, text, args.k, folder, exact=args.exact)
     if not hits:
-        raise ValueError(f"{args.folder} holds no picture with a region that could be found")
+        raise ValueError(
+            f"{args.folder} holds no picture with a region that could be found: "
+            "add pictures, give --sam, or put masks beside the pictures"
+        )
     if args.json:
         _say(json.dumps([{"path": hit.paths[0], "score": hit.score, "box": hit.box} for hit in hits], indent=1))
     else:

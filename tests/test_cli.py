@@ -322,7 +322,7 @@ def test_what_cannot_be_searched(capsys, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
     assert "the text is empty" in refused(capsys, "search", str(photos), "-")
     (tmp_path / "none").mkdir()
-    assert "holds no picture with a region" in refused(capsys, "search", str(tmp_path / "none"), "a cat")
+    assert "could be found: add pictures, give --sam, or" in refused(capsys, "search", str(tmp_path / "none"), "a cat")
     assert cli.main(["search", str(photos), "a cat", "--index", str(tmp_path / "index")]) == 0
     capsys.readouterr()
     said = refused(capsys, "search", str(photos), "a cat", "--index", str(tmp_path / "index"), "--method", "crop")

@@ -68,7 +68,7 @@ class Instances:
 def _listed(entry: Any) -> Listed:
     size = entry["height"], entry["width"]
     if not all(type(length) is int and length > 0 for length in size) or not isinstance(entry["file_name"], str):
-        raise TypeError(f"{entry!r:.100}")
+        raise TypeError(f"picture record {entry!r:.100}, expected integer height and width above 0 and a file_name")
     return Listed(entry["id"], entry["file_name"], size)
 
 

@@ -39,8 +39,8 @@ class Comparison:
     def alone(self) -> dict[str, list[str]]:
         """Models and ways without a counterpart, under "first" or "second"."""
         sides = {"first": (self.one, {a for a, _ in self.pairs}), "second": (self.other, {b for _, b in self.pairs})}
-        found = {key: [", ".join(p) for p in side.ways if p not in seen] for key, (side, seen) in sides.items()}
-        return {key: names for key, names in found.items() if names}
+        alone = {key: [", ".join(p) for p in side.ways if p not in seen] for key, (side, seen) in sides.items()}
+        return {key: names for key, names in alone.items() if names}
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -102,14 +102,21 @@ def read(one: Path, other: Path) -> Comparison:
     there = set(b.keys)
     keys = [key for key in a.keys if key in there]
     if not keys:
-        raise ValueError(f"{one} and {other} share no sample: {len(a.keys)} and {len(b.keys)} others")
+        raise ValueError(
+            f"{one} and {other} share no sample: {len(a.keys)} and {len(b.keys)} others; compare runs of the same data"
+        )
     _same_questions(a, b, keys)
-    found = Comparison(a, b, keys, _pairs(a, b))
-    if not found.columns:
-        raise ValueError(f"{one} and {other} share no column: {_titles(a)} against {_titles(b)}")
-    if not found.pairs:
-        raise ValueError(f"{one} and {other} share no way of looking: {_ways(a)} against {_ways(b)}")
-    return found
+    comparison = Comparison(a, b, keys, _pairs(a, b))
+    if not comparison.columns:
+        raise ValueError(
+            f"{one} and {other} share no column: {_titles(a)} against {_titles(b)}; compare runs of the same data"
+        )
+    if not comparison.pairs:
+        raise ValueError(
+            f"{one} and {other} share no way of looking: {_ways(a)} against {_ways(b)}; compare runs with --methods in "
+            "common"
+        )
+    return comparison
 
 
 def _same_task(a: Results, b: Results) -> None:
@@ -151,9 +158,9 @@ def _ways(side: Results) -> str:
     return "; ".join(", ".join(pair) for pair in side.ways)
 
 
-def facts(found: Comparison) -> dict[str, Any]:
+def facts(comparison: Comparison) -> dict[str, Any]:
     """How, with what and on what each run was made, for the reader."""
     return {
         str(side.path): {"made": side.made, **{k: v for k, v in side.identity.items() if k != "task"}}
-        for side in (found.one, found.other)
+        for side in (comparison.one, comparison.other)
     }

@@ -126,57 +126,59 @@ def examine(
     scenes = [sample for sample in scenes if questions_of(sample)]
     if len(scenes) < FEWEST:
         raise ValueError(f"there are {len(scenes)} samples with named regions, expected {FEWEST} or more")
-    limits, found = thresholds or Thresholds(), Diagnosis()
+    limits, diagnosis = thresholds or Thresholds(), Diagnosis()
     if not model.confirmed:
-        found.unclear.append(
+        diagnosis.unclear.append(
             "whether heads and activation are right: no file says so (`python -m alpha_clip.weights verify FILE`)."
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MasksIgnored)  # the diagnosis says so
-        if _is_dead(subject, scenes, found) or _reads_silhouettes(limits, found):
-            return found  # its features do not depend on the picture, so the other checks mean nothing
-        if _is_incompatible(subject, scenes, limits, found):
-            return found  # the other checks would measure the mismatch
-        _has_drifted(subject, limits, found)
-        if not _is_blind(limits, found):
-            _is_misaligned(subject, scenes, limits, found)
-    return found
+        if _is_dead(subject, scenes, diagnosis) or _reads_silhouettes(limits, diagnosis):
+            return diagnosis  # its features do not depend on the picture, so the other checks mean nothing
+        if _is_incompatible(subject, scenes, limits, diagnosis):
+            return diagnosis  # the other checks would measure the mismatch
+        _has_drifted(subject, limits, diagnosis)
+        if not _is_blind(limits, diagnosis):
+            _is_misaligned(subject, scenes, limits, diagnosis)
+    return diagnosis
 
 
-def _fail(found: Diagnosis, name: str, because: str) -> bool:
-    found.failures.append(Failure(name, because, REMEDIES[name]))
+def _fail(diagnosis: Diagnosis, name: str, because: str) -> bool:
+    diagnosis.failures.append(Failure(name, because, REMEDIES[name]))
     return True
 
 
-def _is_dead(subject: Subject, scenes: Sequence[Sample], found: Diagnosis) -> bool:
+def _is_dead(subject: Subject, scenes: Sequence[Sample], diagnosis: Diagnosis) -> bool:
     why = sensitivity.measure_causes(subject, scenes)
     if math.isnan(why.mask):
-        return _fail(found, "incompatible tower", "features are not finite, or the same for all pictures and masks.")
-    found.figures |= {_BY_PICTURE: why.picture, _BY_MASK: why.mask, _BY_BOTH: why.both}
+        return _fail(
+            diagnosis, "incompatible tower", "features are not finite, or the same for all pictures and masks."
+        )
+    diagnosis.figures |= {_BY_PICTURE: why.picture, _BY_MASK: why.mask, _BY_BOTH: why.both}
     return False
 
 
-def _reads_silhouettes(limits: Thresholds, found: Diagnosis) -> bool:
-    mask, both = found.figures[_BY_MASK], found.figures[_BY_BOTH]
+def _reads_silhouettes(limits: Thresholds, diagnosis: Diagnosis) -> bool:
+    mask, both = diagnosis.figures[_BY_MASK], diagnosis.figures[_BY_BOTH]
     if mask <= limits.silhouette:
         return False
     return _fail(
-        found,
+        diagnosis,
         "silhouette reader",
         f"{mask:.0%} of what features differ by is the mask, whatever picture it lies on; what lies under it makes "
         f"{both:.0%}.",
     )
 
 
-def _is_incompatible(subject: Subject, scenes: Sequence[Sample], limits: Thresholds, found: Diagnosis) -> bool:
+def _is_incompatible(subject: Subject, scenes: Sequence[Sample], limits: Thresholds, diagnosis: Diagnosis) -> bool:
     base = subject.base
     if base is None:
-        found.unclear.append("whether the tower drifted: there is no plain CLIP to compare it with (--base).")
+        diagnosis.unclear.append("whether the tower drifted: there is no plain CLIP to compare it with (--base).")
     elif other := identity.unlike(subject, base):
-        return _fail(found, "incompatible tower", f"the image tower has {other}.")
+        return _fail(diagnosis, "incompatible tower", f"the image tower has {other}.")
     else:
         same = identity.measure(subject, base, scenes)
-        found.figures |= {
+        diagnosis.figures |= {
             "cosine of alpha = 1 to plain CLIP": same.cosine,
             "... 5th percentile": same.low,
             "cosine of different pictures": same.between,
@@ -186,15 +188,15 @@ def _is_incompatible(subject: Subject, scenes: Sequence[Sample], limits: Thresho
         }
         if same.related < limits.related:
             return _fail(
-                found,
+                diagnosis,
                 "incompatible tower",
                 f"at alpha = 1 a picture has cosine {same.cosine:.2f} to itself in plain CLIP, and {same.crossed:.2f} "
                 "to any other: the image tower is not of this base, or its weights are in disorder.",
             )
-    return _has_foreign_texts(subject, scenes, limits, found)
+    return _has_foreign_texts(subject, scenes, limits, diagnosis)
 
 
-def _has_foreign_texts(subject: Subject, scenes: Sequence[Sample], limits: Thresholds, found: Diagnosis) -> bool:
+def _has_foreign_texts(subject: Subject, scenes: Sequence[Sample], limits: Thresholds, diagnosis: Diagnosis) -> bool:
     """Whether image features tell the nouns apart but texts do not find them."""
     cut_outs, questions = _cut_outs(subject, scenes)
     own = np.array([own_name(question) for question in questions])
@@ -206,7 +208,7 @@ def _has_foreign_texts(subject: Subject, scenes: Sequence[Sample], limits: Thres
     names = questions[0].names
     texts = subject.names(names, builtin.TEMPLATES).cpu()
     named = np.array(names)[(cut_outs @ texts.T).argmax(dim=1).numpy()] == own
-    found.figures |= {
+    diagnosis.figures |= {
         "cut-outs whose nearest has the same name": float(alike.mean()),
         "... by chance": float(chance.mean()),
         "cut-outs named by texts": float(named.mean()),
@@ -214,13 +216,13 @@ def _has_foreign_texts(subject: Subject, scenes: Sequence[Sample], limits: Thres
     if named.mean() > limits.named / len(names):
         return False
     if alike.mean() < limits.knows + chance.mean():
-        found.unclear.append(
+        diagnosis.unclear.append(
             "whether the text tower fits: its image features do not know these drawings apart, so no text could name "
             "them. Try pictures of the kind it was trained on, with a protocol."
         )
         return False
     return _fail(
-        found,
+        diagnosis,
         "incompatible tower",
         f"image features know the drawings apart (the nearest has the same name in {alike.mean():.0%}), and texts name "
         f"{named.mean():.0%} of them: the text tower is not of this image tower.",
@@ -242,38 +244,38 @@ def _cut_outs(subject: Subject, scenes: Sequence[Sample]) -> tuple[torch.Tensor,
     return torch.cat(features), asked
 
 
-def _has_drifted(subject: Subject, limits: Thresholds, found: Diagnosis) -> bool:
-    kept = found.figures.get(_KEPT)
+def _has_drifted(subject: Subject, limits: Thresholds, diagnosis: Diagnosis) -> bool:
+    kept = diagnosis.figures.get(_KEPT)
     if kept is None or kept >= limits.kept:
         return False
     return _fail(
-        found,
+        diagnosis,
         "global drift",
         f"at alpha = 1 features keep {kept:.0%} of the way from another picture's to plain CLIP's: whatever reads "
         "CLIP's features will misread them.",
     )
 
 
-def _is_blind(limits: Thresholds, found: Diagnosis) -> bool:
-    by_mask = found.figures[_BY_MASK] + found.figures[_BY_BOTH]
+def _is_blind(limits: Thresholds, diagnosis: Diagnosis) -> bool:
+    by_mask = diagnosis.figures[_BY_MASK] + diagnosis.figures[_BY_BOTH]
     if by_mask >= limits.blind:
         return False
-    return _fail(found, "mask-blind", f"masks make {by_mask:.1%} of what features differ by.")
+    return _fail(diagnosis, "mask-blind", f"masks make {by_mask:.1%} of what features differ by.")
 
 
-def _is_misaligned(subject: Subject, scenes: Sequence[Sample], limits: Thresholds, found: Diagnosis) -> bool:
+def _is_misaligned(subject: Subject, scenes: Sequence[Sample], limits: Thresholds, diagnosis: Diagnosis) -> bool:
     seen = attention.measure(subject, scenes)
     means = {change: float(values.mean()) for change, values in seen.follows.items()}
     best = max(means, key=lambda change: means[change])
     own = means["as it is"]
     inside = seen.mask[-1].mean(dim=1) / seen.area  # (K,)
-    found.figures |= {
+    diagnosis.figures |= {
         "attention inside the mask, as a multiple of its area": float(inside.mean()),
         "attention follows the mask": own,
         f"... {best}": means[best],
     }
     if means[best] < limits.follows:
-        found.unclear.append(
+        diagnosis.unclear.append(
             "whether masks lie where they should: the class token's attention follows them nowhere "
             f"(correlation {means[best]:.2f} at best)."
         )
@@ -283,7 +285,7 @@ def _is_misaligned(subject: Subject, scenes: Sequence[Sample], limits: Threshold
     if not (sure and means[best] > limits.misaligned * own):
         return False
     return _fail(
-        found,
+        diagnosis,
         "misaligned mask",
         f"attention follows the mask {best} (correlation {means[best]:.2f}) better than as it is ({own:.2f}).",
     )
@@ -300,6 +302,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print the diagnosis; return 1 if there is a failure, else 0."""
-    found = examine(find(args.model, args.device, args.base))
-    print(found.text())  # noqa: T201
-    return 1 if found.failures else 0
+    diagnosis = examine(find(args.model, args.device, args.base))
+    print(diagnosis.text())  # noqa: T201
+    return 1 if diagnosis.failures else 0

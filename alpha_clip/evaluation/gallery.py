@@ -76,17 +76,17 @@ class Kind:
     unread: int  # pictures that could be read during the run, but no longer
 
 
-def kinds(found: Run) -> list[Kind]:
+def kinds(run: Run) -> list[Kind]:
     """Sort the questions by which of two ways is right: the first, and `crop` or else the second."""
-    if not found.records:
+    if not run.records:
         return []
-    chosen = contrast(found.ways())
-    answers = {pair: {record.key: record.answers for record in found.of(*pair)} for pair in found.ways()}
-    groups = {case: answers[chosen[0]][case.key][case.number].group for case in _cases(found, chosen)}
-    cases: dict[str, list[Case]] = {title: [] for title in _titles(found, chosen)}
+    chosen = contrast(run.ways())
+    answers = {pair: {record.key: record.answers for record in run.of(*pair)} for pair in run.ways()}
+    groups = {case: answers[chosen[0]][case.key][case.number].group for case in _cases(run, chosen)}
+    cases: dict[str, list[Case]] = {title: [] for title in _titles(run, chosen)}
     for case in groups:
-        cases[_title(found, chosen, [answers[pair][case.key][case.number].rank == 0 for pair in chosen])].append(case)
-    return [_kind(found, chosen, answers, title, by_lot(of, groups)) for title, of in cases.items()]
+        cases[_title(run, chosen, [answers[pair][case.key][case.number].rank == 0 for pair in chosen])].append(case)
+    return [_kind(run, chosen, answers, title, by_lot(of, groups)) for title, of in cases.items()]
 
 
 def contrast(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
@@ -109,19 +109,19 @@ def by_lot(cases: Collection[Case], groups: dict[Case, str]) -> list[Case]:
     return sorted(in_turn, key=lambda case: first[case.key] is not case)
 
 
-def _cases(found: Run, chosen: Sequence[Pair]) -> list[Case]:
+def _cases(run: Run, chosen: Sequence[Pair]) -> list[Case]:
     """All questions that all of the chosen ways answered."""
-    counts = [{record.key: len(record.answers) for record in found.of(*pair)} for pair in chosen]
+    counts = [{record.key: len(record.answers) for record in run.of(*pair)} for pair in chosen]
     return [Case(key, i) for key, n in counts[0].items() if all(key in c for c in counts) for i in range(n)]
 
 
-def _titles(found: Run, chosen: Sequence[Pair]) -> list[str]:
+def _titles(run: Run, chosen: Sequence[Pair]) -> list[str]:
     outcomes = [(True, False), (False, True), (False, False), (True, True)] if len(chosen) > 1 else [(False,), (True,)]
-    return [_title(found, chosen, outcome) for outcome in outcomes]
+    return [_title(run, chosen, outcome) for outcome in outcomes]
 
 
-def _title(found: Run, chosen: Sequence[Pair], right: Sequence[bool]) -> str:
-    names = [found.label(pair) for pair in chosen]
+def _title(run: Run, chosen: Sequence[Pair], right: Sequence[bool]) -> str:
+    names = [run.label(pair) for pair in chosen]
     if len(names) > 1 and right[0] == right[1]:
         return f"Both {'right' if right[0] else 'wrong'}: {names[0]} and {names[1]}"
     parts = [f"{name} {'right' if is_right else 'wrong'}" for name, is_right in zip(names, right, strict=True)]
@@ -129,29 +129,29 @@ def _title(found: Run, chosen: Sequence[Pair], right: Sequence[bool]) -> str:
 
 
 def _kind(
-    found: Run,
+    run: Run,
     chosen: Sequence[Pair],
     answers: dict[Pair, dict[str, tuple[Answer, ...]]],
     title: str,
     cases: Sequence[Case],
 ) -> Kind:
-    numbers = {key: i for i, key in enumerate(found.task.keys)}
+    numbers = {key: i for i, key in enumerate(run.task.keys)}
     cards: list[Card] = []
     unread = 0
     for case in cases:
         if len(cards) + unread == EACH:
             break
         try:
-            sample = found.task.read(numbers[case.key])
+            sample = run.task.read(numbers[case.key])
         except (UnusableSample, OSError):  # the answers are in the tables anyway
             unread += 1
             continue
         given = {pair: of[case.key][case.number] for pair, of in answers.items() if case.key in of}
-        cards.append(_card(found, chosen, sample, case, given))
+        cards.append(_card(run, chosen, sample, case, given))
     return Kind(title, len(cases), cards, unread)
 
 
-def _card(found: Run, chosen: Sequence[Pair], sample: Sample, case: Case, given: dict[Pair, Answer]) -> Card:
+def _card(run: Run, chosen: Sequence[Pair], sample: Sample, case: Case, given: dict[Pair, Answer]) -> Card:
     answer = given[chosen[0]]
     # If the answers waited for all samples, there are more of them than questions.
     question = sample.questions[case.number] if case.number < len(sample.questions) else None
@@ -159,7 +159,7 @@ def _card(found: Run, chosen: Sequence[Pair], sample: Sample, case: Case, given:
     right = sorted(question.answers) if isinstance(question, Referring) else [answer.region]
     wrong = sorted({given[pair].region for pair in chosen} - {*right}) if refers else []
     picture, shown = drawn(sample.image, sample.masks, right, wrong, numbered=refers)
-    replies = [_reply(found.label(pair), a, right, refers, pair in chosen) for pair, a in given.items()]
+    replies = [_reply(run.label(pair), a, right, refers, pair in chosen) for pair, a in given.items()]
     alt = f"{sample.key}: {'what is meant' if refers else answer.right} outlined, the surroundings dimmed"
     title = f"“{answer.right}”" if refers else answer.right
     return Card(sample.key, answer.group, picture, *shown, alt, title, _asked(question, sample, right, answer), replies)
@@ -226,5 +226,5 @@ def _write(shown: Image.Image, text: str, box: tuple[int, int, int, int]) -> Non
 
 def _resized(mask: NDArray[np.float32], size: tuple[int, int]) -> Image.Image:
     """Resize a mask to black and white: 255 where it is above one half."""
-    found = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    return Image.fromarray(np.where(np.asarray(found) > 0.5, 255, 0).astype(np.uint8))
+    resized = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    return Image.fromarray(np.where(np.asarray(resized) > 0.5, 255, 0).astype(np.uint8))

@@ -43,60 +43,63 @@ class Grid:
     note: str = ""
 
 
-def write(found: Run, folder: Path, command: Sequence[str]) -> Path:
+def write(run: Run, folder: Path, command: Sequence[str]) -> Path:
     """Write report.html into `folder`."""
     path = folder / "report.html"
-    atomic.write_text(path, html(found, command))
+    atomic.write_text(path, html(run, command))
     return path
 
 
-def html(found: Run, command: Sequence[str]) -> str:
-    tied = _not_worse(found)
+def html(run: Run, command: Sequence[str]) -> str:
+    tied = _not_worse(run)
     made = results.made(command)
-    models = {key.removeprefix("model "): value for key, value in found.identity.items() if key.startswith("model ")}
+    models = {key.removeprefix("model "): value for key, value in run.identity.items() if key.startswith("model ")}
     return _rendered(
         "run.html",
-        title=f"Evaluation: {found.task.name}",
-        asked=results.asked(found) if found.records else "",
-        templates=[t for t in found.task.templates if t != "{}"],
-        columns=[(column.title, _meaning(column)) for column in found.task.columns] if found.records else [],
-        notes=found.task.notes,
-        summary=_summary(found, tied) if found.records else None,
-        forests=_forests(found, tied) if found.records else [],
-        differences=grid(found.differences()) if len(found.ways()) > 1 else None,
-        findings=[_finding(finding) for finding in found.findings],
-        kinds=gallery.kinds(found),
+        title=f"Evaluation: {run.task.name}",
+        asked=results.asked(run) if run.records else "",
+        templates=[t for t in run.task.templates if t != "{}"],
+        columns=[(column.title, _meaning(column)) for column in run.task.columns] if run.records else [],
+        notes=run.task.notes,
+        summary=_summary(run, tied) if run.records else None,
+        forests=_forests(run, tied) if run.records else [],
+        differences=grid(run.differences()) if len(run.ways()) > 1 else None,
+        findings=[_finding(finding) for finding in run.findings],
+        kinds=gallery.kinds(run),
         top=gallery.TOP,
         each=gallery.EACH,
         made=made,
-        facts={"Data": found.identity.get("task", {}), "Models": models},
-        unusable=list(found.unusable.items())[:_DAMAGED],
-        unusable_count=len(found.unusable),
-        reasons=Counter(found.unusable.values()).most_common(5),
+        facts={"Data": run.identity.get("task", {}), "Models": models},
+        unusable=list(run.unusable.items())[:_DAMAGED],
+        unusable_count=len(run.unusable),
+        reasons=Counter(run.unusable.values()).most_common(5),
     )
 
 
-def write_comparison(found: Comparison, path: Path) -> None:
-    atomic.write_text(path, html_of(found))
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    atomic.write_text(path, html_of(comparison))
 
 
-def html_of(found: Comparison) -> str:
+def html_of(comparison: Comparison) -> str:
     """The HTML page of a comparison."""
-    ends = [abs(end) for d in found.differences.values() if d is not None for end in (d.low, d.high)]
+    ends = [abs(end) for d in comparison.differences.values() if d is not None for end in (d.low, d.high)]
     forests = []
-    for column in found.columns:
-        dots = [Dot("", compare.name(a, b), d := found.differences[a, column], _significant(d)) for a, b in found.pairs]
+    for column in comparison.columns:
+        dots = [
+            Dot("", compare.name(a, b), d := comparison.differences[a, column], _significant(d))
+            for a, b in comparison.pairs
+        ]
         alt = f"Differences in {column.title} with 95% intervals; the figures are in the tables."
         forests.append(figures.forest(column.title, dots, alt, span=max([0.01, *ends])))
-    sides = [_side_by_side(found.side_by_side(column)) for column in found.columns]
+    sides = [_side_by_side(comparison.side_by_side(column)) for column in comparison.columns]
     return _rendered(
         "compare.html",
-        title=f"{found.one.task}: two runs",
-        found=found,
-        differences=grid(found.table()),
+        title=f"{comparison.one.task}: two runs",
+        comparison=comparison,
+        differences=grid(comparison.table()),
         forests=forests,
         sides=sides,
-        facts=compare.facts(found),
+        facts=compare.facts(comparison),
     )
 
 
@@ -113,13 +116,13 @@ def grid(table: Table) -> Grid:
     return Grid(table.title, table.columns, [("", rows)], table.note)
 
 
-def _summary(found: Run, tied: Mapping[tuple[Column, Pair], str]) -> Grid:
+def _summary(run: Run, tied: Mapping[tuple[Column, Pair], str]) -> Grid:
     """The run's own table, with the ways of each model under its name."""
-    table = found.table()
-    columns = found.task.columns
+    table = run.table()
+    columns = run.task.columns
     groups: dict[str, list[tuple[str, list[Shown]]]] = {}
-    several = len({model for model, _ in found.ways()}) > 1
-    for pair, row in zip(found.ways(), table.rows, strict=True):
+    several = len({model for model, _ in run.ways()}) > 1
+    for pair, row in zip(run.ways(), table.rows, strict=True):
         marks = [tied.get((column, pair), "") for column in columns] + [""] * (len(row) - 1 - len(columns))
         cells = [_shown(cell, mark) for cell, mark in zip(row[1:], marks, strict=True)]
         groups.setdefault(pair[0] if several else "", []).append((pair[1], cells))
@@ -134,11 +137,11 @@ def _side_by_side(table: Table) -> Grid:
     return Grid(table.title, table.columns, [("", rows)])
 
 
-def _not_worse(found: Run) -> dict[tuple[Column, Pair], str]:
+def _not_worse(run: Run) -> dict[tuple[Column, Pair], str]:
     """Mark the best ways of each column, and those not significantly worse when compared picture by picture."""
     marks: dict[tuple[Column, Pair], str] = {}
-    for column in found.task.columns:
-        hits = {pair: found.hits(column, *pair) for pair in found.ways()}
+    for column in run.task.columns:
+        hits = {pair: run.hits(column, *pair) for pair in run.ways()}
         shares = {pair: e.value for pair, of in hits.items() if (e := metrics.estimate(of)) is not None}
         if len(shares) < 2:
             continue
@@ -185,27 +188,27 @@ def _points(share: float) -> str:
 # --- figures ---
 
 
-def _forests(found: Run, tied: Mapping[tuple[Column, Pair], str]) -> list[Drawing]:
-    several = len({model for model, _ in found.ways()}) > 1
+def _forests(run: Run, tied: Mapping[tuple[Column, Pair], str]) -> list[Drawing]:
+    several = len({model for model, _ in run.ways()}) > 1
     drawings = []
-    for column in found.task.columns:
-        estimates = {pair: metrics.estimate(found.hits(column, *pair)) for pair in found.ways()}
+    for column in run.task.columns:
+        estimates = {pair: metrics.estimate(run.hits(column, *pair)) for pair in run.ways()}
         known = {pair: e.value for pair, e in estimates.items() if e is not None}
         if known:
             best = max(known, key=lambda pair: known[pair])
-            named = f"the highest is {found.label(best)} with {known[best]:.1%}"
+            named = f"the highest is {run.label(best)} with {known[best]:.1%}"
             alt = f"{column.title}: a dot and a 95% interval for each way; {named}. All figures are in the table."
             dots = [Dot(p[0] if several else "", p[1], e, (column, p) in tied) for p, e in estimates.items()]
             drawings.append(figures.forest(column.title, dots, alt))
     return drawings
 
 
-def _finding(found: Finding) -> dict[str, Any]:
-    tables, drawn = [grid(table) for table in found.tables], [figures.curves(c) for c in found.curves]
-    notes = [c.note for c in found.curves]
+def _finding(finding: Finding) -> dict[str, Any]:
+    tables, drawn = [grid(table) for table in finding.tables], [figures.curves(c) for c in finding.curves]
+    notes = [c.note for c in finding.curves]
     return {
-        "title": found.title,
-        "verdict": found.verdict,
+        "title": finding.title,
+        "verdict": finding.verdict,
         "tables": tables,
         "curves": list(zip(drawn, notes, strict=True)),
     }

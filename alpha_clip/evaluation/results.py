@@ -24,40 +24,40 @@ VERSION = 1  # of the layout of results.json
 PACKAGES = ("alpha-clip", "torch", "torchvision", "transformers", "open_clip_torch", "pillow", "numpy")
 
 
-def write(found: Run, folder: Path, command: Sequence[str]) -> None:
+def write(run: Run, folder: Path, command: Sequence[str]) -> None:
     """Write results.json and results.md into `folder`."""
-    text = json.dumps(contents(found, command), separators=(",", ":"), default=_plain)
+    text = json.dumps(contents(run, command), separators=(",", ":"), default=_plain)
     atomic.write_text(folder / "results.json", text + "\n")
-    atomic.write_text(folder / "results.md", markdown(found, command))
+    atomic.write_text(folder / "results.md", markdown(run, command))
 
 
-def contents(found: Run, command: Sequence[str]) -> dict[str, Any]:
+def contents(run: Run, command: Sequence[str]) -> dict[str, Any]:
     """A run as JSON can hold it.
 
     To save space only the ranks of the answers are kept, by way and sample; ``samples`` holds the questions, and the
     names that a model gave stay in records.jsonl.
     """
     samples: dict[str, list[tuple[str, str]]] = {}
-    for record in found.records:
+    for record in run.records:
         samples.setdefault(record.key, [(answer.right, answer.group) for answer in record.answers])
     return {
         "version": VERSION,
-        "task": found.task.name,
-        "columns": [asdict(column) for column in found.task.columns],
-        "identity": found.identity,
+        "task": run.task.name,
+        "columns": [asdict(column) for column in run.task.columns],
+        "identity": run.identity,
         "made": made(command),
-        "tables": [asdict(table) for table in tables(found)],
-        "notes": list(found.task.notes),
-        "findings": [asdict(finding) for finding in found.findings],
-        "unusable": found.unusable,
+        "tables": [asdict(table) for table in tables(run)],
+        "notes": list(run.task.notes),
+        "findings": [asdict(finding) for finding in run.findings],
+        "unusable": run.unusable,
         "samples": samples,  # the right answer and the group of each question
-        "ways": [_way(found, pair, list(samples)) for pair in found.ways()],
+        "ways": [_way(run, pair, list(samples)) for pair in run.ways()],
     }
 
 
-def _way(found: Run, pair: Pair, keys: Sequence[str]) -> dict[str, Any]:
+def _way(run: Run, pair: Pair, keys: Sequence[str]) -> dict[str, Any]:
     """The answers of one model, looking in one way, in the order of `keys`."""
-    records = found.of(*pair)
+    records = run.of(*pair)
     forwards, seconds = cost(records)
     ranks = {record.key: [answer.rank for answer in record.answers] for record in records}
     cells = {"model": pair[0], "way": pair[1], "forwards": forwards, "seconds": seconds}
@@ -71,31 +71,29 @@ def made(command: Sequence[str]) -> Mapping[str, Any]:
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }
 
 
-def tables(found: Run) -> list[Table]:
+def tables(run: Run) -> list[Table]:
     """The tables of a run; none if it only probed the models."""
-    return [found.table(), found.differences()] if found.records else []
+    return [run.table(), run.differences()] if run.records else []
 
 
-def asked(found: Run) -> str:
+def asked(run: Run) -> str:
     """How many questions were asked about how many samples, in words."""
-    counts = {record.key: len(record.answers) for record in found.records}
+    counts = {record.key: len(record.answers) for record in run.records}
     return f"{sum(counts.values()):,} questions about {len(counts):,} samples"
 
 
-def markdown(found: Run, command: Sequence[str]) -> str:
-    parts = [table.markdown() for table in tables(found)] + [finding.markdown() for finding in found.findings]
-    parts += found.task.notes
-    if found.records:
-        parts.insert(0, f"{asked(found)}.")
-    if found.unusable:
-        parts.append(
-            f"{len(found.unusable)} samples could not be used; the first: {next(iter(found.unusable.values()))}"
-        )
-    return "\n\n".join([f"# {found.task.name}", f"`{shlex.join(command)}`", *parts]) + "\n"
+def markdown(run: Run, command: Sequence[str]) -> str:
+    parts = [table.markdown() for table in tables(run)] + [finding.markdown() for finding in run.findings]
+    parts += run.task.notes
+    if run.records:
+        parts.insert(0, f"{asked(run)}.")
+    if run.unusable:
+        parts.append(f"{len(run.unusable)} samples could not be used; the first: {next(iter(run.unusable.values()))}")
+    return "\n\n".join([f"# {run.task.name}", f"`{shlex.join(command)}`", *parts]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -125,20 +123,20 @@ def read(path: Path) -> Results:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there, expected the results.json of an evaluation")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}), expected a results.json of an evaluation") from error
-    if not isinstance(found, dict) or "version" not in found or "ways" not in found:
-        raise ValueError(f"{path} is JSON, but not the results.json of an evaluation")
-    if found["version"] != VERSION:
+    if not isinstance(content, dict) or "version" not in content or "ways" not in content:
+        raise ValueError(f"{path} is JSON, but not the results.json of an evaluation: pass the file that one wrote")
+    if content["version"] != VERSION:
         raise ValueError(
-            f"{path} has version {found['version']!r} of the layout, expected {VERSION}: run its command again, which "
-            "goes on from records.jsonl and asks nothing twice"
+            f"{path} has version {content['version']!r} of the layout, expected {VERSION}: run its command again, "
+            "which goes on from records.jsonl and asks nothing twice"
         )
     try:
-        columns = tuple(Column(**c | {"groups": tuple(c["groups"])}) for c in found["columns"])
-        ways = {(way["model"], way["way"]): _records(found["samples"], way) for way in found["ways"]}
-        results = Results(path, found["task"], columns, found["identity"], found["made"], ways)
+        columns = tuple(Column(**c | {"groups": tuple(c["groups"])}) for c in content["columns"])
+        ways = {(way["model"], way["way"]): _records(content["samples"], way) for way in content["ways"]}
+        results = Results(path, content["task"], columns, content["identity"], content["made"], ways)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run its command again") from error
     if not ways:
@@ -147,12 +145,12 @@ def read(path: Path) -> Results:
 
 
 def _records(samples: Mapping[str, Any], way: Mapping[str, Any]) -> dict[str, Record]:
-    found = {}
+    records = {}
     for (key, questions), ranks in zip(samples.items(), way["ranks"], strict=True):
         pairs = zip(questions, ranks, strict=True)
         answers = tuple(Answer(right, rank, region=0, group=group) for (right, group), rank in pairs)
-        found[key] = Record(key, way["model"], way["way"], answers, 0, way["forwards"], way["seconds"])
-    return found
+        records[key] = Record(key, way["model"], way["way"], answers, 0, way["forwards"], way["seconds"])
+    return records
 
 
 def _version(name: str) -> str:

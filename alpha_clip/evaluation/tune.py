@@ -57,13 +57,13 @@ def choose(
     """
     check_apart(validation, test)
     offered = [alternatives(text) for text in texts]
-    found = run(validation, subjects, [way for ways in offered for way in ways], folder, chunk)
-    chosen = [_best(ways, found) for ways in offered]
+    answers = run(validation, subjects, [way for ways in offered for way in ways], folder, chunk)
+    chosen = [_best(ways, answers) for ways in offered]
     column = validation.columns[0]
     names = {way.name for way in chosen}
     rows: list[list[Cell]] = [
-        [model, way, metrics.estimate(found.hits(column, model, way)), "chosen" if way in names else ""]
-        for model, way in found.ways()
+        [model, way, metrics.estimate(answers.hits(column, model, way)), "chosen" if way in names else ""]
+        for model, way in answers.ways()
     ]
     verdict = (
         f"Chosen by {column.title} on {len(validation.keys)} samples that no other figure here is of, the mean over "
@@ -104,14 +104,14 @@ def is_held_back(name: str, share: float) -> bool:
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) < share * 16**8
 
 
-def _best(ways: Sequence[Way], found: Run) -> Way:
+def _best(ways: Sequence[Way], answers: Run) -> Way:
     """The way with the highest mean; the first among equals."""
-    return max(ways, key=lambda way: _mean(way, found))
+    return max(ways, key=lambda way: _mean(way, answers))
 
 
-def _mean(way: Way, found: Run) -> float:
-    column = found.task.columns[0]
-    estimates = [metrics.estimate(found.hits(column, *pair)) for pair in found.ways() if pair[1] == way.name]
+def _mean(way: Way, answers: Run) -> float:
+    column = answers.task.columns[0]
+    estimates = [metrics.estimate(answers.hits(column, *pair)) for pair in answers.ways() if pair[1] == way.name]
     values = [estimate.value for estimate in estimates if estimate is not None]
     if not values:
         raise ValueError(f"no model can look in {way.name!r}, or nothing was asked: it cannot be chosen or ruled out")
