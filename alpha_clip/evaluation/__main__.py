@@ -55,7 +55,9 @@ def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
     ways = [parse(method) for method in args.methods]
     task = TASKS[args.task].from_arguments(args)
     asked = [find(model, args.device, args.base) for model in args.model]
-    of_asked = {} if args.no_base else {s.base.name: s.base for s in asked if s.base is not None}  # --base is of all
+    of_asked = (
+        {} if args.no_base else {s.base.name: s.base for s in asked if s.base is not None}
+    )  # once each, as all models share --base
     bases = list(of_asked.values())
     out = args.out or Path("runs") / f"evaluate-{args.task}"
     findings = []
@@ -66,7 +68,7 @@ def evaluate(args: argparse.Namespace, command: Sequence[str]) -> None:
         findings.append(finding)
     answers = run(task, asked + bases, ways, out, args.chunk, args.together)
     answers = replace(answers, findings=findings)
-    results.write(answers, out, command)  # before the probes, whatever becomes of them
+    results.write(answers, out, command)  # before the probes, which may fail
     if args.probes:
         answers = replace(answers, findings=[*findings, *probe(args.probes, asked, task, ways, answers.unusable)])
         results.write(answers, out, command)

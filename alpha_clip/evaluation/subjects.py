@@ -118,14 +118,19 @@ def _with_alpha(name: str, device: str | torch.device | None) -> Subject:
     """Load a model of another library that was trained with an alpha channel."""
     model: Any
     model, words = open_tower(name, device)
-    where = next(model.parameters()).device
+    where, is_transformers = next(model.parameters()).device, name.startswith("hf:")
 
     def encode(texts: list[str]) -> Tensor:
         ids = words(texts).to(where)
-        found = model.get_text_features(input_ids=ids) if name.startswith("hf:") else model.encode_text(ids)
-        return found if isinstance(found, Tensor) else found.pooler_output  # the latter since transformers 5
+        return _features_of(model.get_text_features(input_ids=ids)) if is_transformers else model.encode_text(ids)
 
     return Subject(name, model, encode, takes_masks=True, identity={"name": name, "weights": fingerprint(model)})
+
+
+def _features_of(output: Any) -> Tensor:
+    """The tensor in what a model of transformers returns, which is an output object since transformers 5."""
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return features
 
 
 def _of_open_clip(name: str, rest: str, device: str | torch.device | None) -> Subject:
@@ -156,7 +161,6 @@ def _of_transformers(name: str, folder: str, device: str | torch.device | None) 
         known = {key: ids[key].to(model.device) for key in ("input_ids", "attention_mask") if key in ids}
         if model.config.model_type == "siglip":
             known.pop("attention_mask", None)
-        found = model.get_text_features(**known)
-        return found if isinstance(found, Tensor) else found.pooler_output  # the latter since transformers 5
+        return _features_of(model.get_text_features(**known))
 
     return Subject(name, model, encode, identity={"name": name, "weights": fingerprint(model)})
