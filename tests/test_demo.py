@@ -559,7 +559,7 @@ def test_a_session_that_gradio_has_forgotten_is_told_so_until_a_picture_is_chose
         lambda: page._restart(forgotten, *heard(1)),
         lambda: page._clicked(50, 50, forgotten, *heard(1)),
     ):
-        with pytest.raises(gradio.Error, match="Choose a picture, or send yours again"):
+        with pytest.raises(gradio.Error, match="Choose one, or send yours again"):
             event()
     saved(tmp_path / "photo.png")
     assert page._answers in page._take(str(tmp_path / "photo.png"), forgotten, *heard(1))
@@ -895,13 +895,16 @@ def test_all_of_it_but_painting_works_by_keyboard(server, browser):
     keyboard.press("Space")  # the box, in the middle before it is moved
     visitor.best("alpha", "a flower")
     for name, at in zip(("Left", "Top", "Right", "Bottom"), sample.boxes[0], strict=True):
-        page.locator(".box input[type=number]").and_(page.get_by_label(f"number input for {name} edge, %")).fill(
+        page.locator(".box input[type=number]").and_(page.get_by_label(f"number input for {name} %")).fill(
             str(round(100 * at / SAMPLE))
         )
     visitor.best("alpha", "a dog")
     page.locator(".box input[type=range]").first.focus()
     keyboard.press("Home")
     page.wait_for_function("document.querySelector('.box input[type=number]').value === '0'")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert page.locator("#frame button").evaluate("button => button.tabIndex") == -1  # only a pointer can use it
+    assert page.locator("#frame img").get_attribute("alt") == "The picture, with the box on it"
     page.get_by_label("What could it be?").fill("a bird\na zebra, a dog")
     page.locator("#answers .note", has_text="has never read “zebra”").wait_for()
     page.get_by_label("What could it be?").fill("")
@@ -931,6 +934,19 @@ def test_a_window_as_wide_as_a_phone_shows_all_of_it_and_takes_touches(server, b
     page.locator("#frame img").wait_for()
     assert visitor.fits()
     visitor.leave()
+
+
+@pytest.mark.slow
+def test_whoever_prefers_light_on_dark_gets_the_one_look_all_the_same(server, browser):
+    context = browser.new_context(color_scheme="dark")
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(server.url)
+    page.wait_for_url(re.compile("__theme=light"))
+    page.locator("#answers .whole .best").wait_for()
+    colours = "[getComputedStyle(document.body).backgroundColor, document.body.classList.contains('dark')]"
+    assert page.evaluate(colours) == ["rgb(255, 255, 255)", False]
+    context.close()
 
 
 @pytest.mark.slow
@@ -1025,7 +1041,7 @@ def test_a_click_marks_by_sam_and_the_folder_is_searched(browser, folder, tmp_pa
     (tmp_path / "files").mkdir()
     options = ["--sam", str(tmp_path / "sam"), "--folder", str(folder), "--index", str(tmp_path / "index")]
     with Server(tmp_path / "files", *options) as server:
-        visitor = Visitor(browser, server.url)
+        visitor = Visitor(browser, server.url, 390, 844)
         page = visitor.page
         page.get_by_label("Click", exact=True).check()
         before = page.locator("#target img").get_attribute("src")
@@ -1036,6 +1052,7 @@ def test_a_click_marks_by_sam_and_the_folder_is_searched(browser, folder, tmp_pa
         wanted.press("Enter")
         page.locator("#found .caption-label", has_text="boat.png").first.wait_for()
         assert page.locator("#found .caption-label").first.inner_text() == "boat.png"
+        assert visitor.fits()
         wanted.fill(" ")
         page.get_by_role("button", name="Search this folder").click()
         page.locator("[data-testid=toast-body]", has_text="Type what you are looking for").wait_for()

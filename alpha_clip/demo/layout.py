@@ -90,15 +90,15 @@ class Layout:
             self._editor.blob_storage = _KeepsNothing()
         with gr.Column(elem_classes="tool box"):
             about = "Draw a box, or tap two of its corners, or move its edges below."
-            self._frame = gr.Image(picture, label=about, interactive=False, buttons=[], elem_id="frame", height=430)
+            self._frame = _shown(picture, about, "The picture, with the box on it", "frame")
             names = ("Left", "Top", "Right", "Bottom")
             with gr.Row(elem_classes="sliders"):
-                self._sides = [_slider(f"{name} edge", at) for name, at in zip(names, MIDDLE, strict=True)]
+                self._sides = [_slider(name, at) for name, at in zip(names, MIDDLE, strict=True)]
         with gr.Column(elem_classes="tool click"):
             about = "Tap a thing, or move the point below."
-            self._target = gr.Image(picture, label=about, interactive=False, buttons=[], elem_id="target", height=430)
+            self._target = _shown(picture, about, "The picture, with what was found at the point", "target")
             with gr.Row(elem_classes="sliders"):
-                self._point = [_slider("From the left", 50), _slider("From the top", 50)]
+                self._point = [_slider("From left", 50), _slider("From top", 50)]
 
     def _lay_out_search(self, finder: Finder) -> None:
         about = f"{finder.pictures} pictures in the folder “{finder.folder.name}” on the computer that runs this page."
@@ -110,6 +110,7 @@ class Layout:
             self._search = gr.Button("Search this folder", variant="primary", scale=1, elem_id="search")
         self._found = gr.Gallery(
             label="Found, best first",
+            show_label=False,
             columns=4,
             height="auto",
             object_fit="contain",
@@ -125,5 +126,9 @@ def editable(path: str) -> Any:  # an `EditorValue`
     return {"background": path, "layers": [], "composite": None}
 
 
+def _shown(picture: str, about: str, alt: str, name: str) -> gr.Image:
+    return gr.Image(picture, label=about, alt_text=alt, interactive=False, buttons=[], elem_id=name, height=430)
+
+
 def _slider(label: str, at: float) -> gr.Slider:
-    return gr.Slider(0, 100, at, step=1, label=f"{label}, %", buttons=[], min_width=130)
+    return gr.Slider(0, 100, at, step=1, label=f"{label} %", buttons=[], min_width=130)

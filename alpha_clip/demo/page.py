@@ -143,7 +143,7 @@ class Page(Layout):
         try:
             picture = decode(path, self._megapixels)
         except Refused as error:
-            gr.Warning(str(error), title="This picture was not taken")
+            gr.Warning(str(error))
             return {self._upload: None}
         return {self._upload: None, **self._show(picture, session, *heard)}
 
@@ -282,15 +282,14 @@ class Page(Layout):
     def _find(self, text: str) -> Any:
         assert self._finder is not None
         if not text.strip():
-            raise gr.Error("Type what you are looking for.", title="Nothing to search for", print_exception=False)
+            raise gr.Error("Type what you are looking for.", print_exception=False)
         return gr.Gallery([(self._pictures.path(hit), name) for hit, name in self._finder(text)], visible=True)
 
 
 def _known(session: Session) -> Photo:
     if session.photo is None:
         raise gr.Error(
-            "It was away for long, or many others came. Choose a picture, or send yours again.",
-            title="This page has forgotten its picture",
+            "This page was away for long, or many others came: its picture is gone. Choose one, or send yours again.",
             print_exception=False,
         )
     return session.photo

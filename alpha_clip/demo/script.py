@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-# One look, dark on light, which the bars are made for; and whoever listens to the page hears them change.
+# One look, dark on light, which the bars are made for.
 _LOOK = """
-document.body.classList.remove("dark");
+if (document.body.classList.contains("dark")) {
+  const address = new URL(location);
+  address.searchParams.set("__theme", "light");
+  location.replace(address);
+}
+"""
+
+# Whoever listens to the page hears the answers change, and does not stop at pictures that only a pointer can use.
+_LISTENER = """
 document.querySelector("#answers").setAttribute("aria-live", "polite");
+const pass = () => {
+  for (const button of document.querySelectorAll("#frame button, #target button, #found button")) button.tabIndex = -1;
+};
+new MutationObserver(pass).observe(document.querySelector(".gradio-container"), {childList: true, subtree: true});
+pass();
 """
 
 # Each thing that a visitor does has its time, by which the server knows what was done last, in whichever order it hears
@@ -88,4 +101,4 @@ for (const tapped of document.querySelectorAll("#frame, #target")) {
 }
 """
 
-READY = f"() => {{{_LOOK}{_CLOCK}{_WAIT}{_BOX}{_TAP}}}"
+READY = f"() => {{{_LOOK}{_LISTENER}{_CLOCK}{_WAIT}{_BOX}{_TAP}}}"

@@ -33,6 +33,7 @@ def _inside(image: Image.Image) -> str:
 
 
 _CSS = """
+html, body { background: #fff !important; }
 .gradio-container { max-width: 1160px !important; margin: 0 auto !important; }
 .gradio-container .prose { color: #1f2430; }
 .gradio-container h1 { font-size: 1.8rem; line-height: 1.2; margin: 0.4rem 0 0.3rem; }
@@ -63,9 +64,12 @@ _CSS = """
 #editor button:is([aria-label="Color"], [aria-label="Undo"], [aria-label="Redo"], [aria-label="Clear canvas"]),
 #editor .top-panel .separator { display: none; }
 #editor .top-panel { padding-right: 0.4rem; }
+.sliders .head { flex-wrap: nowrap; white-space: nowrap; }
+.sliders .head input { width: 3.4rem; }
 .sliders .form { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); flex-grow: 1; }
 .below { align-items: center; }
 #frame img { touch-action: none; cursor: crosshair; }
+#found .caption-label { max-width: 100%; white-space: normal; overflow-wrap: anywhere; }
 #drawn { position: fixed; z-index: 9; border: 2px solid #d6204e; background: #d6204e40; pointer-events: none; }
 #again { flex-grow: 0; min-width: 7rem; }
 
@@ -91,7 +95,7 @@ _CSS = """
   margin: 0; padding: 0.5rem 0.8rem; background: #fff7e0; border: 1px solid #e5c35c; border-radius: 8px;
 }
 
-.gradio-container button:focus-visible, .gradio-container textarea:focus-visible,
+.gradio-container :is(button, textarea, input[type="range"], input[type="number"], input[type="text"]):focus-visible,
 .gradio-container label:has(:focus-visible) { outline: 3px solid #1b5fc1; outline-offset: 1px; }
 
 @media (max-width: 640px) {
@@ -100,6 +104,7 @@ _CSS = """
   .pictures { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   #upload { grid-column: 1 / -1; height: 7rem !important; }
   #editor { height: 390px !important; }
+  #found .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
   .answers li { grid-template-columns: minmax(0, 6.5rem) 1fr 3.9rem; gap: 0.4rem; }
 }
 """
