@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import repeat
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,20 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import MasksIgnored
+from .inputs import ALPHA_MEAN as ALPHA_MEAN
+from .inputs import ALPHA_STD as ALPHA_STD
+from .inputs import FOREGROUND, as_alpha, as_image_batch, as_tokens, normalised_alpha, warn_if_not_normalised
 from .transformer import LayerNorm, ResidualAttentionBlock, Transformer, is_changed, is_readable, is_watched, rows_of
 from .transformer import QuickGELU as QuickGELU  # where OpenAI's clip has it too
-
-# The image tower was trained on (mask - 0.5) / 0.26: +1.923 where it should look, -1.923 elsewhere.
-ALPHA_MEAN = 0.5
-ALPHA_STD = 0.26
-FOREGROUND = (1 - ALPHA_MEAN) / ALPHA_STD
 
 HEAD_WIDTH = 64  # of every CLIP ViT that OpenAI released, and of all our own
 
 # Text is encoded in one more part where that spares this many tokens: a part reads all the weights again.
 _WORTH_A_PART = 64
 
-_BLIND = (
+BLIND = (
     "the alpha weights of this model are all zero: every mask is ignored, and the features are plain CLIP's. "
     "Load alpha weights (alpha_vision_ckpt_pth=), or train them."
 )
@@ -137,7 +134,7 @@ class VisionTransformer(nn.Module):
 
     def _prepare(self, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
         """Checked (B, 3, H, W) and (B, 1, H, W) or (1, 1, patch, patch), in the weights' dtype and device."""
-        image = _as_batch(image)
+        image = as_image_batch(image)
         p = self.conv1.kernel_size[0]
         if any(n == 0 or n % p for n in image.shape[-2:]):
             raise ValueError(
@@ -148,10 +145,10 @@ class VisionTransformer(nn.Module):
         image = image.to(weight.device, weight.dtype)
         if alpha is None:  # one patch of foreground: the convolution gives a constant, added to every patch
             return image, image.new_full((1, 1, p, p), FOREGROUND)
-        alpha = _as_alpha(alpha, image)
+        alpha = as_alpha(alpha, image)
         if self._unseen and is_readable(alpha):
             self._check_alpha(alpha)
-        return image, _normalised(alpha, weight.dtype).to(weight.device)
+        return image, normalised_alpha(alpha, weight.dtype).to(weight.device)
 
     def _check_alpha(self, alpha: Tensor) -> None:
         """Warn once of weights that ignore the mask, and once of a mask that was not normalised.
@@ -162,11 +159,11 @@ class VisionTransformer(nn.Module):
         if "mask" in self._unseen and not self.training:  # in training, zero is where alpha weights start
             self._unseen.discard("mask")
             if not self.conv1_alpha.weight.any():
-                warnings.warn(_BLIND, MasksIgnored, stacklevel=2)
+                warnings.warn(BLIND, MasksIgnored, stacklevel=2)
         if (
             "floating alpha" in self._unseen
             and alpha.is_floating_point()
-            and (_warn_of_a_plain_mask(alpha) or alpha.device.type != "cpu")
+            and (warn_if_not_normalised(alpha) or alpha.device.type != "cpu")
         ):
             self._unseen.discard("floating alpha")
 
@@ -174,7 +171,7 @@ class VisionTransformer(nn.Module):
         conv1, conv1_alpha = f"{prefix}conv1.weight", f"{prefix}conv1_alpha.weight"
         if conv1 in state_dict and conv1_alpha not in state_dict:
             state_dict[conv1_alpha] = torch.zeros_like(state_dict[conv1][:, :1])
-            text = f"no {conv1_alpha} in this state dict: filled with zeros. {_BLIND}"
+            text = f"no {conv1_alpha} in this state dict: filled with zeros. {BLIND}"
             warnings.warn(text, MasksIgnored, stacklevel=2)
         self._unseen = {"mask", "floating alpha"}
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -251,16 +248,16 @@ class CLIP(nn.Module):
             return self.visual(image, alpha)
         if batch < 1:
             raise ValueError(f"batch is {batch}, expected 1 or more images or masks at a time, or None for all at once")
-        image = _as_batch(image)
-        alphas = None if alpha is None else _as_alpha(alpha, image)
+        image = as_image_batch(image)
+        alphas = None if alpha is None else as_alpha(alpha, image)
         count = len(image) if alphas is None else max(len(image), len(alphas))
-
-        def parts(x: Tensor | None) -> Iterable[Tensor | None]:
-            return repeat(x) if x is None or len(x) == 1 else x.split(batch)
-
-        rounds = range(0, max(1, count), batch)
-        pairs = zip(rounds, parts(image), parts(alphas), strict=False)  # `parts` of a single one go on for ever
-        return torch.cat([self.visual(i, a) for _, i, a in pairs])
+        features = []
+        for start in range(0, max(1, count), batch):
+            part = slice(start, start + batch)
+            some = image if len(image) == 1 else image[part]
+            their_alphas = alphas if alphas is None or len(alphas) == 1 else alphas[part]
+            features.append(self.visual(some, their_alphas))
+        return torch.cat(features)
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Text features (N, embed_dim), not normalised.
@@ -272,7 +269,7 @@ class CLIP(nn.Module):
             TypeError: `text` is not an integer tensor.
             ValueError: `text` is not (N, L), or too long.
         """
-        ends = _as_tokens(text, self.context_length).argmax(dim=-1)  # the end-of-text token has the highest id of all
+        ends = as_tokens(text, self.context_length).argmax(dim=-1)  # the end-of-text token has the highest id of all
         if is_readable(text) and len(text) and self._is_cuttable():
             return self._encode_parts(text, ends)
         return self._encode(text, ends)
@@ -339,85 +336,6 @@ def _normal_(parameter: Tensor, std: float) -> None:
     """Normally distributed values; none on the meta device, where the first draw costs a second of imports."""
     if not parameter.is_meta:
         nn.init.normal_(parameter, std=std)
-
-
-def _as_batch(image: Tensor) -> Tensor:
-    if not isinstance(image, Tensor) or not image.is_floating_point():
-        kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        remedy = "`*preprocess(image, mask)`" if isinstance(image, tuple) else "`preprocess(image)`"
-        raise TypeError(f"image is {kind}, expected a floating tensor (B, 3, H, W): use {remedy}")
-    if image.ndim not in (3, 4) or image.shape[-3] != 3:
-        raise ValueError(f"image is {tuple(image.shape)}, expected (B, 3, H, W) or (3, H, W): use `preprocess(image)`")
-    return image if image.ndim == 4 else image[None]
-
-
-def _as_alpha(alpha: Tensor, image: Tensor) -> Tensor:
-    """`alpha` as (B or 1, 1, H, W), checked against the image (B or 1, 3, H, W)."""
-    if not isinstance(alpha, Tensor) or not (alpha.is_floating_point() or alpha.dtype == torch.bool):
-        kind = alpha.dtype if isinstance(alpha, Tensor) else type(alpha).__name__
-        raise TypeError(
-            f"alpha is {kind}, expected a bool mask or a floating tensor of (mask - 0.5) / 0.26: "
-            "pass `mask.bool()`, or what `preprocess(image, mask)` returns"
-        )
-    shape, expected = tuple(alpha.shape), tuple(image.shape[-2:])
-    if alpha.ndim == 2:
-        alpha = alpha[None, None]
-    elif alpha.ndim == 3:
-        alpha = alpha[:, None]
-    if alpha.ndim != 4 or alpha.shape[1] != 1 or tuple(alpha.shape[-2:]) != expected:
-        h, w = expected
-        remedy = "transform the two together with `preprocess(image, mask)`"
-        if shape[-2:] == expected and shape[0] == image.shape[0] and (len(shape) == 4 or shape[2:-2] == (1,)):
-            k = shape[1]  # a DataLoader makes this of K masks of each image
-            remedy = f"pass {k} masks of each image as `image.repeat_interleave({k}, 0), alpha.flatten(0, 1)`"
-        raise ValueError(
-            f"alpha is {shape}, expected (B, 1, {h}, {w}), (B, {h}, {w}) or ({h}, {w}) to fit the image "
-            f"{tuple(image.shape)}: {remedy}"
-        )
-    # Not len(), which would fix the size of the batch in torch.export.
-    if alpha.shape[0] != image.shape[0] and alpha.shape[0] != 1 and image.shape[0] != 1:
-        raise ValueError(
-            f"{len(image)} images and {len(alpha)} alphas: the two batches must be equal, or one of them 1"
-        )
-    return alpha
-
-
-def _normalised(alpha: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `_as_alpha` let through, in `dtype`: a bool mask as +1.923 and -1.923, floats as they are."""
-    if alpha.dtype == torch.bool:
-        return torch.full_like(alpha, -FOREGROUND, dtype=dtype).masked_fill(alpha, FOREGROUND)
-    return alpha.to(dtype)
-
-
-def _warn_of_a_plain_mask(alpha: Tensor) -> bool:
-    """Whether there was something to warn of."""
-    if not alpha.numel():
-        return False
-    low, high = alpha.min(), alpha.max()
-    if low >= 0 and high <= 1:
-        where = "lie within [0, 1]"
-    elif max(high, -low) > 5 * FOREGROUND:  # less may be an alpha that is being optimised
-        where = f"reach from {low:.4g} to {high:.4g}, far beyond ±{FOREGROUND:.3f}"
-    else:
-        return False
-    warnings.warn(
-        f"the values of this floating alpha {where}, so it is almost surely a mask that was not normalised. Pass a "
-        "bool mask, or (mask - 0.5) / 0.26, as `preprocess(image, mask)` returns it.",
-        stacklevel=3,
-    )
-    return True
-
-
-def _as_tokens(text: Tensor, context_length: int) -> Tensor:
-    if not isinstance(text, Tensor) or text.is_floating_point() or text.dtype == torch.bool:
-        kind = text.dtype if isinstance(text, Tensor) else type(text).__name__
-        raise TypeError(f"text is {kind}, expected an integer tensor of token ids: use alpha_clip.tokenize(...)")
-    if text.ndim != 2 or not 0 < text.shape[1] <= context_length:
-        raise ValueError(
-            f"text is {tuple(text.shape)}, expected (N, L) with L from 1 to {context_length}: "
-            f"use alpha_clip.tokenize(texts, context_length={context_length})"
-        )
-    return text
 
 
 def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:

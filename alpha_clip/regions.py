@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor, nn
 
-from .model import ALPHA_MEAN, ALPHA_STD
+from .inputs import denormalised
 from .towers import Tower, tower_of
 from .transforms import IMAGE_MEAN, Geometry, Mask, Picture, mask_box, read
 from .wrappers import first_weight
@@ -251,7 +251,7 @@ def maskinversion(
         with redirect_stdout(io.StringIO()):  # it tells of its progress
             inverter = MaskInversion(_ImageTower(tower.model))
         weight = next(inverter.visual.parameters())
-        target = (found[:, 0] * ALPHA_STD + ALPHA_MEAN).clamp(0, 1).to(weight.device)
+        target = denormalised(found[:, 0]).clamp(0, 1).to(weight.device)
         for part in target.split(chunk):
             feature, explained = inverter.compute_maskinversion(
                 rgb[None].to(weight), part, iterations=iterations, lr=lr, alpha=alpha, return_expl_map=True
@@ -320,7 +320,7 @@ def _patches(
 ) -> tuple[Tensor, Tensor]:
     """Pixels (1, 3, n, n), and how much of each patch every mask covers, (K, N) in [0, 1]."""
     rgb, found = tower.preprocess(picture, masks, geometry=geometry)
-    covered = F.adaptive_avg_pool2d(found * ALPHA_STD + ALPHA_MEAN, max(tower.grid, 1)).flatten(1)
+    covered = F.adaptive_avg_pool2d(denormalised(found), max(tower.grid, 1)).flatten(1)
     return rgb[None], covered.clamp(0, 1)
 
 

@@ -20,7 +20,7 @@ from torchvision.transforms import functional as F
 
 from .given_masks import Mask as Mask
 from .given_masks import opened, read_masks
-from .model import ALPHA_MEAN, ALPHA_STD
+from .inputs import normalised
 
 # OpenAI's CLIP, clip.py: _transform.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -147,8 +147,7 @@ class Preprocess(Compose):
         if mask.min() == 1:
             alpha, kept = torch.ones_like(alpha), 1.0
         seen = bool(alpha.max() > 0.5 or mask.max() <= 0.5)
-        # In float64, so that 1 becomes the model's foreground to the last bit.
-        return ((alpha.double() - ALPHA_MEAN) / ALPHA_STD).float(), kept, seen
+        return normalised(alpha), kept, seen
 
     def _square(self, picture: Any, geometry: Geometry, interpolation: InterpolationMode) -> Any:
         """Pad or squash a PIL image or a (K, H, W) tensor, so that CLIP's resize and crop have nothing left to cut."""

@@ -21,7 +21,7 @@ from PIL import Image
 import alpha_clip
 from alpha_clip import catalogue, cli, command_inputs, commands, sources
 from alpha_clip.errors import WeightsError
-from alpha_clip.model import _BLIND
+from alpha_clip.model import BLIND
 from alpha_clip.regions import METHODS
 from alpha_clip.scenes import draw_scene
 from alpha_clip.search import indexing
@@ -487,7 +487,7 @@ PYTHON = re.compile(r"\w=[^\w/]|\w+=$|None|True|download_root|ckpt|load\(|embed_
         sources._not_found(catalogue.BASES["ViT-L/14"], []),
         WeightsError(sources._reason(OSError(errno.ENOSPC, "No space left on device"))),
         WeightsError(sources._reason(OSError(errno.EACCES, "Permission denied"))),
-        UserWarning(_BLIND),
+        UserWarning(BLIND),
     ],
 )
 def test_remedies_are_the_command_s(said):

@@ -171,6 +171,16 @@ def test_a_mask_is_the_fourth_channel_or_in_focus_and_none_is_the_whole(name):
 
 
 @every_tower
+@torch.no_grad()
+def test_a_mask_of_all_true_in_focus_is_the_whole_image_to_the_bit(name):
+    tower = wake(add_alpha(made(name)))
+    with focus(tower, torch.ones(2, 1, SIDE, SIDE, dtype=torch.bool)):
+        masked = seen(tower, pixels())
+    assert torch.equal(masked, seen(tower, torch.cat([pixels(), torch.full((2, 1, SIDE, SIDE), FOREGROUND)], dim=1)))
+    assert torch.equal(masked, seen(tower, pixels()))
+
+
+@every_tower
 def test_gradients_reach_the_alpha_weights(name):
     tower = add_alpha(made(name))
     seen(tower, torch.cat([pixels(), left()], dim=1)).square().sum().backward()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model import FOREGROUND
+from ..inputs import FOREGROUND
 
 # Alphas by the id of the patch embedding that they are for. A new thread begins without: run it in `copy_context()`.
 _FOCUS: ContextVar[Mapping[int, Tensor]] = ContextVar("alpha", default={})  # noqa: B039 - never changed in place

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..model import ALPHA_MEAN, ALPHA_STD, FOREGROUND
+from ..inputs import FOREGROUND, normalised
 from ..transforms import Mask, Picture, RegionLost, read, upright
 
 _EXACT = 1e-4  # what values in [0, 1] are told apart by; those of 8 bits lie 4e-3 apart
@@ -87,7 +87,7 @@ class ProcessorWithMask:
         mask, black, again = _channels(found)
         _check_values(kind, mask[masked], black[masked], again[masked])
         _check_kept(mask, given)
-        alpha = ((mask.clamp(0, 1).double() - ALPHA_MEAN) / ALPHA_STD).to(found.dtype)
+        alpha = normalised(mask.clamp(0, 1), found.dtype)
         alpha[[each is None for each in given]] = FOREGROUND
         if pixels.ndim == 3:
             return torch.cat([pixels, alpha], dim=-1)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..model import ALPHA_MEAN, ALPHA_STD, FOREGROUND
+from ..inputs import FOREGROUND, normalised
 from ..model import VisionTransformer as OwnTower
 from .patches import AlphaConv2d, AlphaLinear, focused, given, without_alpha
 
@@ -101,7 +101,7 @@ def focus(tower: nn.Module, alpha: Tensor) -> Iterator[None]:
     if not isinstance(alpha, Tensor):
         raise TypeError(f"alpha is {type(alpha).__name__}, expected a tensor: torch.from_numpy(mask)[None]")
     if alpha.dtype == torch.bool:
-        alpha = (alpha.float() - ALPHA_MEAN) / ALPHA_STD
+        alpha = normalised(alpha)
     if not alpha.is_floating_point():
         raise TypeError(f"alpha has dtype {alpha.dtype}, expected floats, (mask - 0.5) / 0.26, or bools")
     packed = isinstance(patches, AlphaLinear)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import IncompatibleCheckpoint, MasksIgnored
-from ..model import _BLIND, FOREGROUND, _as_alpha, _as_batch, _as_tokens, _normalised, _warn_of_a_plain_mask
+from ..inputs import FOREGROUND, as_alpha, as_image_batch, as_tokens, normalised_alpha, warn_if_not_normalised
+from ..model import BLIND
 from ..transforms import Preprocess
 from ..vocabulary import UnknownWords
 from . import folder as folders
@@ -44,7 +45,7 @@ def load(folder: str | os.PathLike[str], threads: int | None = None) -> OnnxCLIP
     path = Path(folder)
     description = folders.read(path)
     if not description.sees_masks:
-        warnings.warn(f"{path}: {_BLIND}", MasksIgnored, stacklevel=2)
+        warnings.warn(f"{path}: {BLIND}", MasksIgnored, stacklevel=2)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     sessions = []
@@ -116,7 +117,7 @@ class OnnxCLIP:
         return _like(image, logits), _like(image, logits.T)
 
     def _encode_image(self, image: Tensor, alpha: Tensor | None) -> Tensor:
-        image, n = _as_batch(image), self.input_resolution
+        image, n = as_image_batch(image), self.input_resolution
         if tuple(image.shape[-2:]) != (n, n):
             raise ValueError(f"image is {tuple(image.shape)}, and this model was exported for {n} x {n} pixels: "
                              "use its `preprocess(image)`")  # fmt: skip
@@ -124,13 +125,13 @@ class OnnxCLIP:
         return self._run(self._image, image=image.float(), alpha=alpha)
 
     def _mask(self, alpha: Tensor, image: Tensor) -> Tensor:
-        alpha = _as_alpha(alpha, image)
-        if alpha.is_floating_point() and self._unseen and _warn_of_a_plain_mask(alpha):
+        alpha = as_alpha(alpha, image)
+        if alpha.is_floating_point() and self._unseen and warn_if_not_normalised(alpha):
             self._unseen.clear()
-        return _normalised(alpha, torch.float32)
+        return normalised_alpha(alpha, torch.float32)
 
     def _encode_text(self, text: Tensor) -> Tensor:
-        text = _as_tokens(text, self.context_length)
+        text = as_tokens(text, self.context_length)
         if not len(text):
             return torch.empty(0, self.description.features)
         if text.min() < 0 or text.max() >= self.description.vocab_size:

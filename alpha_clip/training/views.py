@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import masks
-from ..model import ALPHA_MEAN, ALPHA_STD
+from ..inputs import denormalised, normalised
 from ..transforms import NoForeground, Preprocess
 from ..zero_shot import joined
 from .config import TrainConfig
@@ -136,14 +136,14 @@ class _Seen:
 
     def _graded(self, i: int, caption: str, b: float) -> Sample:
         """Alpha is 1 on the region and b in [0, 1] elsewhere, the padding included: b = 1 is the whole picture."""
-        alpha = self.alpha[i].clamp_min((b - ALPHA_MEAN) / ALPHA_STD)
+        alpha = self.alpha[i].clamp_min(normalised(torch.tensor(b)))
         return Sample(self.rgb, self.regions[i].phrase, alpha, SecondText(caption, b, whole=True))
 
     def _weighted(self, i: int, j: int, w: float) -> Sample:
         """Two regions of weights 1 and w in (0, 1]: alpha is the weight, the loss is shared out in proportion."""
-        mask = torch.maximum(_mask(self.alpha[i]), w * _mask(self.alpha[j]))
+        mask = torch.maximum(denormalised(self.alpha[i]), w * denormalised(self.alpha[j]))
         second = SecondText(self.regions[j].phrase, w / (1 + w))
-        return Sample(self.rgb, self.regions[i].phrase, (mask - ALPHA_MEAN) / ALPHA_STD, second)
+        return Sample(self.rgb, self.regions[i].phrase, normalised(mask), second)
 
     def _union(self, i: int, others: list[int], more: int, config: TrainConfig) -> Sample:
         """Region i and `more` of the others, all phrases different, under one mask."""
@@ -166,8 +166,3 @@ class _Seen:
 def _warn_of_no_caption() -> None:
     """Once in each process that reads."""
     warnings.warn("the share of graded masks is not reached: pictures without a caption cannot have them", stacklevel=3)
-
-
-def _mask(alpha: Tensor) -> Tensor:
-    """The mask that was normalised to `alpha`."""
-    return alpha * ALPHA_STD + ALPHA_MEAN
