@@ -79,19 +79,19 @@ def load(
         model.token_embedding.register_forward_pre_hook(vocabulary.UnknownWords(known))
     weight = model.visual.conv1_alpha.weight
     if not weight[0].any() and not weight.any():  # the first filter mostly settles it, without waking all threads
-        _warn_of_zeros(name, found.silenced)
+        _warn_of_zeros(name, found.dropped_alpha)
 
     if dtype is None:
         dtype = torch.float16 if chosen.type == "cuda" else torch.float32
-    _cast(model, dtype, copy=found.overwritable and chosen.type == "cpu")
+    _cast(model, dtype, copy=found.mapped_from_user_file and chosen.type == "cpu")
     if chosen.type != "cpu":  # where the weights are
         model.to(chosen)
     return model, Preprocess(model.visual.input_resolution)
 
 
-def _warn_of_zeros(name: str, silenced: bool) -> None:
-    category = TunedTower if silenced else ZeroAlpha
-    if silenced:
+def _warn_of_zeros(name: str, dropped_alpha: bool) -> None:
+    category = TunedTower if dropped_alpha else ZeroAlpha
+    if dropped_alpha:
         text = (
             f"the alpha weights in {name} are set to zero here: it ignores every mask. But it is not plain CLIP: the "
             "rest of its image tower stays tuned with them: for plain CLIP, load the base that it was tuned from."

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from .sources import Weights
+from .sources import KnownFile
 
 BUNDLED = "tiny"
 
 
-def _base(name: str, revision: str, sha256: str | None, original: tuple[str, str], *other_names: str) -> Weights:
-    return Weights("open_clip_model.safetensors", sha256, name, revision, other_names=other_names, original=original)
+def _base(name: str, revision: str, sha256: str | None, original: tuple[str, str], *other_names: str) -> KnownFile:
+    return KnownFile("open_clip_model.safetensors", sha256, name, revision, other_names=other_names, original=original)
 
 
 # OpenAI's weights in OpenAI's names. Their own archives count too, where clip has left them on this disk; their hashes
 # stand in the addresses that OpenAI's clip downloads them from.
-BASES: dict[str, Weights] = {
-    BUNDLED: Weights("tiny.safetensors"),
+BASES: dict[str, KnownFile] = {
+    BUNDLED: KnownFile("tiny.safetensors"),
     "ViT-B/32": _base(
         "timm/vit_base_patch32_clip_224.openai",
         "a6f597a30f7b82c51704746581f9a4e41421e878",
@@ -51,24 +51,24 @@ def _figure(imagenet_s: float, note: str = "") -> str:
 
 
 # The authors' image towers, each base's best first by its figure on ImageNet-S.
-ALPHA: dict[str, dict[str, Weights]] = {
-    BUNDLED: {"scenes": Weights("tiny_alpha.safetensors", note="for drawn scenes alone; see the model card")},
+ALPHA: dict[str, dict[str, KnownFile]] = {
+    BUNDLED: {"scenes": KnownFile("tiny_alpha.safetensors", note="for drawn scenes alone; see the model card")},
     "ViT-B/32": {},
     "ViT-B/16": {
-        "grit1m+mim": Weights(
+        "grit1m+mim": KnownFile(
             "clip_b16_grit+mim_fultune_4xe.pth",
             "a00f7bfd80944dacbb77e238eb2c0f055ec3274201023b2e781d9f0d180d9630",
             other_names=("clip_b16_grit1m+mim_fultune_4xe.pth",),
             drive="11iDlSAYI_BAi1A_Qz6LTWYHNgPe-UY7I",
             note=_figure(69.40, _MIM),
         ),
-        "grit20m": Weights(
+        "grit20m": KnownFile(
             "clip_b16_grit20m_fultune_2xe.pth",
             "6ff9e3c5735aa34bcbd386ba4d1b99e5efc5deffab077d3d2f2911d1f1c43a57",
             drive="1cj3cYwrzBivx0h0NzSjlCg9HAd5aTkDW",
             note=_figure(68.89),
         ),
-        "grit1m": Weights(
+        "grit1m": KnownFile(
             "clip_b16_grit1m_fultune_8xe.pth",
             "9f6ffac9044f641b09975f9c782a34a02a2b52ffd8de4a3d3394404b38794c16",
             drive="16fHEXZ-7bgzcSBHzEz1wXRIZTjQIXm_2",
@@ -76,7 +76,7 @@ ALPHA: dict[str, dict[str, Weights]] = {
         ),
     },
     "ViT-L/14": {
-        "grit1m+mim": Weights(
+        "grit1m+mim": KnownFile(
             "clip_l14_grit+mim_fultune_6xe.pth",
             "a5f3f2e24459e9764d9f4b4c053fb354dc9d508bd8f647b952402d6860bc9c3d",
             repo="bedead/CLIPAway",
@@ -85,13 +85,13 @@ ALPHA: dict[str, dict[str, Weights]] = {
             drive="1JfzOTvjf0tqBtKWwpBJtjYxdHi-06dbk",
             note=_figure(77.80, _MIM),
         ),
-        "grit20m": Weights(
+        "grit20m": KnownFile(
             "clip_l14_grit20m_fultune_2xe.pth",
             "42c621bb5bac89a511ab625a878f026c11de4de8cf7abf52db5dfd11862bdb8e",
             drive="1WykuBYWePriCVeW5lOwBsgxgeBMzb1nd",
             note=_figure(77.41),
         ),
-        "grit1m": Weights(
+        "grit1m": KnownFile(
             "clip_l14_grit1m_fultune_8xe.pth",
             "05254743d5fc12e24f947fb92ba3737e3bc86a9c190dc6608fc9926a0eb64b91",
             drive="1PIhplBnsmSWiJN--TXCCSsiaV6bY9koq",
@@ -99,7 +99,7 @@ ALPHA: dict[str, dict[str, Weights]] = {
         ),
     },
     "ViT-L/14@336px": {
-        "grit20m": Weights(
+        "grit20m": KnownFile(
             "clip_l14_336_grit_20m_4xe.pth",
             "b0e9c4d5d33bfa2724a0864f8e4b2b92f99aba3a4daf43084114c8caecfbadd9",
             repo="YaTharThShaRma999/PromptTest",
@@ -112,7 +112,7 @@ ALPHA: dict[str, dict[str, Weights]] = {
             drive="1dUq1deeLcou26RuxZbBG57m2ALPWev6-",
             note=_figure(79.61),
         ),
-        "grit1m": Weights(
+        "grit1m": KnownFile(
             "clip_l14_336_grit1m_fultune_8xe.pth",
             "fa701cf18a3e19a1e5e81668885b15bf75337e59b0788405999e889b7aa775d0",
             repo="omeregev/click2mask-alphaclip-weights",

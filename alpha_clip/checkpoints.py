@@ -279,7 +279,7 @@ _NDIM = {  # of the tensors that sizes are read from
     "token_embedding.weight": 2,
 }
 
-_TOWERS = {  # transformers' name of a tower's part: ours
+TRANSFORMERS_NAMES = {  # transformers' name of a tower's part: ours
     "embeddings.class_embedding": "class_embedding",
     "embeddings.patch_embedding.weight": "conv1.weight",
     "embeddings.position_embedding.weight": "positional_embedding",
@@ -307,7 +307,7 @@ def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             is_text = name.startswith("text_model.")
             name = name.removeprefix("text_model.").removeprefix("vision_model.")
-            for theirs, ours in _TOWERS.items():
+            for theirs, ours in TRANSFORMERS_NAMES.items():
                 name = name.replace(theirs, ours)
             renamed[name if is_text or name == "logit_scale" else f"visual.{name}"] = tensor
     for name in [k for k in renamed if ".self_attn.q_proj." in k]:

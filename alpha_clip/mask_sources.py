@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from . import rle
+from .masks import iou
 from .transforms import box_mask
 
 Masks = NDArray[np.float32]  # (K, H, W) in [0, 1]
@@ -26,6 +27,8 @@ Source = Callable[[Image.Image], Iterable[NDArray[Any]]]  # of an upright RGB pi
 SIDE = 768  # pixels: more than any CLIP sees, and a hundred masks of it fit in memory
 POINTS = 32  # on each side of a picture, at which SAM is asked, as its authors do
 _COARSE = 96  # pixels a side, on which masks are compared
+_TINY = 0.001  # of the picture
+_SAME = 0.8  # intersection over union
 
 
 def masks_of(path: Path, picture: Image.Image, source: Source) -> tuple[Image.Image, Masks]:
@@ -48,26 +51,22 @@ def _resized(mask: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
     return np.asarray(soft if soft.size == size else soft.resize(size, Image.Resampling.BOX))
 
 
-def worth_it(masks: Masks, *, least: float = 0.001, overlap: float = 0.8) -> list[int]:
-    """Which masks to keep: not the tiny ones, and of those that are nearly the same the first.
+def worth_it(masks: Masks) -> list[int]:
+    """Return the indices of the masks to keep: no tiny ones, and only the first of those that are nearly the same.
 
-    Tiny: below `least` of the picture, or not half foreground anywhere. The same: intersection over union (from coarse
-    copies) above `overlap`.
+    Tiny: below `_TINY` of the picture, or not half foreground anywhere. The same: intersection over union (from coarse
+    copies) above `_SAME`.
     """
     kept: list[int] = []
     coarse: list[NDArray[np.float32]] = []
     for i, mask in enumerate(masks):
-        if mask.mean() < least or mask.max() <= 0.5:
+        if mask.mean() < _TINY or mask.max() <= 0.5:
             continue
         flat = _resized(mask, (_COARSE, _COARSE)).ravel()
-        if all(_iou(flat, other) <= overlap for other in coarse):
+        if all(iou(flat, other) <= _SAME for other in coarse):
             kept.append(i)
             coarse.append(flat)
     return kept
-
-
-def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float(np.minimum(a, b).sum() / np.maximum(a, b).sum())
 
 
 def in_words(sam: str | None, points: int = POINTS) -> str:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from .inputs import denormalised
 from .towers import Tower, tower_of
 from .transforms import IMAGE_MEAN, Geometry, Mask, Picture, mask_box, read
-from .wrappers import first_weight
+from .wrappers import patch_weight
 
 Method = Callable[..., Tensor]  # (tower, RGB picture, (K, H, W) masks in [0, 1], chunk, options) -> (K, D)
 
@@ -74,7 +74,7 @@ def embed_regions(
     picture, found = read(image, masks)
     chosen = METHODS[method] if isinstance(method, str) else method
     tower = tower_of(model)
-    return chosen(tower, picture, found.numpy(), chunk, **options).to(first_weight(tower.model).dtype)
+    return chosen(tower, picture, found.numpy(), chunk, **options).to(patch_weight(tower.model).dtype)
 
 
 def _check_options(method: str, options: dict[str, Any]) -> None:

@@ -485,7 +485,7 @@ def _caption(regions: tuple[Region, ...], background: str, attributes: float, rn
         if rng.random() < attributes:
             words = _adjectives(region.color, region.size)
             name = f"{words[int(len(words) * rng.random())]} {name}"
-        names.append(_article(name) if articles else name)
+        names.append(with_article(name) if articles else name)
     if len(order) > 1 and rng.random() < 0.5 * attributes and (lies := relation(order[0].box, order[1].box)):
         names[:2] = [f"{names[0]} {lies} {names[1]}"]
     ground = f" {_BACKGROUNDS[background].phrase}" if rng.random() < 0.6 * attributes else ""
@@ -493,5 +493,6 @@ def _caption(regions: tuple[Region, ...], background: str, attributes: float, rn
     return (", ".join(names[:-1]) + last if names[:-1] else "") + names[-1] + ground
 
 
-def _article(name: str) -> str:
+def with_article(name: str) -> str:
+    """Put "a" or "an" before a noun or a phrase."""
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"

@@ -30,7 +30,7 @@ TIMEOUT = 20  # seconds without a byte, after which Google Drive counts as hangi
 
 
 @dataclass(frozen=True)
-class Weights:
+class KnownFile:
     """One file, and where it is known to lie."""
 
     file: str
@@ -48,7 +48,7 @@ class Weights:
         return (self.file, *self.other_names)
 
 
-def locate(wanted: Weights, download_root: Root = None) -> Path:
+def locate(wanted: KnownFile, download_root: Root = None) -> Path:
     """The file on this disk, its hash checked; fetched if it must be.
 
     Args:
@@ -100,7 +100,7 @@ def repository(repo: str, download_root: Root = None) -> Path:
     cached = partial(try_to_load_from_cache, repo, cache_dir=download_root, revision=revision or None)
     before = [cached(name) for name in WEIGHT_FILES]  # fetching moves the revision that a branch stands for
     try:
-        wanted = Weights("", repo=repo, revision=revision or None)
+        wanted = KnownFile("", repo=repo, revision=revision or None)
         files = _listed(wanted)
         chosen = next((name for name in WEIGHT_FILES if name in files), None)
         if chosen is None:
@@ -109,18 +109,18 @@ def repository(repo: str, download_root: Root = None) -> Path:
             _fetched(wanted, name, download_root)
         if (fetched := _fetched(wanted, chosen, download_root)) is None:
             raise WeightsError(f"{chosen} is in its list of files, and nowhere else")
-        return _checked(fetched, Weights(chosen))
+        return _checked(fetched, KnownFile(chosen))
     except HashMismatch:
         raise
     except Exception as error:  # as in `locate`
         for path in before:
             if isinstance(path, str):
                 _log.warning("%s is taken from the cache: %s", repo, _reason(error))
-                return _checked(Path(path), Weights(Path(path).name))
+                return _checked(Path(path), KnownFile(Path(path).name))
         raise WeightsError(f"{repo} could not be had from the Hugging Face Hub: {_reason(error)}") from error
 
 
-def _sources(wanted: Weights, root: Root) -> Iterator[tuple[str, Callable[[], Path | None]]]:
+def _sources(wanted: KnownFile, root: Root) -> Iterator[tuple[str, Callable[[], Path | None]]]:
     """In order: a phrase that says where, and what looks there."""
     folders = [Path(folder).expanduser() for folder in (root, OPENAI_CACHE, OUR_CACHE) if folder]
     yield "on this disk", partial(_on_disk, wanted, folders)
@@ -138,7 +138,7 @@ def _sources(wanted: Weights, root: Root) -> Iterator[tuple[str, Callable[[], Pa
         yield "on the authors' Google Drive", partial(_on_drive, wanted, Path(root or OUR_CACHE).expanduser())
 
 
-def _on_disk(wanted: Weights, folders: list[Path]) -> Path | None:
+def _on_disk(wanted: KnownFile, folders: list[Path]) -> Path | None:
     known = [(name, wanted.sha256) for name in wanted.names if wanted.sha256]
     known += [wanted.original] if wanted.original else []
     for path, expected in ((folder / name, expected) for folder in folders for name, expected in known):
@@ -157,7 +157,7 @@ def _on_disk(wanted: Weights, folders: list[Path]) -> Path | None:
 # --- the Hub ---
 
 
-def _on_hub(wanted: Weights, root: Root) -> Path | None:
+def _on_hub(wanted: KnownFile, root: Root) -> Path | None:
     """The file in the Hub's cache, fetched if it is not there."""
     if (path := _in_hub_cache(wanted, root)) is not None:
         return _checked(path, wanted)
@@ -169,7 +169,7 @@ def _on_hub(wanted: Weights, root: Root) -> Path | None:
     return path
 
 
-def _in_hub_cache(wanted: Weights, root: Root) -> Path | None:
+def _in_hub_cache(wanted: KnownFile, root: Root) -> Path | None:
     from huggingface_hub import snapshot_download
 
     assert wanted.repo
@@ -182,7 +182,7 @@ def _in_hub_cache(wanted: Weights, root: Root) -> Path | None:
     return next((p for p in sorted(Path(folder).rglob("*")) if p.name in wanted.names and p.is_file()), None)
 
 
-def _from_hub(wanted: Weights, root: Root) -> Path | None:
+def _from_hub(wanted: KnownFile, root: Root) -> Path | None:
     for name in wanted.names:
         if (path := _fetched(wanted, name, root)) is not None:
             return path
@@ -191,7 +191,7 @@ def _from_hub(wanted: Weights, root: Root) -> Path | None:
     return None if file is None else _fetched(wanted, file, root)
 
 
-def _fetched(wanted: Weights, file: str, root: Root) -> Path | None:
+def _fetched(wanted: KnownFile, file: str, root: Root) -> Path | None:
     """`file` of its repository, in the Hub's cache; None: the repository has none."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
@@ -208,7 +208,7 @@ def _fetched(wanted: Weights, file: str, root: Root) -> Path | None:
     return Path(fetch(wanted.repo, file))
 
 
-def _listed(wanted: Weights) -> list[str]:
+def _listed(wanted: KnownFile) -> list[str]:
     """The files in its repository."""
     from huggingface_hub import HfApi, constants
 
@@ -221,7 +221,7 @@ def _listed(wanted: Weights) -> list[str]:
 # --- Google Drive ---
 
 
-def _on_drive(wanted: Weights, folder: Path) -> Path:
+def _on_drive(wanted: KnownFile, folder: Path) -> Path:
     """Fetched into `folder`, under a temporary name until it is whole."""
     import torch.hub
     from huggingface_hub import constants
@@ -269,7 +269,7 @@ def _network_timeout(seconds: float) -> Iterator[None]:
 # --- what comes of it ---
 
 
-def _checked(path: Path, wanted: Weights) -> Path:
+def _checked(path: Path, wanted: KnownFile) -> Path:
     """`path`, if it holds what it should; else it is deleted, so that the next load fetches it again."""
     blob = path.resolve().name  # the Hub's cache names large files by the SHA-256 that the Hub states
     expected = wanted.sha256 or (blob if len(blob) == 64 and set(blob) <= set("0123456789abcdef") else None)
@@ -309,7 +309,7 @@ def _reason(error: Exception) -> str:
     return text
 
 
-def _not_found(wanted: Weights, failures: list[str]) -> WeightsError:
+def _not_found(wanted: KnownFile, failures: list[str]) -> WeightsError:
     tried = "".join(f"\n- {failure}" for failure in failures)
     if wanted.drive is None:
         what, remedy = wanted.file, "pass the path of a copy instead of the name"

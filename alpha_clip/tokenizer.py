@@ -21,6 +21,7 @@ import regex
 import torch
 
 _MERGES = Path(__file__).with_name("assets") / "bpe_merges.npy"
+VOCAB_SIZE = 49408
 _SPECIAL = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
 _START, _END = _SPECIAL.values()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .model import CLIP
 from .transforms import IMAGE_MEAN, IMAGE_STD, Preprocess
-from .wrappers import first_weight, unwrapped
+from .wrappers import patch_weight, unwrapped
 
 # Of transformers' models, which do not hold their own unless `open_tower` found it; SigLIP's scale to [-1, 1].
 _NORMALISATION = {
@@ -44,7 +44,7 @@ class Tower:
 
         In float32 at least, whatever the model computes in.
         """
-        weight = first_weight(self.model)
+        weight = patch_weight(self.model)
         rgb = rgb.to(weight.device, weight.dtype)
         features = self.features(rgb) if alpha is None else self.features(rgb, alpha)
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
@@ -96,7 +96,15 @@ def tower_of(model: nn.Module) -> Tower:
         visual = model.visual
         grid = visual.input_resolution // visual.conv1.kernel_size[0]
         preprocess = Preprocess(visual.input_resolution)
-        return Tower(model, preprocess, model.encode_image, True, visual.transformer.blocks[-1], True, grid)
+        return Tower(
+            model,
+            preprocess,
+            model.encode_image,
+            takes_alpha=True,
+            last_block=visual.transformer.blocks[-1],
+            tokens_first=True,
+            grid=grid,
+        )
     if _is_of_open_clip(model):
         return _with_alpha(_of_open_clip(model))
     if _is_of_transformers(model):
@@ -141,8 +149,14 @@ def _of_open_clip(model: Any) -> Tower:
     class_token = getattr(visual, "pool_type", None) == "tok" and getattr(visual, "attn_pool", None) is None
     if not class_token or not hasattr(transformer, "resblocks"):
         return Tower(model, preprocess, model.encode_image)
-    first = not getattr(transformer, "batch_first", False)  # open_clip 2.23 has no choice
-    return Tower(model, preprocess, model.encode_image, False, transformer.resblocks[-1], first, visual.grid_size[0])
+    return Tower(
+        model,
+        preprocess,
+        model.encode_image,
+        last_block=transformer.resblocks[-1],
+        tokens_first=not getattr(transformer, "batch_first", False),  # open_clip 2.23 has no choice
+        grid=visual.grid_size[0],
+    )
 
 
 def _of_transformers(model: Any) -> Tower:
@@ -154,13 +168,18 @@ def _of_transformers(model: Any) -> Tower:
     preprocess = Preprocess(_side(vision.image_size), settings.get("mean", mean), settings.get("std", std))
 
     def features(rgb: Tensor) -> Tensor:
-        found = model.get_image_features(pixel_values=rgb)
-        return found if isinstance(found, Tensor) else found.pooler_output  # the latter since transformers 5
+        return features_of(model.get_image_features(pixel_values=rgb))
 
     if kind != "clip":
         return Tower(model, preprocess, features)
-    last = model.vision_model.encoder.layers[-1]
-    return Tower(model, preprocess, features, False, last, False, vision.image_size // vision.patch_size)
+    last, grid = model.vision_model.encoder.layers[-1], vision.image_size // vision.patch_size
+    return Tower(model, preprocess, features, last_block=last, grid=grid)
+
+
+def features_of(output: Any) -> Tensor:
+    """Return the features (B, D) in what transformers' `get_image_features` or `get_text_features` returns."""
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output  # the latter since transformers 5
+    return features
 
 
 def _side(size: int | tuple[int, int]) -> int:

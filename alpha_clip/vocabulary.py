@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .errors import IncompatibleCheckpoint, WordsNeverRead
-from .tokenizer import shared_tokenizer
+from .tokenizer import VOCAB_SIZE, shared_tokenizer
 
 ROWS, IDS = "token_embedding.weight", "token_ids"
 
 
-def expand(tensors: Mapping[str, Tensor], vocab_size: int = 49408) -> dict[str, Tensor]:
+def expand(tensors: Mapping[str, Tensor], vocab_size: int = VOCAB_SIZE) -> dict[str, Tensor]:
     """The same weights with a row for all of CLIP's ids.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Names and files to weights: the one state dict that `load` builds a model from.
+"""Turn names and files into the one state dict that `load` builds a model from.
 
 python -m alpha_clip.weights verify FILE_OR_NAME
 python -m alpha_clip.weights convert IN OUT.safetensors
@@ -34,18 +34,12 @@ _CATALOGUE = "the catalogue"  # confirms its files
 
 @dataclass(frozen=True)
 class Assembled:
-    """What a model is built from.
+    """What a model is built from."""
 
-    ``tensors`` has OpenAI's names, ``visual.conv1_alpha.weight`` among them: zeros where there is none. ``confirmed``:
-    whether something says of all files that heads are 64 wide and the activation is QuickGELU. ``silenced``: whether
-    there were alpha weights, which were left out. ``overwritable``: whether some are memory-mapped from a file of the
-    user's own that `torch.save` wrote, and would write over in place.
-    """
-
-    tensors: dict[str, Tensor]
-    confirmed: bool
-    silenced: bool
-    overwritable: bool
+    tensors: dict[str, Tensor]  # in OpenAI's names, ``visual.conv1_alpha.weight`` among them, be it zeros
+    confirmed: bool  # whether something says of every file that heads are 64 wide and the activation is QuickGELU
+    dropped_alpha: bool  # whether the base file had alpha weights, which were left out
+    mapped_from_user_file: bool  # whether some are in a mapped file, which `torch.save` would overwrite in place
 
 
 def assemble(
@@ -54,7 +48,7 @@ def assemble(
     download_root: str | os.PathLike[str] | None = None,
     trust: bool = False,
 ) -> Assembled:
-    """All weights of a model, of a base and an image tower with alpha weights.
+    """Read all weights of a model: a base, and the image tower that replaces its own, with alpha weights.
 
     Args:
         name: of `catalogue.BASES`, a path, or "hf-hub:user/repo".
@@ -63,16 +57,17 @@ def assemble(
         trust: run the code of a TorchScript archive that is not OpenAI's.
 
     Raises:
-        WeightsError: of the kind that fits.
+        WeightsError: a file cannot be found, read or used; its subclasses tell which.
 
     Warns:
-        UserWarning: nothing confirms what the shapes of a file leave open.
+        UserWarning: nothing confirms what the shapes of a file leave open; or alpha weights come with another text
+            tower than the base's.
     """
     root = Path(download_root).expanduser() if download_root else None
     known = name in catalogue.BASES
     if known and alpha == "auto":
         alpha = next(iter(catalogue.ALPHA[name]), None)
-    # Looked for before the base, which is the larger download and can nearly always be had.
+    # Looked for before the base, which is the larger download and nearly always available.
     tower = None if alpha in (None, "auto") else _alpha_tower(name, alpha, root, trust)
     base = _base_checkpoint(name, root, trust)
     if base.is_image_tower:
@@ -87,13 +82,15 @@ def assemble(
     if ALPHA_KEY not in tensors:
         tensors[ALPHA_KEY] = torch.zeros_like(tensors["visual.conv1.weight"][:, :1])
     confirmed = base.confirmed is not None and (tower is None or tower.confirmed is not None)
-    silenced = own is not None and bool(own.any())
+    dropped_alpha = own is not None and bool(own.any())
     users = [c for c in (base, tower) if c is not None and c.confirmed != _CATALOGUE]
-    return Assembled(tensors, confirmed, silenced, overwritable=any(c.format.startswith("torch.save") for c in users))
+    return Assembled(
+        tensors, confirmed, dropped_alpha, mapped_from_user_file=any(c.format.startswith("torch.save") for c in users)
+    )
 
 
 def build(name: str, tensors: Mapping[str, Tensor]) -> CLIP:
-    """A model in ``eval()`` that holds `tensors`, without a copy; a packed vocabulary is expanded first.
+    """Build a model in ``eval()`` that holds `tensors`, without a copy; a packed vocabulary is expanded first.
 
     Raises:
         IncompatibleCheckpoint: tensors are missing, unexpected or of another size, all listed; or not finite.
@@ -158,7 +155,7 @@ def _read_users_file(path: Path, trust: bool) -> Checkpoint:
 
 
 def _confirmation(checkpoint: Checkpoint, digest: str | None = None) -> str | None:
-    """What confirms the heads and the activation of a user's file, its hash included."""
+    """Say what confirms the heads and the activation of a user's file: itself, or its hash; None: nothing does."""
     if checkpoint.confirmed:
         return checkpoint.confirmed
     known = catalogue.known_files().get(digest or hashes.known_sha256(checkpoint.path))
@@ -166,7 +163,7 @@ def _confirmation(checkpoint: Checkpoint, digest: str | None = None) -> str | No
 
 
 def _fitting(tower: Checkpoint, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The image tower of a checkpoint, checked against the sizes of `base`."""
+    """Return the image tower of a checkpoint, or raise if its sizes are not those of `base`."""
     ours = {k: v for k, v in tower.tensors.items() if k.startswith("visual.")}
     needed = {k: v.shape for k, v in base.items() if k.startswith("visual.")}
     needed[ALPHA_KEY] = base["visual.conv1.weight"][:, :1].shape
@@ -178,7 +175,7 @@ def _fitting(tower: Checkpoint, base: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def _warn_of_another_text_tower(tower: Checkpoint, base: Mapping[str, Tensor]) -> None:
-    """The image tower alone is taken of alpha weights; one trained together with its text tower belongs to that."""
+    """Warn if a file of alpha weights has a text tower that differs from the base's: only its image tower is used."""
     text = (k for k in tower.tensors if k in base and not k.startswith("visual.") and k != vocabulary.ROWS)
     if any(not torch.equal(tower.tensors[k], base[k].to(tower.tensors[k].dtype)) for k in text):
         warnings.warn(
@@ -189,7 +186,7 @@ def _warn_of_another_text_tower(tower: Checkpoint, base: Mapping[str, Tensor]) -
 
 
 def _differences(tensors: Mapping[str, Tensor], needed: Mapping[str, torch.Size]) -> str:
-    """Missing, unexpected and differently sized tensors, sorted, the first of them by name; empty: none."""
+    """Describe missing, unexpected and differently sized tensors, sorted, the first eight by name; empty: none."""
     wrong = sorted(
         f"{k}: {_size(tensors[k].shape if k in tensors else None)} there, {_size(needed.get(k))} needed"
         for k in needed.keys() | tensors.keys()
@@ -218,7 +215,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def verify(path: Path) -> str:
-    """What a file is, a line for each fact, every weight read and its hash worked out anew.
+    """Describe a file, one fact a line, after reading every weight and computing its hash anew.
 
     Raises:
         WeightsError: it cannot be used; why.
@@ -260,16 +257,17 @@ def convert(source: Path, target: Path, *, trust: bool = False, confirm: bool = 
         target: ends in ".safetensors".
         trust: run the code of a TorchScript archive that is not OpenAI's.
         confirm: write down, on the caller's word, that heads are 64 wide and the activation is QuickGELU.
-        force: write over a `target` that is there.
+        force: write over a `target` that already exists.
 
     Raises:
-        ValueError: `target` has another ending. WeightsError: `source` cannot be read. OSError: `target` is there,
-            without `force`, or not written.
+        ValueError: `target` has another ending.
+        WeightsError: `source` cannot be read.
+        OSError: `target` already exists, without `force`, or cannot be written.
     """
     if target.suffix != ".safetensors":
         raise ValueError(f"target is {target}, expected a name that ends in .safetensors")
     if target.exists() and not force:
-        raise FileExistsError(f"{target} is there: choose another name, or write over it with --force")
+        raise FileExistsError(f"{target} already exists: choose another name, or write over it with --force")
     checkpoint = checkpoints.read(source, trust=trust, trusted=catalogue.openais_files())
     _check_finite(checkpoint)
     sure = confirm or _confirmation(checkpoint) is not None
@@ -277,7 +275,7 @@ def convert(source: Path, target: Path, *, trust: bool = False, confirm: bool = 
 
 
 def _files(name: str) -> list[Path]:
-    """Of a name in the catalogue its base and its best alpha weights, had as `load` has them; or else the path."""
+    """The base and best alpha file of a catalogue name, located as `load` does; otherwise the path itself."""
     if name not in catalogue.BASES:
         return [Path(name)]
     entries = [catalogue.BASES[name], *list(catalogue.ALPHA[name].values())[:1]]
@@ -296,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument(
         "--confirm", action="store_true", help="write down that heads are 64 wide and the activation is QuickGELU"
     )
-    command.add_argument("--force", action="store_true", help="write over a file that is there")
+    command.add_argument("--force", action="store_true", help="write over a file that already exists")
     args = parser.parse_args(arguments)
     try:
         if args.command == "convert":

@@ -25,7 +25,7 @@ def unwrapped(model: Any) -> Any:
             return model
 
 
-def first_weight(model: nn.Module) -> Tensor:
+def patch_weight(model: nn.Module) -> Tensor:
     """The patch embedding's, whose dtype and device pixels must have, and whose dtype the features then have."""
     tower = getattr(model, "visual", getattr(model, "vision_model", model))
     found = next((m.weight for m in tower.modules() if isinstance(m, nn.Conv2d)), None)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .model import CLIP
-from .tokenizer import tokenize
-from .wrappers import first_weight, unwrapped
+from .tokenizer import VOCAB_SIZE, tokenize
+from .wrappers import patch_weight, unwrapped
 
-_VOCABULARY = 49408  # of the tokenizer
+TEMPLATES = ("a photo of a {}.",)
 
 _TEXTS = 1600  # at most so many go through the text tower at a time, or one name's if they are more
 
@@ -32,7 +32,7 @@ class TextTower(Protocol):
 def zero_shot_classifier(
     model: TextTower | nn.Module,
     names: Sequence[str],
-    templates: Sequence[str] | Literal["openai80"] = ("a photo of a {}.",),
+    templates: Sequence[str] | Literal["openai80"] = TEMPLATES,
     *,
     negatives: Sequence[str] = (),
     truncate: bool = False,
@@ -104,11 +104,11 @@ def _with_our_tokens(model: Any) -> Any:
     model = unwrapped(model)
     if not isinstance(model, CLIP):
         size = getattr(model, "vocab_size", None)
-        if not (hasattr(model, "encode_text") and hasattr(model, "context_length") and size == _VOCABULARY):
+        if not (hasattr(model, "encode_text") and hasattr(model, "context_length") and size == VOCAB_SIZE):
             other = f" with a vocabulary of {size}" if isinstance(size, int) else ""
             raise TypeError(
                 f"the model is {type(model).__name__}{other}, expected one from alpha_clip.load or onnx.load, or one "
-                f"of open_clip with CLIP's vocabulary of {_VOCABULARY}: with another, encode what its own tokenizer "
+                f"of open_clip with CLIP's vocabulary of {VOCAB_SIZE}: with another, encode what its own tokenizer "
                 "gives, as open_clip.build_zero_shot_classifier does"
             )
     return model
@@ -118,7 +118,7 @@ def _weights(model: Any, names: Sequence[str], templates: Sequence[str], truncat
     texts = [template.replace("{}", name) for name in names for template in templates]
     tokens, dtype = tokenize(texts, model.context_length, truncate), torch.float32
     if isinstance(model, nn.Module):  # ONNX has no parameters
-        dtype = first_weight(model).dtype
+        dtype = patch_weight(model).dtype
         if not isinstance(model, CLIP):  # which moves them itself
             tokens = tokens.to(next(model.parameters()).device)
     features = model.encode_text(tokens)

@@ -164,7 +164,7 @@ def in_transformers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     renamed["text_projection.weight"] = tensors.pop("text_projection").T
     for our_name, tensor in tensors.items():
         name = our_name.removeprefix("visual.")
-        for their_part, our_part in checkpoints._TOWERS.items():
+        for their_part, our_part in checkpoints.TRANSFORMERS_NAMES.items():
             name = name.replace(our_part, their_part)
         name = ("vision_model." if our_name.startswith("visual.") else "text_model.") + name
         if "attn.in_proj_" in name:

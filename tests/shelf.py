@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alpha_clip import catalogue, sources
-from alpha_clip.sources import Weights
+from alpha_clip.sources import KnownFile
 
 
 class Shelf:
@@ -24,9 +24,9 @@ class Shelf:
     def __init__(self) -> None:
         self.base_file = _bytes(checkpoints.plain_clip())
         self.alpha_file = _bytes(checkpoints.authors_tower())
-        self.base = Weights("base.pt", sha256(self.base_file))
+        self.base = KnownFile("base.pt", sha256(self.base_file))
         entry = catalogue.ALPHA[self.name][self.tag]
-        self.alpha = Weights(entry.file, sha256(self.alpha_file), other_names=entry.other_names)
+        self.alpha = KnownFile(entry.file, sha256(self.alpha_file), other_names=entry.other_names)
         self.drive_url = ""
 
     def publish(self, **changes: str | None) -> None:

@@ -21,7 +21,7 @@ from alpha_clip.checkpoints import write as save
 from alpha_clip.errors import MasksIgnored, TunedTower, WeightsError, WordsNeverRead, ZeroAlpha
 from alpha_clip.hashes import sha256
 from alpha_clip.model import CLIP
-from alpha_clip.sources import Weights
+from alpha_clip.sources import KnownFile
 from alpha_clip.tokenizer import tokenize
 from alpha_clip.transforms import Preprocess
 
@@ -228,7 +228,7 @@ def test_alpha_weights_do_not_warn_and_look_at_the_mask(assets, picture, mask):
 
 def test_auto_without_released_alpha_weights_is_plain_clip(monkeypatch, tmp_path):
     path = write(checkpoints.plain_clip(), tmp_path / "b32.safetensors")
-    monkeypatch.setitem(catalogue.BASES, "ViT-B/32", Weights(path.name, sha256(path)))
+    monkeypatch.setitem(catalogue.BASES, "ViT-B/32", KnownFile(path.name, sha256(path)))
     with pytest.warns(ZeroAlpha, match=f"^ViT-B/32 {BLIND}"):
         model, _ = load("ViT-B/32", "cpu", download_root=str(tmp_path))
     assert not alpha_weight(model).any()

@@ -75,14 +75,14 @@ def square(x0: int, y0: int, side: int, n: int = 60) -> np.ndarray:
 
 def test_growing_shrinking_and_shifting_a_square_is_arithmetic():
     mask = square(20, 20, 20)
-    assert masks.iou(masks.grow(mask, 2), mask) == pytest.approx(20**2 / 24**2)
-    assert masks.iou(masks.shrink(mask, 2), mask) == pytest.approx(16**2 / 20**2)
+    assert masks.iou(masks.dilate(mask, 2), mask) == pytest.approx(20**2 / 24**2)
+    assert masks.iou(masks.erode(mask, 2), mask) == pytest.approx(16**2 / 20**2)
     assert masks.iou(masks.shift(mask, 0, 5), mask) == pytest.approx(15 / 25)
     assert masks.iou(mask, mask) == 1
 
 
 def test_a_mask_at_the_edge_does_not_shrink_from_the_edge():
-    assert np.array_equal(masks.shrink(square(0, 0, 20), 2), square(0, 0, 18))
+    assert np.array_equal(masks.erode(square(0, 0, 20), 2), square(0, 0, 18))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])

@@ -216,7 +216,7 @@ MAY_IMPORT = {
     "transforms": {"given_masks", "inputs"},
     "masks": {"transforms"},
     "rle": set(),
-    "mask_sources": {"rle", "transforms"},
+    "mask_sources": {"masks", "rle", "transforms"},
     "towers": {"model", "transforms", "wrappers"},
     "regions": {"inputs", "towers", "transforms", "wrappers"},
     "errors": set(),

@@ -17,7 +17,7 @@ import alpha_clip
 from alpha_clip import catalogue, vocabulary, weights
 from alpha_clip.checkpoints import write
 from alpha_clip.errors import AlphaWeightsNotFound, HashMismatch, IncompatibleCheckpoint, WeightsError
-from alpha_clip.sources import Weights
+from alpha_clip.sources import KnownFile
 
 ALPHA_KEY = "visual.conv1_alpha.weight"
 UNCONFIRMED = "nothing confirms that .* has attention heads 64 wide and QuickGELU"
@@ -136,7 +136,7 @@ FIGURES = {
 }
 
 
-def authors_entries() -> dict[tuple[str, str], Weights]:
+def authors_entries() -> dict[tuple[str, str], KnownFile]:
     tables = {name: table for name, table in catalogue.ALPHA.items() if name != catalogue.BUNDLED}
     return {(name, tag): entry for name, table in tables.items() for tag, entry in table.items()}
 
@@ -351,7 +351,7 @@ def test_so_does_an_unconfirmed_file_of_alpha_weights(base, tmp_path):
 def test_a_known_hash_confirms(tmp_path, monkeypatch):
     torch.save(checkpoints.clip(), tmp_path / "model.pt")
     digest = weights.hashes.sha256(tmp_path / "model.pt")
-    monkeypatch.setitem(catalogue.ALPHA["ViT-B/32"], "new", Weights("new.pth", digest))
+    monkeypatch.setitem(catalogue.ALPHA["ViT-B/32"], "new", KnownFile("new.pth", digest))
     alpha_clip.load(str(tmp_path / "model.pt"), "cpu")  # a warning would be an error here
 
 
@@ -453,7 +453,7 @@ def test_verify_says_what_a_file_is(tmp_path, capsys):
 def test_verify_names_a_known_file_and_a_tower_alone(tmp_path, capsys, monkeypatch):
     torch.save(checkpoints.authors_tower(), tmp_path / "alpha.pth")
     digest = weights.hashes.sha256(tmp_path / "alpha.pth")
-    monkeypatch.setitem(catalogue.ALPHA["ViT-B/32"], "new", Weights("new.pth", digest))
+    monkeypatch.setitem(catalogue.ALPHA["ViT-B/32"], "new", KnownFile("new.pth", digest))
     facts = command("verify", tmp_path / "alpha.pth", capsys=capsys)
     assert facts["format"] == "torch.save"
     assert facts["sha256"] == f"{digest} (new.pth)"
@@ -524,7 +524,7 @@ def test_convert_writes_over_nothing_unless_told_to(tmp_path, capsys):
     source = written(checkpoints.clip(), tmp_path / "model.safetensors")
     target = written(checkpoints.clip(1), tmp_path / "out.safetensors")
     for path in (source, target):
-        with pytest.raises(SystemExit, match=r"error: .*safetensors is there: choose another name, or .* --force"):
+        with pytest.raises(SystemExit, match=r"error: .*safetensors already exists: choose .*, or .* --force"):
             weights.main(["convert", str(source), str(path)])
     assert_equal(load_file(target), checkpoints.clip(1))
     command("convert", source, target, "--force", capsys=capsys)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from .. import catalogue, weights
 from ..checkpoints import WEIGHT_FILES
 from ..hashes import known_sha256, sha256
-from ..sources import Weights
+from ..sources import KnownFile
 
 WEIGHTS = "weights of the "  # and then the model's role: the name of a setting
 
@@ -88,7 +88,7 @@ def _of_alpha(base: str, tag: str) -> str | None:
     return of_path(Path(tag).expanduser())
 
 
-def _of_catalogue(entry: Weights) -> str | None:
+def _of_catalogue(entry: KnownFile) -> str | None:
     """Our own files are small, and nothing is written beside them in the package; None: a hash that is not known."""
     known = entry.sha256 or (sha256(weights.ASSETS / entry.file) if entry.repo is None else None)
     return known and known[:16]

@@ -34,11 +34,11 @@ Shown = tuple[int, str, float, Mask]  # number of the region, kind of error, wan
 
 
 def _dilate(mask: Mask, amount: int, seed: int) -> Mask:
-    return masks.grow(mask, amount)
+    return masks.dilate(mask, amount)
 
 
 def _erode(mask: Mask, amount: int, seed: int) -> Mask:
-    return masks.shrink(mask, amount)
+    return masks.erode(mask, amount)
 
 
 def _shift(mask: Mask, amount: int, seed: int) -> Mask:
