@@ -1,4 +1,4 @@
-"""What brings a model: `load` and `available_models`, as in OpenAI's clip."""
+"""`load` and `available_models`, with the signatures of OpenAI's clip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RESNETS = {"RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"}
 
 
 def available_models() -> list[str]:
-    """The names that `load` knows, the bundled model first."""
+    """Return the names that `load` knows, the bundled model first."""
     return list(catalogue.BASES)
 
 
@@ -54,8 +54,9 @@ def load(
         The model, in ``eval()``, and its `Preprocess`: ``preprocess(image)``, or ``preprocess(image, mask)``.
 
     Raises:
-        RuntimeError: the name is unknown. WeightsError, a RuntimeError: the weights cannot be had
-            (`AlphaWeightsNotFound`), are damaged (`HashMismatch`) or do not fit (`IncompatibleCheckpoint`).
+        RuntimeError: the name is unknown.
+        WeightsError, a RuntimeError: the weights cannot be found or downloaded (`AlphaWeightsNotFound`), are damaged
+            (`HashMismatch`) or do not fit (`IncompatibleCheckpoint`).
         TypeError: `name` or `alpha_vision_ckpt_pth` is no string or path, `device` is a path of weights, or `dtype` is
             not floating.
         ValueError: `jit` is True, or `device` names none that torch knows.
@@ -105,9 +106,9 @@ def _warn_of_zeros(name: str, dropped_alpha: bool) -> None:
 
 
 def _cast(model: CLIP, dtype: torch.dtype, copy: bool) -> None:
-    """Every weight once, in place: to `dtype`, but for half precision what multiplies no matrix to float32.
+    """Cast the weights in place. In half precision, layer norms and embeddings go to float32, as in CLIP.
 
-    With `copy` none stays in the file that it was read from.
+    `copy` copies even those that already have the right dtype, so that none stays memory-mapped.
     """
     half = dtype in (torch.float16, torch.bfloat16)
     halved = {id(p) for p in matrices(model)}
@@ -118,7 +119,7 @@ def _cast(model: CLIP, dtype: torch.dtype, copy: bool) -> None:
 
 
 def _as_name(what: str, name: Any) -> str:
-    """A name as it is, or a path with the user's home in place of ``~``."""
+    """Return the name or path as a string, ``~`` replaced by the user's home."""
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"{what} is {type(name).__name__}, expected a name or a path")
     return os.path.expanduser(os.fspath(name))
@@ -143,7 +144,7 @@ def _check_arguments(name: str, device: Any, jit: bool, dtype: Any) -> None:
 
 
 def as_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name; None: CUDA if there is one, else MPS, else the CPU.
+    """Return the device of that name; None: CUDA if there is one, else MPS, else the CPU.
 
     Raises:
         ValueError: there is no such device, or none in this computer.

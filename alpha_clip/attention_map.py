@@ -1,4 +1,4 @@
-"""Where the class token looks, over the picture."""
+"""Show where in a picture the class token looks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from .transforms import Preprocess
 def attention_map(
     model: CLIP, preprocess: Preprocess, picture: Image.Image, mask: Any, layer: int = -1
 ) -> NDArray[np.float32]:
-    """Attention of the class token to each pixel of an upright picture, (H, W) float32, the most being 1.
+    """Return the class token's attention to each pixel of an upright picture, (H, W) float32, scaled to a maximum of 1.
 
-    The mean over the heads of block `layer` of the image tower, whose patches are scaled to pixels.
+    It is the mean over the heads of block `layer` of the image tower, interpolated from patches to pixels.
 
     Raises:
-        IndexError: there is no such block. What `Preprocess` raises if mask and picture do not fit.
+        IndexError: there is no such block.
+        ValueError, TypeError: mask and picture do not fit, as in `Preprocess`.
     """
     rgb, alpha = preprocess(picture, mask, geometry="pad")
     looks = model.visual.attention(rgb, alpha, layer=layer)[0, :, 0, 1:].mean(0)  # (N,)
@@ -33,7 +34,7 @@ def attention_map(
 
 
 def painted(picture: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
-    """The picture in grey, and what is looked at in red to yellow; ``heat`` is (H, W) in [0, 1]."""
+    """Return the picture in grey with the heat map, (H, W) in [0, 1], over it in red to yellow."""
     grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
     colour = np.stack([np.full_like(heat, 255), 255 * heat, np.zeros_like(heat)], axis=-1)
     strength = 0.8 * heat[..., None] ** 0.7
@@ -41,7 +42,7 @@ def painted(picture: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
 
 
 def _over_picture(looks: Tensor, picture: Image.Image) -> NDArray[np.float32]:
-    """(N,) of a padded square's patches to (H, W) in [0, 1]."""
+    """Interpolate attention to the N patches of a padded square to the picture's pixels, (H, W) in [0, 1]."""
     side, grid = max(picture.size), round(len(looks) ** 0.5)
     square = resize(looks.reshape(1, grid, grid), [side, side], InterpolationMode.BICUBIC)
     heat = center_crop(square, [picture.height, picture.width])[0].clamp_min(0)

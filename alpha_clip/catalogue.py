@@ -1,4 +1,4 @@
-"""The weights that there are: names, tags, hashes and where they lie."""
+"""A catalogue of the known weights: their names, tags, hashes and sources."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MIM = "has seen ImageNet's labels, so it is not zero-shot there"
 
 
 def _figure(imagenet_s: float, note: str = "") -> str:
-    """Top-1 accuracy with ground-truth masks, of the paper's table 1 and the authors' model zoo."""
+    """Word the top-1 accuracy with ground-truth masks, from the paper's table 1 and the authors' model zoo."""
     return f"{imagenet_s:.2f}% top-1 on ImageNet-S" + (f"; {note}" if note else "")
 
 
@@ -125,7 +125,7 @@ ALPHA: dict[str, dict[str, KnownFile]] = {
 
 
 def available_alpha_weights(name: str) -> dict[str, str]:
-    """Tags of the alpha weights that `load` knows for a base, best first: what is known of each.
+    """Map the tags of the alpha weights that `load` knows for a base, best first, to a note on each.
 
     >>> available_alpha_weights("ViT-L/14@336px")["grit20m"]
     '79.61% top-1 on ImageNet-S'
@@ -139,12 +139,12 @@ def available_alpha_weights(name: str) -> dict[str, str]:
 
 
 def known_files() -> dict[str, str]:
-    """SHA-256 of every file in the catalogue: its name. All of them have 64-wide heads and QuickGELU."""
+    """Map the SHA-256 of every file in the catalogue to its name. All have 64-wide heads and QuickGELU."""
     files = [*BASES.values(), *(entry for tags in ALPHA.values() for entry in tags.values())]
     hashed = {entry.sha256: entry.file for entry in files if entry.sha256}
     return hashed | openais_files()
 
 
 def openais_files() -> dict[str, str]:
-    """SHA-256 of OpenAI's own archives: their names."""
+    """Map the SHA-256 of OpenAI's own archives to their names."""
     return {entry.original[1]: entry.original[0] for entry in BASES.values() if entry.original}

@@ -1,7 +1,7 @@
-"""A file of weights, of any format that CLIP's users have, to tensors in OpenAI CLIP's names.
+"""Read a file of CLIP weights in any usual format into tensors with OpenAI CLIP's names.
 
 The format is recognised by content, never by the file's name. Tensors are memory-mapped where the format allows, so
-that one which is not used is not read. Nothing here runs code from a file, except `torch.jit.load` where the caller
+that those which are not used are not read. Nothing here runs code from a file, except `torch.jit.load` where the caller
 trusts it.
 """
 
@@ -39,7 +39,7 @@ _IDLE = ("input_resolution", "context_length", "vocab_size", "attn_mask", "posit
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a file.
+    """The weights in a file.
 
     ``tensors`` has OpenAI CLIP's names: both towers, or the image tower alone under ``visual.``. ``confirmed`` says
     what confirms that heads are 64 wide and the activation is QuickGELU; None: nothing here does.
@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 def read(path: Path, *, trust: bool = False, trusted: Collection[str] = (), confirmed: str | None = None) -> Checkpoint:
-    """The weights in `path`.
+    """Read the weights in `path`.
 
     Args:
         path: a file, or a folder that holds one of `WEIGHT_FILES`.
@@ -92,7 +92,7 @@ def read(path: Path, *, trust: bool = False, trusted: Collection[str] = (), conf
 def write(
     tensors: Mapping[str, Tensor], path: Path, confirmed: bool = True, about: Mapping[str, str] | None = None
 ) -> None:
-    """A safetensors file, written under a temporary name and renamed.
+    """Write a safetensors file under a temporary name, and rename it.
 
     Args:
         tensors: in OpenAI's names.
@@ -146,7 +146,7 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _recognise(path: Path) -> str:
-    """One of "safetensors", "TorchScript", "torch.save" and "torch.save before 1.6"."""
+    """Return the format: one of "safetensors", "TorchScript", "torch.save" and "torch.save before 1.6"."""
     try:
         with path.open("rb") as file:
             head = file.read(256)
@@ -228,7 +228,7 @@ def _read_torchscript(path: Path, trust: bool, trusted: Collection[str]) -> dict
 
 
 def _state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors in `content`, out of the wrappers that training scripts put around them."""
+    """Return the tensors in `content`, without the wrappers that training scripts put around them."""
     while (inner := next((content[w] for w in _WRAPPERS if isinstance(content.get(w), dict)), None)) is not None:
         content = inner
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
@@ -238,7 +238,7 @@ def _state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _canonical(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """`tensors` in OpenAI CLIP's names, an image tower alone under ``visual.``."""
+    """Rename `tensors` to OpenAI CLIP's names; an image tower alone goes under ``visual.``."""
     given = ", ".join(sorted(tensors)[:3])
     tensors = {k: v for k, v in tensors.items() if k.rpartition(".")[2] not in _IDLE}
     if any(k.endswith("embeddings.patch_embedding.weight") for k in tensors):
@@ -297,7 +297,7 @@ TRANSFORMERS_NAMES = {  # transformers' name of a tower's part: ours
 
 
 def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """CLIPModel, CLIPVisionModelWithProjection or CLIPVisionModel; from version 5 on the last has no prefix."""
+    """Rename a CLIPModel's weights, or those of its vision model alone, with or without a projection."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name == "visual_projection.weight":
@@ -306,6 +306,7 @@ def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             renamed["text_projection"] = tensor.T
         else:
             is_text = name.startswith("text_model.")
+            # CLIPVisionModel has no prefix since version 5.
             name = name.removeprefix("text_model.").removeprefix("vision_model.")
             for theirs, ours in TRANSFORMERS_NAMES.items():
                 name = name.replace(theirs, ours)
@@ -323,7 +324,7 @@ def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _confirm(
     path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, Any], from_transformers: bool
 ) -> str | None:
-    """What confirms 64-wide heads and QuickGELU: the file's own metadata, or a configuration beside it.
+    """Say what confirms 64-wide heads and QuickGELU: the file's metadata, or a configuration beside it; None: nothing.
 
     Raises:
         IncompatibleCheckpoint: what is said contradicts them.
@@ -355,7 +356,7 @@ def _confirm(
 
 
 def _said_by_transformers(config: dict[str, Any], heads: dict[str, int]) -> list[tuple[str, Any, Any]]:
-    """(what, as said, as needed); the defaults are CLIPConfig's, which older versions left out of their files."""
+    """List (setting, its value, the value needed); defaults are CLIPConfig's, which older versions did not write."""
     said: list[tuple[str, Any, Any]] = []
     for tower, default in (("vision", 12), ("text", 8)):
         part = config.get(f"{tower}_config", config if tower == "vision" else None)
@@ -367,7 +368,7 @@ def _said_by_transformers(config: dict[str, Any], heads: dict[str, int]) -> list
 
 
 def _said_by_open_clip(config: dict[str, Any], heads: dict[str, int]) -> list[tuple[str, Any, Any]]:
-    """(what, as said, as needed); the defaults are those of open_clip's CLIPVisionCfg and CLIPTextCfg."""
+    """List (setting, its value, the value needed); defaults are those of open_clip's CLIPVisionCfg and CLIPTextCfg."""
     vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
     said = [
         ("quick_gelu", config.get("quick_gelu", False), True),

@@ -1,4 +1,4 @@
-"""What can be wrong with weights: errors, and warnings that a caller may want to filter."""
+"""Errors of weights, and warnings that a caller may want to filter."""
 
 
 class WeightsError(RuntimeError):
@@ -10,11 +10,11 @@ class AlphaWeightsNotFound(WeightsError):
 
 
 class HashMismatch(WeightsError):
-    """A file's bytes are not those its name promises."""
+    """A file does not have the SHA-256 that it should have."""
 
 
 class IncompatibleCheckpoint(WeightsError):
-    """A file holds something else than the weights that are needed, or could only be read by running code from it."""
+    """A file does not hold the weights that are needed, or could only be read by running code from it."""
 
 
 class ZeroAlpha(UserWarning):

@@ -1,4 +1,4 @@
-"""Whatever is given as a mask, to (H, W) float32 in [0, 1]; of what is none, an error that says how to make one."""
+"""Convert what users pass as a mask to (H, W) float32 in [0, 1], or raise an error that says how to make one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def opened(path: str | os.PathLike[str]) -> Image.Image:
 def read_masks(
     mask: Mask | Sequence[Mask], upright: tuple[int, int], stored: tuple[int, int]
 ) -> tuple[Iterator[Tensor], int | None]:
-    """Return masks of any kind, each as (H, W) float32 in [0, 1], and K; None: it was one mask without K."""
+    """Return the masks, each (H, W) float32 in [0, 1], and their number K; None: it was one mask without K."""
     if isinstance(mask, (list, tuple)):
         if mask and (_is_numbers(mask) or all(_is_numbers(m) and len(m) == 2 for m in mask)):
             raise TypeError(f"mask is {type(mask).__name__}{_EXPECTED}{_remedy(mask)}")
@@ -51,7 +51,7 @@ def read_masks(
 
 
 def mask_values(mask: Mask, name: str) -> NDArray[Any]:
-    """Return the mask's numbers, as they were given, in an array."""
+    """Return the mask's values as an array, not yet scaled."""
     if isinstance(mask, (str, os.PathLike)):
         mask = opened(mask)
     if isinstance(mask, Image.Image):
@@ -72,7 +72,7 @@ _OF_POLYGONS = (
 
 
 def _remedy(given: Any) -> str:
-    """What to do with that which SAM, COCO and others give in a mask's place."""
+    """Say how to turn what SAM, COCO and others return into a mask."""
     if isinstance(given, dict):
         if "counts" in given:
             first = " of pycocotools.mask.frPyObjects(rle, height, width)" if _is_numbers(given["counts"]) else ""
@@ -93,7 +93,7 @@ def _is_numbers(given: Any) -> bool:
 
 
 def _picture_values(picture: Image.Image, name: str) -> NDArray[Any]:
-    """Return the numbers of a picture of a mask, (H, W)."""
+    """Return the values of a mask that is given as a picture, (H, W)."""
     if len(picture.getbands()) == 1 and picture.mode != "P":
         return np.asarray(picture)
     if "A" in picture.getbands():
@@ -138,7 +138,7 @@ def _check_size(
 
 
 def unit_mask(mask: NDArray[Any], name: str) -> NDArray[np.float32]:
-    """Scale one mask's numbers to float32 in [0, 1]; `Preprocess` says by which rules."""
+    """Scale one mask's values to float32 in [0, 1], by the rules in `Preprocess`."""
     kind = mask.dtype.kind
     if kind not in "buif":
         raise TypeError(f"{name} has dtype {mask.dtype}, expected bool, integers or floats")
@@ -180,7 +180,7 @@ def unit_mask(mask: NDArray[Any], name: str) -> NDArray[np.float32]:
 
 
 def _label_of(mask: NDArray[np.uint8]) -> int | None:
-    """The label that covers most, if this is a label map, (H, W); None: it is a mask, hard or soft.
+    """Return the label with the largest area if this (H, W) is a label map; None if it is a mask, hard or soft.
 
     A label map has flat areas, with hard edges, of values that are neither background nor 255. Soft edges are thin,
     blur and ramps change by small steps, and what JPEG leaves is near 0 and 255 or small.
@@ -202,7 +202,7 @@ def _label_of(mask: NDArray[np.uint8]) -> int | None:
 
 
 def _edges(mask: NDArray[np.uint8], between: NDArray[np.bool_]) -> tuple[int, int]:
-    """Edges in the rows where a value of `between` meets another, both two pixels long or more; and all edges."""
+    """Count edges along the rows: hard ones of a value in `between`, with two equal pixels on either side; and all."""
     a, b = mask[:, 1:-2], mask[:, 2:-1]
     edge = a != b
     a, b, before, after = a[edge], b[edge], mask[:, :-3][edge], mask[:, 3:][edge]

@@ -1,4 +1,4 @@
-"""SHA-256 of files, worked out once and remembered beside the file, and of weights."""
+"""SHA-256 of files, cached beside the file, and of weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import atomic
 
 
 def sha256(path: Path) -> str:
-    """Lower-case hex digest of all bytes of `path`."""
+    """Return the SHA-256 of a file in lower-case hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -23,9 +23,9 @@ def sha256(path: Path) -> str:
 
 
 def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
-    """The first 16 hex digits of the SHA-256 over all names and weights.
+    """Return the first 16 hex digits of the SHA-256 over all names and weights.
 
-    With a ``dtype``, of what the weights are in it: one in half precision and its copy in single are then the same.
+    With a ``dtype``, weights are cast to it first: a model in half precision and its copy in single are then the same.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -36,7 +36,7 @@ def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
 
 
 def known_sha256(path: Path) -> str:
-    """`sha256`, without reading the file if it has the size and the time of change that it had at the last time."""
+    """Cached `sha256`: the file is read again only if its size or modification time changed."""
     path = path.resolve()
     before = _stamp(path)
     with suppress(OSError, ValueError, AttributeError, KeyError):  # no record, or one that was tampered with
@@ -50,7 +50,7 @@ def known_sha256(path: Path) -> str:
 
 
 def forget(path: Path) -> None:
-    """Delete what is remembered of `path`."""
+    """Delete the cached hash of `path`."""
     _record(path.resolve()).unlink(missing_ok=True)
 
 

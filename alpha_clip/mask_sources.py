@@ -1,4 +1,4 @@
-"""Where the masks of a picture come from, and which of them are worth a label.
+"""Get the masks of a picture, and choose those that are worth a label.
 
 * a file beside `photo.jpg`: `photo.masks.npz`, `photo.masks.png` or `photo.masks.json`; where there is none,
 * `SamMasks`: SAM, SAM 2 or SAM 3 from transformers, asked at a grid of points; or
@@ -32,7 +32,7 @@ _SAME = 0.8  # intersection over union
 
 
 def masks_of(path: Path, picture: Image.Image, source: Source) -> tuple[Image.Image, Masks]:
-    """The picture, made smaller where a side is above `SIDE`, and the masks worth a label, of the same size.
+    """Return the picture, shrunk to sides of at most `SIDE`, and its masks that are worth a label, at the same size.
 
     Raises:
         ValueError: the file of masks beside the picture is not as in `beside`.
@@ -70,12 +70,12 @@ def worth_it(masks: Masks) -> list[int]:
 
 
 def in_words(sam: str | None, points: int = POINTS) -> str:
-    """Where masks come from, for the settings of an index: a file beside the picture, else SAM or a grid of boxes."""
+    """Describe, for the settings of an index, the source of masks: a file beside the picture, else SAM or a grid."""
     return f"beside the picture, else {f'{sam} at {points} x {points} points' if sam else 'a grid'}"
 
 
 def when_needed(name: str, make: Callable[[], Source]) -> Source:
-    """A source that is made at the first picture that asks it, so that nobody waits for SAM in vain.
+    """Return a source that calls ``make`` at the first picture that needs it, so that nobody waits for SAM in vain.
 
     What ``make`` raises is no fault of that picture: the source raises it as a RuntimeError, with the name.
     """
@@ -94,13 +94,13 @@ def when_needed(name: str, make: Callable[[], Source]) -> Source:
 
 
 def mask_file(path: Path) -> Path | None:
-    """The file of masks beside a picture, if there is one."""
+    """Return the file of masks beside a picture, if there is one."""
     files = [path.with_suffix(f".masks.{kind}") for kind in ("npz", "png", "json")]
     return next((file for file in files if file.exists()), None)
 
 
 def beside(file: Path, size: tuple[int, int]) -> Iterator[NDArray[Any]]:
-    """The masks in a file, of an upright picture of `size` (width, height).
+    """Yield the masks in a file, for an upright picture of `size` (width, height).
 
     * `.npz`: an array ``masks`` (K, H, W): bool, or 0 and 1 or 0 to 255 as uint8, or floats in [0, 1];
     * `.png`: one number a pixel, 0 being background and any other an object;
@@ -157,7 +157,7 @@ def _from_coco(file: Path, size: tuple[int, int]) -> Iterator[NDArray[Any]]:
 
 
 def grid(picture: Image.Image) -> Iterator[NDArray[Any]]:
-    """35 boxes: the whole picture, and windows of a half and a third of its sides, each half over the next."""
+    """Yield 35 boxes: the whole picture, and windows of a half and a third of its sides, which overlap by half."""
     width, height = picture.size
     for parts in (1, 2, 3):
         steps = np.arange(2 * parts - 1) / (2 * parts)
@@ -170,7 +170,7 @@ def grid(picture: Image.Image) -> Iterator[NDArray[Any]]:
 
 
 class SamMasks:
-    """Everything mode of a segmenter: all that SAM, SAM 2 or SAM 3 finds at a grid of points, best first.
+    """All masks that SAM, SAM 2 or SAM 3 finds at a grid of points (its "everything" mode), best first.
 
     Args:
         name: a model on the Hub, such as ``facebook/sam-vit-base``, ``facebook/sam2.1-hiera-small`` or

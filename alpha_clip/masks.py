@@ -1,4 +1,4 @@
-"""Other masks of the same region, for training and evaluation: a mask says where to look, never what is there.
+"""Change a mask into others of the same region, for training and evaluation.
 
 All take and return (H, W) float32 in [0, 1]. A mask with no pixel above 0.5 raises ValueError where its box is needed.
 """
@@ -19,7 +19,7 @@ _JITTER = 0.04  # of the picture's shorter side
 
 
 def box(mask: np.ndarray) -> np.ndarray:
-    """The bounding box, filled."""
+    """Fill the mask's bounding box."""
     x0, y0, x1, y1 = mask_box(mask)
     out = np.zeros_like(mask, dtype=np.float32)
     out[y0:y1, x0:x1] = 1
@@ -27,7 +27,7 @@ def box(mask: np.ndarray) -> np.ndarray:
 
 
 def ellipse(mask: np.ndarray) -> np.ndarray:
-    """The ellipse that touches the four sides of the bounding box, filled, its edge about a pixel wide."""
+    """Fill the ellipse that touches the four sides of the bounding box; its edge is about a pixel wide."""
     x0, y0, x1, y1 = mask_box(mask)
     rx, ry = (x1 - x0) / 2, (y1 - y0) / 2
     y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
@@ -44,7 +44,7 @@ def jitter(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def at_most(mask: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`change` of a mask, of a large one at a smaller size: no model sees more of it, and the work grows with size."""
+    """Apply `change`, to a large mask at a smaller size: no model sees more of it, and the work grows with size."""
     if min(mask.shape) <= LARGEST:
         return change(mask)
     h, w = (round(n * LARGEST / min(mask.shape)) for n in mask.shape)
@@ -84,7 +84,7 @@ def _resized(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def lay_over(silhouette: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The shape of `silhouette`, stretched to the bounding box of `mask`: where `mask` is, with another's outline."""
+    """Stretch the shape of `silhouette` to the bounding box of `mask`: its place, with another outline."""
     sx0, sy0, sx1, sy1 = mask_box(silhouette)
     x0, y0, x1, y1 = mask_box(mask)
     out = np.zeros_like(mask, dtype=np.float32)
@@ -93,7 +93,7 @@ def lay_over(silhouette: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def shift(mask: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """Moved down by dy and right by dx, zeros moving in."""
+    """Move the mask down by dy and right by dx, and fill with zeros."""
     h, w = mask.shape
     out = np.zeros_like(mask)
     out[max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)] = mask[
@@ -103,7 +103,7 @@ def shift(mask: np.ndarray, dy: int, dx: int) -> np.ndarray:
 
 
 def less(mask: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Without a part of it, `share` in [0, 1) of its area, cut off by a straight line from a side drawn by lot."""
+    """Cut off `share` in [0, 1) of the mask's area by a straight line at a random angle."""
     angle = 2 * np.pi * rng.random()
     y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
     order = np.argsort((np.cos(angle) * x + np.sin(angle) * y).ravel(), kind="stable")
@@ -114,7 +114,7 @@ def less(mask: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray
 
 
 def more(mask: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """With round blobs anywhere else, together about `share` of its area, each a tenth of it at most."""
+    """Add round blobs at random places, together about `share` of the mask's area, each at most a tenth of it."""
     height, width = mask.shape
     y, x = np.ogrid[:height, :width]
     area = float(mask.sum())
@@ -130,7 +130,7 @@ def more(mask: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray
 
 
 def aside(mask: np.ndarray, covered: np.ndarray) -> tuple[np.ndarray, float]:
-    """The mask moved to where it lies least on what is `covered`, (H, W) in [0, 1], and the share of it that does."""
+    """Move the mask to where it overlaps `covered`, (H, W) in [0, 1], least; return it and the share that overlaps."""
     x0, y0, x1, y1 = mask_box(mask)
     shape = torch.from_numpy(np.ascontiguousarray(mask[y0:y1, x0:x1]))
     under = F.conv2d(torch.from_numpy(covered)[None, None], shape[None, None])[0, 0]  # at every place the shape fits
@@ -141,5 +141,5 @@ def aside(mask: np.ndarray, covered: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union, of soft masks the sum of the smaller values over that of the larger ones."""
+    """Intersection over union; for soft masks, the sum of the smaller values over the sum of the larger ones."""
     return float(np.minimum(one, other).sum() / np.maximum(one, other).sum())

@@ -38,6 +38,14 @@ class VisionTransformer(nn.Module):
     """CLIP's image tower with an alpha channel.
 
     ``proj`` may be set to None to get features before the projection.
+
+    Args:
+        input_resolution: height and width of the image, in pixels.
+        patch_size: height and width of a patch, in pixels.
+        width: of the tokens.
+        layers: the number of blocks.
+        heads: of the attention in each block.
+        output_dim: length of the features.
     """
 
     proj: nn.Parameter | None
@@ -62,7 +70,7 @@ class VisionTransformer(nn.Module):
         self._unseen = {"mask", "floating alpha"}  # what the one-time checks of `_check_alpha` have not seen yet
 
     def forward(self, image: Tensor, alpha: Tensor | None = None) -> Tensor:
-        """Image features.
+        """Return image features.
 
         Args:
             image: (B, 3, H, W) or (3, H, W), normalised as CLIP's `preprocess` does; H and W are multiples of the
@@ -82,7 +90,7 @@ class VisionTransformer(nn.Module):
         return self.project(rows_of(self.transformer, x))
 
     def tokens(self, image: Tensor, alpha: Tensor | None = None, layer: int = -1) -> Tensor:
-        """Output of block `layer` before ``ln_post``, (B, 1 + N, width): the class token, then the N patches by row.
+        """Return the output of block `layer` before ``ln_post``, (B, 1 + N, width): class token, then patches by row.
 
         `layer` counts as a list index does: -1 is the last block, -2 is ``hidden_states[-2]`` of transformers' CLIP.
         Inputs and errors are those of `forward`; an impossible `layer` raises IndexError.
@@ -91,12 +99,12 @@ class VisionTransformer(nn.Module):
         return x.permute(1, 0, 2)  # (L, B, width) -> (B, L, width)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """``ln_post`` and ``proj``: (..., width) -> (..., output_dim), from what `tokens` returns to feature space."""
+        """Apply ``ln_post`` and ``proj`` to what `tokens` returns: (..., width) -> (..., output_dim)."""
         tokens = self.ln_post(tokens)
         return tokens if self.proj is None else tokens @ self.proj
 
     def attention(self, image: Tensor, alpha: Tensor | None = None, layer: int = -1) -> Tensor:
-        """Attention weights of block `layer`, (B, heads, 1 + N, 1 + N), rows summing to 1.
+        """Return the attention weights of block `layer`, (B, heads, 1 + N, 1 + N); rows sum to 1.
 
         Inputs and errors are those of `tokens`. ``[:, :, 0, 1:]`` is how the class token looks at the patches.
         """
@@ -111,7 +119,7 @@ class VisionTransformer(nn.Module):
         return blocks[: layer % len(blocks) + 1]
 
     def _embed(self, image: Tensor, alpha: Tensor | None) -> Tensor:
-        """Image and alpha to the input of the first block, (1 + N, B, width)."""
+        """Return the input of the first block, (1 + N, B, width)."""
         image, alpha = self._prepare(image, alpha)
         # Each convolution sees its own batch, so that K masks of one image cost one RGB convolution.
         x = self.conv1(image) + self.conv1_alpha(alpha)  # (B, width, h, w)
@@ -122,7 +130,7 @@ class VisionTransformer(nn.Module):
         return self.ln_pre(x).permute(1, 0, 2)
 
     def _positions(self, h: int, w: int) -> Tensor:
-        """Positional embedding (1 + h * w, width); at the native size the parameter itself, untouched."""
+        """Return the positional embedding (1 + h * w, width), interpolated unless the size is native."""
         native = self.input_resolution // self.conv1.kernel_size[0]
         if (h, w) == (native, native):
             return self.positional_embedding
@@ -133,7 +141,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([cls.to(grid.dtype), grid.flatten(2)[0].T])
 
     def _prepare(self, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Checked (B, 3, H, W) and (B, 1, H, W) or (1, 1, patch, patch), in the weights' dtype and device."""
+        """Check image and alpha; return (B, 3, H, W) and (B, 1, H, W) or (1, 1, patch, patch) in the weights' dtype."""
         image = as_image_batch(image)
         p = self.conv1.kernel_size[0]
         if any(n == 0 or n % p for n in image.shape[-2:]):
@@ -153,8 +161,8 @@ class VisionTransformer(nn.Module):
     def _check_alpha(self, alpha: Tensor) -> None:
         """Warn once of weights that ignore the mask, and once of a mask that was not normalised.
 
-        Reading values back from a device waits for it, so that is done on the first call it applies to and never again;
-        masks on the CPU are looked at until one is wrong.
+        Reading values back from a device waits for it, so that is done only on the first call it applies to; masks on
+        the CPU are checked until one is wrong.
         """
         if "mask" in self._unseen and not self.training:  # in training, zero is where alpha weights start
             self._unseen.discard("mask")
@@ -178,7 +186,20 @@ class VisionTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers, and the temperature between them."""
+    """CLIP: both towers, and the temperature between them.
+
+    Args:
+        embed_dim: length of the features.
+        image_resolution: height and width of the image, in pixels.
+        vision_layers: blocks of the image tower.
+        vision_width: width of its tokens, a multiple of `HEAD_WIDTH`, which its heads have.
+        vision_patch_size: height and width of a patch, in pixels.
+        context_length: the most tokens of a text.
+        vocab_size: the number of token ids.
+        transformer_width: width of the text tower's tokens.
+        transformer_heads: of the attention in each of its blocks.
+        transformer_layers: its blocks.
+    """
 
     def __init__(
         self,
@@ -209,13 +230,13 @@ class CLIP(nn.Module):
         self.ln_final = LayerNorm(transformer_width)
         self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        # What weights alone do not tell; whoever reads a file sets these, and `save` writes them down.
+        # What weights alone do not tell: `load` sets these, and `save` stores them.
         self.confirmed = True  # that heads are HEAD_WIDTH wide and the activation is QuickGELU
         self.known_tokens: Tensor | None = None  # ids of a small vocabulary, see `vocabulary`; None: all of CLIP's
         self.initialize_parameters()
 
     def initialize_parameters(self) -> None:
-        """Random weights as in CLIP's paper (arXiv 2103.00020, section 2.4); only training from scratch needs them."""
+        """Draw weights as in CLIP's paper (arXiv 2103.00020, section 2.4); only training from scratch needs them."""
         _normal_(self.token_embedding.weight, std=0.02)
         _normal_(self.positional_embedding, std=0.01)
         width, layers = self.transformer.width, self.transformer.layers
@@ -228,7 +249,7 @@ class CLIP(nn.Module):
         _normal_(self.text_projection, std=width**-0.5)
 
     def build_attention_mask(self) -> Tensor:
-        """(L, L), -inf above the diagonal: a token sees itself and what came before it."""
+        """Return (L, L), -inf above the diagonal: a token sees itself and what came before it."""
         # It needs its values even when the model is built on the meta device: no checkpoint holds it.
         device = self.visual.conv1.weight.device
         device = torch.device("cpu") if device.type == "meta" else device
@@ -239,10 +260,17 @@ class CLIP(nn.Module):
         return self.visual.conv1.weight.dtype
 
     def encode_image(self, image: Tensor, alpha: Tensor | None = None, *, batch: int | None = None) -> Tensor:
-        """Image features (B, embed_dim), not normalised; arguments and errors as in `VisionTransformer.forward`.
+        """Return image features (B, embed_dim), not normalised.
 
-        ``batch`` bounds the memory: at most so many images, masks of one image, or pairs go through the tower at a
-        time. None: all at once. Raises ValueError if it is below 1.
+        Args:
+            image: as in `VisionTransformer.forward`.
+            alpha: likewise.
+            batch: the most images, masks of one image, or pairs that go through the tower at a time, to bound the
+                memory. None: all at once.
+
+        Raises:
+            TypeError: as in `VisionTransformer.forward`.
+            ValueError: likewise, or `batch` is below 1.
         """
         if batch is None:
             return self.visual(image, alpha)
@@ -260,7 +288,7 @@ class CLIP(nn.Module):
         return torch.cat(features)
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Text features (N, embed_dim), not normalised.
+        """Return text features (N, embed_dim), not normalised.
 
         Args:
             text: (N, L) integer token ids as `tokenize` returns them, L at most ``context_length``.
@@ -287,13 +315,13 @@ class CLIP(nn.Module):
         return x @ self.text_projection
 
     def _is_cuttable(self) -> bool:
-        """Nothing behind the end of a text reaches its features, and nobody watches it."""
+        """Whether padding after end-of-text may be skipped: every block is causal and no hook could observe it."""
         if is_watched(self.transformer, slice(None)) or is_changed(self.token_embedding, self.ln_final):
             return False
         return all(block.is_causal() for block in self.transformer.blocks)
 
     def _encode_parts(self, text: Tensor, ends: Tensor) -> Tensor:
-        """`_encode`, with few of the places behind the texts' ends: texts of like lengths go together."""
+        """Run `_encode` in groups of similar length, so that little padding is computed."""
         sizes, order = (ends + 1).sort()
         lengths = sizes.tolist()  # waits for the device that the tokens are on
         # Measured on CPUs alone; a GPU has work for all its cores in one part.
@@ -305,7 +333,7 @@ class CLIP(nn.Module):
         return torch.cat(features)[order.argsort()]
 
     def forward(self, image: Tensor, text: Tensor, alpha: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Cosine similarities times ``logit_scale.exp()``: logits_per_image (B, N) and logits_per_text (N, B)."""
+        """Return logits_per_image (B, N) and logits_per_text (N, B): cosines times ``logit_scale.exp()``."""
         image_features = F.normalize(self.encode_image(image, alpha), dim=-1)
         text_features = F.normalize(self.encode_text(text), dim=-1)
         logits_per_image = self.logit_scale.exp().to(self.dtype) * image_features @ text_features.T
@@ -318,7 +346,7 @@ class CLIP(nn.Module):
 
 
 def _parts(lengths: list[int]) -> list[list[int]]:
-    """Ascending lengths, split where that spares most padding, and the halves again, as long as it is worth it."""
+    """Split ascending lengths where that saves the most padding, and the halves again, as long as it is worth it."""
     longest = lengths[-1]
     spared, split = max(((i * (longest - lengths[i - 1]), i) for i in range(1, len(lengths))), default=(0, 0))
     if spared < _WORTH_A_PART:
@@ -333,13 +361,13 @@ def _random(*shape: int, std: float) -> nn.Parameter:
 
 
 def _normal_(parameter: Tensor, std: float) -> None:
-    """Normally distributed values; none on the meta device, where the first draw costs a second of imports."""
+    """Draw normally distributed values, but not on the meta device, where the first draw costs a second of imports."""
     if not parameter.is_meta:
         nn.init.normal_(parameter, std=std)
 
 
 def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
-    """A model in ``eval()`` that holds `state_dict`, all sizes read off its shapes.
+    """Build a model in ``eval()`` that holds `state_dict`; all sizes are read off its shapes.
 
     Args:
         state_dict: OpenAI CLIP's names, with or without ``visual.conv1_alpha.weight`` (without: zeros, and a
@@ -353,9 +381,11 @@ def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
 
 
 def empty_model(state_dict: Mapping[str, Tensor]) -> CLIP:
-    """A model on the meta device, of the sizes that the shapes in `state_dict` tell; errors as in `build_model`."""
+    """Build a model on the meta device, its sizes read off the shapes in `state_dict`; errors as in `build_model`."""
     if any(k.startswith("visual.layer1.") for k in state_dict):
-        raise ValueError("this is a CLIP with a ResNet image tower; the image towers of alpha-clip are ViTs")
+        raise ValueError(
+            "this is a CLIP with a ResNet image tower; alpha-clip's image towers are ViTs: load a ViT-B or ViT-L"
+        )
     needed = ["visual.conv1.weight", "visual.positional_embedding"]
     needed += ["text_projection", "positional_embedding", "token_embedding.weight"]
     if missing := [k for k in needed if k not in state_dict]:
@@ -383,7 +413,7 @@ def empty_model(state_dict: Mapping[str, Tensor]) -> CLIP:
 
 
 def fill(model: CLIP, state_dict: Mapping[str, Tensor]) -> CLIP:
-    """`model`, from the meta device, with the tensors of `state_dict` as its parameters, in ``eval()``."""
+    """Give `model`, which is on the meta device, the tensors of `state_dict` as parameters; put it in ``eval()``."""
     model.load_state_dict(dict(state_dict), assign=True)
     if model.visual.conv1.weight.device.type != "cpu":
         model.to(model.visual.conv1.weight.device)  # the text tower's mask, which no state dict holds
@@ -391,13 +421,13 @@ def fill(model: CLIP, state_dict: Mapping[str, Tensor]) -> CLIP:
 
 
 def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
-    """Cast what multiplies matrices to `dtype`, in place; layer norms and embeddings keep theirs, as in CLIP."""
+    """Cast the weights of matrix products to `dtype`, in place; layer norms and embeddings keep theirs, as in CLIP."""
     for parameter in matrices(model):
         parameter.data = parameter.data.to(dtype)
 
 
 def matrices(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters that CLIP keeps in half precision: those of convolutions, linear layers and projections."""
+    """Yield the parameters that CLIP keeps in half precision: of convolutions, linear layers and projections."""
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)):

@@ -1,4 +1,4 @@
-"""Features of regions by any method, for comparison: a mask is one way among several, and not always the best.
+"""Features of regions by any method, for comparison: a mask is one of several, and not always the best.
 
 >>> import numpy as np
 >>> from alpha_clip import embed_regions, load
@@ -45,7 +45,7 @@ def embed_regions(
     chunk: int = 32,
     **options: Any,
 ) -> Tensor:
-    """One feature for each region of a picture, (K, D), of unit length, in the model's dtype and on its device.
+    """Return a feature for each region of a picture, (K, D), of unit length, in the model's dtype and on its device.
 
     The dtype is that of `zero_shot_classifier`'s weights, so that ``features @ weights.T`` multiplies, and that of
     ``encode_image`` and ``encode_text`` (``load`` chooses float16 on CUDA). Only what these two give under autocast has
@@ -58,7 +58,7 @@ def embed_regions(
         masks: (K, H, W), a list of K, or one, as `Preprocess` takes them.
         method: a name in `METHODS`, or a function of this signature.
         chunk: masks that the model sees at a time, which bounds its memory; all are held in float32, (K, H, W).
-        options: of the method.
+        options: of the method, by keyword; its docstring in this module says which.
 
     Raises:
         ValueError: there is no such method, `chunk` is below 1, or picture and masks do not fit, as in `Preprocess`.
@@ -89,7 +89,11 @@ def _check_options(method: str, options: dict[str, Any]) -> None:
 def alpha(
     tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, geometry: Geometry = "pad"
 ) -> Tensor:
-    """The mask as a fourth channel (Alpha-CLIP, arXiv 2312.03818). K masks share the picture's part of the work."""
+    """Pass the mask as a fourth channel (Alpha-CLIP, arXiv 2312.03818). In our own models, K masks share
+    the convolution of the picture.
+
+    `geometry` is that of `Preprocess`. Raises TypeError if the model takes no masks.
+    """
     if not tower.takes_alpha:
         raise TypeError(
             f"{type(tower.model).__name__} takes no mask: use a model from alpha_clip.load, or a method that changes "
@@ -102,7 +106,10 @@ def alpha(
 def whole(
     tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, geometry: Geometry = "pad"
 ) -> Tensor:
-    """The picture, whatever the mask: what all the others should be better than."""
+    """Encode the whole picture, whatever the mask: the baseline for all other methods.
+
+    `geometry` is that of `Preprocess`.
+    """
     rgb, _ = tower.preprocess(picture, np.ones_like(masks[0]), geometry=geometry)
     return tower.encode(rgb[None]).expand(len(masks), -1)
 
@@ -111,26 +118,26 @@ def whole(
 
 
 def crop(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, context: float = 1.5) -> Tensor:
-    """The box around the mask, `context` times as long on each side, as far as the picture goes."""
+    """Crop to the box around the mask, `context` (> 0) times as wide and high, within the picture."""
     return _encode(tower, (cropped(picture, mask, context) for mask in masks), chunk)
 
 
 def masked_crop(
     tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, context: float = 1.1
 ) -> Tensor:
-    """The same of a picture that is grey outside of the mask (as in OVSeg, arXiv 2210.04150)."""
+    """`crop`, of the picture painted grey outside the mask (as in OVSeg, arXiv 2210.04150); `context` is above 0."""
     return _encode(tower, (cropped(_painted(picture, mask), mask, context) for mask in masks), chunk)
 
 
 def cut_out(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int) -> Tensor:
-    """The whole picture, grey outside of the mask."""
+    """Paint the picture grey outside the mask, without a crop."""
     return _encode(tower, (_painted(picture, mask) for mask in masks), chunk)
 
 
 def blur(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, strength: float = 0.05) -> Tensor:
-    """Everything outside of the mask out of focus (FGVP, arXiv 2306.04356).
+    """Blur everything outside the mask (FGVP, arXiv 2306.04356).
 
-    `strength` is the blur's standard deviation, as a share of the picture's shorter side.
+    `strength`, above 0, is the blur's standard deviation as a share of the picture's shorter side.
     """
     if not strength > 0:
         raise ValueError(f"strength is {strength}, expected more than 0")
@@ -139,7 +146,7 @@ def blur(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: 
 
 
 def gray(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int) -> Tensor:
-    """Everything outside of the mask without colour (FGVP, arXiv 2306.04356)."""
+    """Remove the colour outside the mask (FGVP, arXiv 2306.04356)."""
     colourless = picture.convert("L").convert("RGB")
     return _encode(tower, (_laid_over(picture, mask, colourless) for mask in masks), chunk)
 
@@ -147,9 +154,10 @@ def gray(tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: 
 def red_circle(
     tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, size: float = 1.2, line: float = 0.015
 ) -> Tensor:
-    """A red ellipse around the region (arXiv 2304.06712).
+    """Draw a red ellipse around the region (arXiv 2304.06712).
 
-    It is `size` times as long and high as the mask's box; the line is `line` times the picture's shorter side.
+    It is `size` times as wide and high as the mask's box. Its line is `line` times the picture's shorter side wide, and
+    at least a pixel.
     """
     return _encode(tower, (_circled(picture, mask, size, line) for mask in masks), chunk)
 
@@ -160,11 +168,11 @@ def red_circle(
 def maskclip(
     tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, geometry: Geometry = "pad"
 ) -> Tensor:
-    """In the last block the class token attends to itself and to the patches under the mask, and to nothing else.
+    """Let the class token, in the last block, attend only to itself and to the patches under the mask.
 
-    Without training; what the paper compares with under the name MaskCLIP (arXiv 2208.08984). For that one token,
-    attending to some tokens only is the same as there being no others. A patch counts from half covered on, or if it is
-    the most covered.
+    This needs no training; the Alpha-CLIP paper compares with it as MaskCLIP (arXiv 2208.08984). For one token,
+    attending only to some tokens is the same as removing the others. A patch counts if it is half covered, or the most
+    covered of all. `geometry` is that of `Preprocess`. Raises TypeError if the model has no such class token.
     """
     rgb, covered = _patches(tower, picture, masks, geometry)
     features = []
@@ -178,10 +186,10 @@ def maskclip(
 def pool(
     tower: Tower, picture: Image.Image, masks: NDArray[np.float32], chunk: int, geometry: Geometry = "pad"
 ) -> Tensor:
-    """The mean feature of the patches under the mask, each by itself (MaskCLIP, arXiv 2112.01071).
+    """Average the features of the patches under the mask, each by itself (MaskCLIP, arXiv 2112.01071).
 
     In the last block a patch attends to nothing but itself, so that attention is its value, projected. One pass serves
-    all masks.
+    all masks. `geometry` is that of `Preprocess`. Raises TypeError if the model has no class token that reads patches.
     """
     rgb, covered = _patches(tower, picture, masks, geometry)
     with tower.last_block_sees(lambda x: x[0, 1:, None]):  # (N, 1, width): each patch in place of the class token
@@ -197,7 +205,11 @@ def ensemble(
     methods: Sequence[str | Method] | None = None,
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """The mean of several methods' features, weighted or not; None: `alpha`, or else `masked_crop`, and `crop`."""
+    """Average the features of several methods, with their default options.
+
+    `methods` are names or functions; None: `alpha`, or `masked_crop` where the model takes no masks, and `crop`.
+    `weights` are one number for each; None: 1. Raises ValueError if there are not as many, or no methods.
+    """
     if methods is None:
         methods = ("alpha" if tower.takes_alpha else "masked_crop", "crop")
     weights = [1.0] * len(methods) if weights is None else list(weights)
@@ -221,11 +233,11 @@ def maskinversion(
     lr: float = 0.1,
     alpha: float = 0.0,
 ) -> Tensor:
-    """A feature made anew for each mask, so that what explains it in the picture is the mask (arXiv 2407.20034).
+    """Optimise a feature for each mask, so that what explains it in the picture is the mask (arXiv 2407.20034).
 
-    By the authors' own code, ``pip install maskinversion_torch``, for open_clip's ViTs; the options are those of its
-    `compute_maskinversion`. It descends by gradients, `iterations` times, from the whole picture's feature, and
-    `alpha` holds it to that one.
+    It runs the authors' own code, ``pip install maskinversion_torch``, for open_clip's ViTs; the options are those of
+    its `compute_maskinversion`. Gradient descent starts at the whole picture's feature and takes `iterations` steps of
+    rate `lr`; `alpha` weighs what holds it to that feature.
 
     Raises:
         TypeError: the model is not one of open_clip's whose class token reads the patches in blocks of CLIP's kind.
@@ -266,10 +278,10 @@ def maskinversion(
 
 
 class _ImageTower(nn.Module):
-    """As much of an open_clip model as maskinversion takes, which hooks it, freezes it and makes it float32.
+    """A copy of the image tower of an open_clip model, on the same weights, for maskinversion.
 
-    So the modules are copies, on the same weights. And it gives the blocks (L, B, width), as open_clip 2.23 does;
-    later ones may take (B, L, width), and would attend from picture to picture without a word.
+    maskinversion hooks the modules, freezes them and makes them float32. And it gives the blocks (L, B, width), as
+    open_clip 2.23 does; later ones may take (B, L, width), and would attend from picture to picture without a word.
     """
 
     def __init__(self, model: Any) -> None:
@@ -308,7 +320,7 @@ METHODS: dict[str, Method] = {
 
 
 def _encode(tower: Tower, pictures: Iterable[Image.Image], chunk: int) -> Tensor:
-    """(K, D) of K pictures, `chunk` at a time; none is cut."""
+    """Encode K pictures, padded to squares, to (K, D), `chunk` at a time."""
     left, features = iter(pictures), []
     while part := list(islice(left, chunk)):
         features.append(tower.encode(torch.stack([tower.preprocess(p, geometry="pad") for p in part])))
@@ -318,14 +330,18 @@ def _encode(tower: Tower, pictures: Iterable[Image.Image], chunk: int) -> Tensor
 def _patches(
     tower: Tower, picture: Image.Image, masks: NDArray[np.float32], geometry: Geometry
 ) -> tuple[Tensor, Tensor]:
-    """Pixels (1, 3, n, n), and how much of each patch every mask covers, (K, N) in [0, 1]."""
+    """Return pixels (1, 3, n, n), and the share of each patch that each mask covers, (K, N) in [0, 1]."""
     rgb, found = tower.preprocess(picture, masks, geometry=geometry)
     covered = F.adaptive_avg_pool2d(denormalised(found), max(tower.grid, 1)).flatten(1)
     return rgb[None], covered.clamp(0, 1)
 
 
 def cropped(picture: Image.Image, mask: NDArray[np.float32], context: float) -> Image.Image:
-    """`picture` in the box around `mask`, `context` times as long on each side, as far as the picture goes."""
+    """Crop `picture` to the box around `mask`, `context` times as wide and high, within the picture.
+
+    Raises:
+        ValueError: `context` is not above 0, or no pixel of the mask is above 0.5.
+    """
     if not context > 0:
         raise ValueError(f"context is {context}, expected more than 0: 1 is the box itself")
     x0, y0, x1, y1 = mask_box(mask)
@@ -336,7 +352,7 @@ def cropped(picture: Image.Image, mask: NDArray[np.float32], context: float) -> 
 
 
 def _laid_over(picture: Image.Image, mask: NDArray[np.float32], other: Image.Image) -> Image.Image:
-    """`picture` under the mask, `other` elsewhere."""
+    """Return `picture` inside the mask, and `other` outside."""
     return Image.composite(picture, other, Image.fromarray((255 * mask).round().astype(np.uint8)))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_PIXELS = 178_956_970  # of a mask; of a picture, Pillow refuses more
+MAX_PIXELS = 178_956_970  # of a mask: the limit above which Pillow refuses a picture
 
 _MAX_CHARACTERS = 6  # of one number: 30 bits with the sign, enough for MAX_PIXELS
 
@@ -48,12 +48,12 @@ def decode(rle: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def area(rle: dict[str, Any]) -> int:
-    """Pixels in the mask of an RLE that was `checked`; it is not decoded for that."""
+    """Count the foreground pixels of an RLE that was `checked`, without decoding it."""
     return int(_pycocotools().area(rle))
 
 
 def checked(rle: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """The RLE of a mask of ``size`` (H, W) as `encode` returns them, from one as `decode` takes them.
+    """Return an RLE that `decode` takes, for a picture of ``size`` (H, W), in the form that `encode` returns.
 
     Raises:
         TypeError: the record or its counts are of another kind than those.
@@ -81,7 +81,7 @@ def checked(rle: Any, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def of_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The RLE of the union of polygons, each [x, y, x, y, ...], in a picture of ``size`` (H, W), as COCO draws them.
+    """Return the RLE of the union of polygons, each [x, y, x, y, ...], as COCO draws them on a ``size`` of (H, W).
 
     Raises:
         ValueError: the size is above `MAX_PIXELS`; a polygon has not three corners or more, all of them numbers.
@@ -96,7 +96,7 @@ def of_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, Any
 
 
 def _corners(polygon: Any) -> NDArray[np.float64]:
-    """(N, 2): x and y of each."""
+    """Return the corners of a polygon, (N, 2): x and y of each."""
     try:
         points = np.asarray(polygon, np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -121,7 +121,7 @@ def _listed(counts: list[Any]) -> list[int]:
 
 
 def _parsed(counts: Any) -> list[int]:
-    """The run lengths in a compressed string.
+    """Return the run lengths in a compressed string.
 
     As ``rleFrString`` in pycocotools' maskApi.c: 6 bits a character from 48 on, of which 5 are the number's, the lowest
     first, and one says that it goes on; the last one's highest bit is the sign; from the fourth on, a number is the

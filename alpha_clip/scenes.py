@@ -34,7 +34,7 @@ _SMALL, _LARGE = 0.3, 0.45  # diameter as a share of the picture's shorter side
 
 @dataclass(frozen=True)
 class Region:
-    """What a scene says and knows of one object."""
+    """One object of a scene: what is said of it, and where it is."""
 
     noun: str
     phrase: str  # the noun, in part with attributes: "small red car", "bird above the tree"; no article
@@ -194,7 +194,7 @@ def _pose(drawing: Drawing, rng: np.random.Generator) -> _Figure:
 
 
 def _extent(figure: _Figure, diameter: float) -> tuple[int, int]:
-    """(width, height) of a figure in whole pixels."""
+    """Return (width, height) of a figure in whole pixels."""
     return ceil(figure.width * diameter), ceil(figure.height * diameter)
 
 
@@ -225,7 +225,7 @@ def _stamp(figure: _Figure, diameter: float, style: str, rng: np.random.Generato
 
 
 def _split(points: np.ndarray, parts: list[Part]) -> list[list[float]]:
-    """The corners of each part as x0, y0, x1, y1, ..."""
+    """Return the corners of each part as x0, y0, x1, y1, ..."""
     flat, outlines, start = points.view(np.float64).tolist(), [], 0
     for part in parts:
         stop = start + 2 * len(part.points)
@@ -235,7 +235,7 @@ def _split(points: np.ndarray, parts: list[Part]) -> list[list[float]]:
 
 
 def _light(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """(h, w) float32: a gradient from a brighter to a darker side."""
+    """Make a gradient from a brighter to a darker side, (h, w) float32."""
     dx, dy = _between(rng, -0.07, 0.07), _between(rng, 0, 0.09)
     x = np.arange(width, dtype=np.float32) * (2 * dx / width) - dx
     y = np.arange(height, dtype=np.float32) * (2 * dy / height) - dy
@@ -244,7 +244,7 @@ def _light(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _hatching(height: int, width: int, diameter: float, rng: np.random.Generator) -> np.ndarray:
-    """(h, w) float32: thin dark parallel lines, at most ten across; fainter than the figure's own parts."""
+    """Draw thin dark parallel lines, at most ten across, fainter than the figure's own parts: (h, w) float32."""
     angle, period = _between(rng, 0, np.pi), max(4.0, diameter / 10)
     across = cos(angle) * np.arange(width) + sin(angle) * np.arange(height)[:, None]
     return (1 - 0.25 * (1.2 * np.cos(2 * np.pi / period * across) - 0.2).clip(0, 1)).astype(np.float32)
@@ -322,7 +322,7 @@ def _window(stamp: _Stamp, spot: _Spot) -> tuple[slice, slice]:
 
 
 def _visible(stamps: list[_Stamp], spots: list[_Spot], height: int, width: int) -> np.ndarray:
-    """(K, H, W) float32: the coverage by each stamp, less what the later ones hide of it."""
+    """Return each stamp's coverage, less what the later ones hide of it: (K, H, W) float32."""
     masks = np.zeros((len(stamps), height, width), np.float32)
     for k, (stamp, spot) in enumerate(zip(stamps, spots, strict=True)):
         rows, columns = _window(stamp, spot)
@@ -365,14 +365,14 @@ BACKGROUNDS: dict[str, str] = {word: ground.phrase for word, ground in _BACKGROU
 
 
 def _pick_background(rng: np.random.Generator, colors: set[str]) -> str:
-    """A background on which no object is lost, where there is one."""
+    """Choose a background on which no object of these colours would be lost, if there is one."""
     clear = [word for word, ground in _BACKGROUNDS.items() if ground.color not in colors]
     words = clear or list(_BACKGROUNDS)
     return words[int(len(words) * rng.random())]
 
 
 def _paint_background(word: str, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) float32 in about 0..255."""
+    """Paint a background, (H, W, 3) float32 in about 0..255."""
     ground = _BACKGROUNDS[word]
     hue = 10 * (2 * rng.random(3, dtype=np.float32) - 1)
     top, bottom = np.array(ground.top, np.float32) + hue, np.array(ground.bottom, np.float32) + hue
@@ -394,7 +394,7 @@ def _enlarge(field: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _mortar(height: int, width: int) -> np.ndarray:
-    """(H, W) float32: the joints of nine courses of bricks."""
+    """Draw the joints of nine courses of bricks, (H, W) float32."""
     unit = min(height, width) / 9
     course = np.arange(height)[:, None] / unit
     along = np.arange(width) / (2 * unit) + 0.5 * (np.floor(course) % 2)
@@ -402,7 +402,7 @@ def _mortar(height: int, width: int) -> np.ndarray:
 
 
 def _restyle(canvas: np.ndarray, style: str) -> np.ndarray:
-    """Pale under outlines, grey under hatching."""
+    """Make the background pale under outlines, grey under hatching."""
     if style == "outline":
         return 0.2 * canvas + 0.8 * 250
     if style == "hatched":
@@ -444,7 +444,7 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _places(k: int, nouns: list[str], boxes: list[tuple[int, int, int, int]], height: int, width: int) -> list[str]:
-    """What is true of where object k is: in the picture, and next to the others."""
+    """List the true phrases of where object k is: in the picture, and relative to the others."""
     x0, y0, x1, y1 = boxes[k]
     places = []
     if x1 < 0.5 * width:
@@ -462,9 +462,9 @@ def _places(k: int, nouns: list[str], boxes: list[tuple[int, int, int, int]], he
 
 
 def relation(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> str | None:
-    """ "left of", "right of", "above" or "below": how one box (x0, y0, x1, y1) lies to another one.
+    """Return how one box (x0, y0, x1, y1) lies to another: "left of", "right of", "above" or "below".
 
-    None where that is not plain, as it is if they are apart on one axis and side by side on the other.
+    None unless they are apart on one axis and overlap on the other.
     """
     across = min(one[2], other[2]) - max(one[0], other[0])  # pixels shared; negative: the gap
     down = min(one[3], other[3]) - max(one[1], other[1])

@@ -1,4 +1,4 @@
-"""Models to folders and to the Hub, from where `load` takes them."""
+"""Save models to folders and to the Hub, from where `load` takes them."""
 
 from __future__ import annotations
 
@@ -53,17 +53,16 @@ def save(model: CLIP, folder: str | os.PathLike[str]) -> Path:
     """Write ``model.safetensors`` and a model card, ``README.md``, into `folder`; `load` takes the folder's path.
 
     Weights keep their precision, a small vocabulary stays small, and what nothing confirmed when the model was loaded
-    stays unconfirmed. Files are written under temporary names and renamed; a README.md that is there stays
-    as it is.
+    stays unconfirmed. Files are written under temporary names and renamed; an existing README.md stays as it is.
 
     Returns:
         The folder.
 
     Raises:
-        TypeError: `model` is not one of ours. ValueError: `model` has other weights than `load` takes, as an adapter
-            brings; or `folder` is the name of a file of weights, such as
-            "model.pt". OSError: the folder cannot be written to, or holds weights that `load`
-            would read in place of these.
+        TypeError: `model` is not one of ours.
+        ValueError: `model` has other weights than `load` takes, such as an adapter's; or `folder` is the name of a file
+            of weights, such as "model.pt".
+        OSError: the folder cannot be written to, or holds weights that `load` would read in place of these.
     """
     path = Path(folder).expanduser()
     if path.suffix in _FILES and not path.is_dir():
@@ -77,7 +76,7 @@ def save(model: CLIP, folder: str | os.PathLike[str]) -> Path:
 def push_to_hub(model: CLIP, repo: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload what `save` writes to the model repository `repo` ("user/name"), which is created if need be.
 
-    A card that the repository has stays as it is. Others load it with ``load("hf-hub:user/name")``.
+    An existing card stays as it is. Others load it with ``load("hf-hub:user/name")``.
 
     Args:
         model: one of ours.
@@ -89,7 +88,10 @@ def push_to_hub(model: CLIP, repo: str, *, private: bool = False, token: str | N
         The address of the commit.
 
     Raises:
-        TypeError: `model` is not one of ours. Otherwise what `huggingface_hub` raises.
+        TypeError: `model` is not one of ours.
+        ValueError: `model` has other weights than `load` takes.
+        FileExistsError: the repository holds weights that `load` would read in place of these.
+        Exception: what `huggingface_hub` raises.
     """
     from huggingface_hub import HfApi
 
@@ -111,7 +113,7 @@ def _save(model: CLIP, folder: Path, title: str, name: str) -> Path:
         raise TypeError(f"model is {type(model).__name__}, expected what alpha_clip.load returns (a CLIP)")
     if (other := folder / checkpoints.WEIGHT_FILES[0]).exists():
         raise FileExistsError(
-            f"{other} is there, which load would read in place of what is saved: choose another folder"
+            f"{other} already exists, which load would read in place of what is saved: choose another folder"
         )
     tensors = model.state_dict()
     _check_names(tensors)

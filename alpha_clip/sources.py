@@ -1,4 +1,4 @@
-"""Where a known file of weights may lie: this disk, a mirror, the Hub, the authors' Google Drive."""
+"""Find or fetch a known file of weights: on this disk, a mirror, the Hub or the authors' Google Drive."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TIMEOUT = 20  # seconds without a byte, after which Google Drive counts as hangi
 
 @dataclass(frozen=True)
 class KnownFile:
-    """One file, and where it is known to lie."""
+    """A catalogue entry: one file of weights, its hash, and the places where it is known to be."""
 
     file: str
     sha256: str | None = None  # None: not known; then the hash that the Hub states for the pinned revision is checked
@@ -49,14 +49,15 @@ class KnownFile:
 
 
 def locate(wanted: KnownFile, download_root: Root = None) -> Path:
-    """The file on this disk, its hash checked; fetched if it must be.
+    """Return the path of a known file on this disk, its hash checked; download it if it is not there.
 
     Args:
         wanted: an entry of the catalogue.
         download_root: folder to look in and to download to; None: the Hub's cache, and `OUR_CACHE`.
 
     Raises:
-        AlphaWeightsNotFound: no source has it; what each said is in the message. WeightsError: likewise, for a base.
+        AlphaWeightsNotFound: no source has this file of alpha weights; what each said is in the message.
+        WeightsError: likewise, for a base.
         HashMismatch: no source has it, and what one gave is not the file. It was deleted; the next call fetches it
             again.
     """
@@ -83,7 +84,7 @@ def locate(wanted: KnownFile, download_root: Root = None) -> Path:
 
 
 def repository(repo: str, download_root: Root = None) -> Path:
-    """The weights in ``user/repo`` or ``user/repo@revision`` on the Hub, with its configuration beside them.
+    """Download the weights in ``user/repo`` or ``user/repo@revision`` on the Hub, with the configuration beside them.
 
     Raises:
         WeightsError: it cannot be reached and is not in the cache, or holds none of `WEIGHT_FILES`.
@@ -117,11 +118,11 @@ def repository(repo: str, download_root: Root = None) -> Path:
             if isinstance(path, str):
                 _log.warning("%s is taken from the cache: %s", repo, _reason(error))
                 return _checked(Path(path), KnownFile(Path(path).name))
-        raise WeightsError(f"{repo} could not be had from the Hugging Face Hub: {_reason(error)}") from error
+        raise WeightsError(f"{repo} could not be downloaded from the Hugging Face Hub: {_reason(error)}") from error
 
 
 def _sources(wanted: KnownFile, root: Root) -> Iterator[tuple[str, Callable[[], Path | None]]]:
-    """In order: a phrase that says where, and what looks there."""
+    """Yield the sources in order: a phrase that says where, and the function that looks there."""
     folders = [Path(folder).expanduser() for folder in (root, OPENAI_CACHE, OUR_CACHE) if folder]
     yield "on this disk", partial(_on_disk, wanted, folders)
     if mirror := os.environ.get("ALPHA_CLIP_REPO"):
@@ -158,7 +159,7 @@ def _on_disk(wanted: KnownFile, folders: list[Path]) -> Path | None:
 
 
 def _on_hub(wanted: KnownFile, root: Root) -> Path | None:
-    """The file in the Hub's cache, fetched if it is not there."""
+    """Return the file in the Hub's cache, and download it first if it is not there; None: the repository has none."""
     if (path := _in_hub_cache(wanted, root)) is not None:
         return _checked(path, wanted)
     if (path := _from_hub(wanted, root)) is None:
@@ -192,7 +193,7 @@ def _from_hub(wanted: KnownFile, root: Root) -> Path | None:
 
 
 def _fetched(wanted: KnownFile, file: str, root: Root) -> Path | None:
-    """`file` of its repository, in the Hub's cache; None: the repository has none."""
+    """Download `file` of its repository to the Hub's cache; None: the repository has none."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -209,7 +210,7 @@ def _fetched(wanted: KnownFile, file: str, root: Root) -> Path | None:
 
 
 def _listed(wanted: KnownFile) -> list[str]:
-    """The files in its repository."""
+    """List the files in its repository."""
     from huggingface_hub import HfApi, constants
 
     ask = HfApi().space_info if wanted.repo_type == "space" else HfApi().model_info
@@ -222,7 +223,7 @@ def _listed(wanted: KnownFile) -> list[str]:
 
 
 def _on_drive(wanted: KnownFile, folder: Path) -> Path:
-    """Fetched into `folder`, under a temporary name until it is whole."""
+    """Download the file into `folder`, under a temporary name until it is whole."""
     import torch.hub
     from huggingface_hub import constants
 
@@ -256,7 +257,7 @@ _timeout_lock = threading.Lock()
 
 @contextmanager
 def _network_timeout(seconds: float) -> Iterator[None]:
-    """For what opens connections without one. It holds for the whole process while it lasts."""
+    """Set the timeout of connections that are opened without one, in the whole process while this lasts."""
     with _timeout_lock:
         before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(seconds)
@@ -270,7 +271,7 @@ def _network_timeout(seconds: float) -> Iterator[None]:
 
 
 def _checked(path: Path, wanted: KnownFile) -> Path:
-    """`path`, if it holds what it should; else it is deleted, so that the next load fetches it again."""
+    """Return `path` if its hash is right; otherwise delete it, so that the next load fetches it again, and raise."""
     blob = path.resolve().name  # the Hub's cache names large files by the SHA-256 that the Hub states
     expected = wanted.sha256 or (blob if len(blob) == 64 and set(blob) <= set("0123456789abcdef") else None)
     if expected is None or (found := hashes.known_sha256(path)) == expected:
@@ -318,10 +319,10 @@ def _not_found(wanted: KnownFile, failures: list[str]) -> WeightsError:
             what, remedy = f"{what} of {wanted.repo}", f"get {address}, and {remedy}"
         if wanted.sha256:
             what, remedy = f"{what} (SHA-256 {wanted.sha256})", f"{remedy}, or put it into download_root"
-        return WeightsError(f"{what} could not be had. Try again; or {remedy}. Tried:{tried}")
+        return WeightsError(f"{what} could not be found or downloaded. Try again; or {remedy}. Tried:{tried}")
     return AlphaWeightsNotFound(
-        f"the alpha weights {wanted.file} (SHA-256 {wanted.sha256}) could not be had. Get the file from {OFFICIAL} "
-        f"(there linked as https://drive.google.com/file/d/{wanted.drive}/view) and put it into "
+        f"the alpha weights {wanted.file} (SHA-256 {wanted.sha256}) could not be found or downloaded. Get the "
+        f"file from {OFFICIAL} (there linked as https://drive.google.com/file/d/{wanted.drive}/view) and put it into "
         "download_root, name a repository or folder that has it in ALPHA_CLIP_REPO, or pass its path as "
         f"alpha_vision_ckpt_pth=; pass None for plain CLIP, which ignores masks. Tried:{tried}"
     )

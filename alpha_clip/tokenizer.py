@@ -1,4 +1,4 @@
-"""CLIP's byte-level BPE tokenizer: text in, the token ids of OpenAI's ``clip.tokenize`` out.
+"""CLIP's byte-level BPE tokenizer, which gives the token ids of OpenAI's ``clip.tokenize``.
 
 The vocabulary of 49,408 ids is 256 bytes, the same 256 bytes at the end of a word, 48,894 merges of two earlier ids,
 and the two special tokens. ``assets/bpe_merges.npy`` holds the merges as pairs of ids in rank order, (48894, 2) uint16.
@@ -36,7 +36,7 @@ _CACHE_CHUNKS, _CACHE_CHARS = 1 << 16, 32
 
 @cache
 def _byte_symbols() -> dict[int, str]:
-    """One printable character for each byte, in the order of the vocabulary (as in GPT-2 and CLIP)."""
+    """Map each byte to a printable character, in the order of the vocabulary (as in GPT-2 and CLIP)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
@@ -52,7 +52,7 @@ def _clean(text: str) -> str:
 
 
 class SimpleTokenizer:
-    """Text to ids and back; ``encoder`` maps each token's spelling to its id, ``decoder`` the reverse.
+    """Convert text to ids and back; ``encoder`` maps each token's spelling to its id, ``decoder`` the reverse.
 
     In those spellings each byte is one printable character, and ``</w>`` ends a word.
 
@@ -160,7 +160,7 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: boo
 
 
 def tokenize_cut(texts: Sequence[str], context_length: int = 77) -> torch.Tensor:
-    """`tokenize` for data that nobody reads through: long texts are cut, and a warning says that there are some."""
+    """Tokenize data that nobody reads through: long texts are cut, and a warning says that there are some."""
     try:
         return tokenize(texts, context_length)
     except RuntimeError:

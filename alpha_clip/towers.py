@@ -1,6 +1,6 @@
-"""Image towers of this package, open_clip and transformers behind one small interface, for what works with any of them.
+"""One small interface to the image towers of this package, open_clip and transformers.
 
-Neither package is imported: a model is known by what it has.
+Neither library is imported: a model is recognised by its attributes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NORMALISATION = {
 
 @dataclass(frozen=True)
 class Tower:
-    """What it takes to see with a model."""
+    """An image tower: how to make its pixels, and how to get features from them."""
 
     model: nn.Module
     preprocess: Preprocess  # of the model's own size, mean and deviation
@@ -40,9 +40,9 @@ class Tower:
 
     @torch.no_grad()
     def encode(self, rgb: Tensor, alpha: Tensor | None = None) -> Tensor:
-        """(B, 3, n, n) pixels, and masks (K, 1, n, n) as `Preprocess` gives them, to (B or K, D), of unit length.
+        """Encode pixels (B, 3, n, n), and alpha (K, 1, n, n) as `Preprocess` gives it, to (B or K, D), of unit length.
 
-        In float32 at least, whatever the model computes in.
+        Features are float32 at least, whatever the model computes in.
         """
         weight = patch_weight(self.model)
         rgb = rgb.to(weight.device, weight.dtype)
@@ -51,9 +51,9 @@ class Tower:
 
     @contextmanager
     def last_block_sees(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """For a while, the last block's input, (B, 1 + N, width), goes through `change`, in this thread.
+        """Send the last block's input, (B, 1 + N, width), through `change` while this lasts, in this thread.
 
-        What comes out of the block may be another batch of other lengths; the first token of each is the class token.
+        `change` may return another batch of other lengths; the first token of each is its class token.
 
         Raises:
             TypeError: the features of this model do not come from a class token.
@@ -82,7 +82,7 @@ class Tower:
 
 
 def tower_of(model: nn.Module) -> Tower:
-    """What it takes to see with `model`.
+    """Return the `Tower` of a model.
 
     Args:
         model: from `load`; an open_clip model; or a CLIP or SigLIP model of transformers; or one of these `unwrapped`
@@ -128,7 +128,7 @@ def _is_of_transformers(model: Any) -> bool:
 
 
 def _with_alpha(tower: Tower) -> Tower:
-    """The same, through the fourth channel if the patch embedding has one."""
+    """Let the tower take alpha if its patch embedding has a fourth channel."""
     if not any(isinstance(m, nn.Conv2d) and hasattr(m, "alpha") for m in tower.model.modules()):
         return tower
 

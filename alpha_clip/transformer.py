@@ -1,4 +1,4 @@
-"""The transformer that both towers are made of, and when a shortcut may be taken through it.
+"""The transformer of both towers, and the tests that say when a shortcut may be taken through it.
 
 Parameter names, module names and call signatures are those of OpenAI's CLIP. Tensors only.
 """
@@ -23,7 +23,7 @@ _PRODUCTS_UP_TO = 1024
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm that takes inputs of another precision than its weights; the kernels accumulate in float32."""
+    """Layer norm whose inputs may have another precision than its weights; the kernels accumulate in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
@@ -41,7 +41,7 @@ class QuickGELU(nn.Module):
 
 
 class _QuickGELU(torch.autograd.Function):
-    """Takes one tensor of memory where the formula takes three, and keeps its input alone for the way back."""
+    """QuickGELU in one tensor of memory where the formula takes three; keeps only its input for the backward pass."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Attention(nn.MultiheadAttention):
         return self._attend(query, key, attn_mask), None
 
     def _attend(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-        """(L, N, D) queries look at (S, N, D) keys, which are the values too; `mask` is (L, S) or (N * heads, L, S)."""
+        """Attend from (L, N, D) to (S, N, D), keys and values at once; `mask` is (L, S) or (N * heads, L, S)."""
         width, weight, bias = self.embed_dim, self.in_proj_weight, self.in_proj_bias
         if query is key:
             q, k, v = self._heads(F.linear(key, weight, bias))
@@ -105,7 +105,7 @@ class Attention(nn.MultiheadAttention):
         return F.linear(x, self.out_proj.weight, self.out_proj.bias)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(L, N, k * D) to k of (N, heads, L, D / heads)."""
+        """Split (L, N, k * D) into k of (N, heads, L, D / heads)."""
         return x.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 1, 3, 0, 4).unbind(0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
@@ -152,11 +152,11 @@ class ResidualAttentionBlock(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
     def first(self, x: Tensor) -> Tensor:
-        """The first row of `forward`, (1, N, D)."""
+        """Return the first row of `forward`'s output, (1, N, D)."""
         return self.only(x, x.new_zeros(x.shape[1], dtype=torch.long))
 
     def only(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Row ``rows[i]`` of `forward` of each member i, (1, N, D), at a fraction of its cost: one query for each."""
+        """Return row ``rows[i]`` of `forward`'s output for each member i, (1, N, D): one query each, so far cheaper."""
         each = torch.arange(rows.shape[0], device=rows.device)
         mask = None
         if self.attn_mask is not None:
@@ -166,7 +166,7 @@ class ResidualAttentionBlock(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
     def is_causal(self) -> bool:
-        """No position sees a later one. It takes reading the mask, which waits for the device, so each is read once."""
+        """Whether no position sees a later one. Reading the mask waits for the device, so each mask is read once."""
         mask = self.attn_mask
         if mask is None:
             return False
@@ -180,7 +180,7 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks, (L, N, D) -> (L, N, D).
 
-    With ``checkpointing``, training keeps the blocks' inputs alone and works the rest out again.
+    With ``checkpointing``, training keeps only the blocks' inputs, and computes the rest again for the backward pass.
     """
 
     checkpointing = False
@@ -199,7 +199,7 @@ class Transformer(nn.Module):
         return self.run(self.blocks, x) if self.checkpointing else self.resblocks(x)
 
     def run(self, blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
-        """`x` through some of the blocks."""
+        """Run `x` through some of the blocks."""
         for block in blocks:
             keep = not self.checkpointing or not torch.is_grad_enabled()
             x = block(x) if keep else checkpoint(block, x, use_reentrant=False)
@@ -207,9 +207,9 @@ class Transformer(nn.Module):
 
 
 def rows_of(transformer: Transformer, x: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Of each member i of a batch (L, N, D), row ``rows[i]`` of what `transformer` makes of it, (N, D); None: row 0.
+    """Return row ``rows[i]`` of `transformer`'s output for each member i of a batch (L, N, D): (N, D). None: row 0.
 
-    All that CLIP needs of it, so the last block works out no more, unless somebody watches.
+    CLIP needs no more of it, so the last block computes no more, unless a hook could observe the rest.
     """
     if is_watched(transformer, slice(-1, None)):
         y = transformer(x)
@@ -220,7 +220,7 @@ def rows_of(transformer: Transformer, x: Tensor, rows: Tensor | None = None) -> 
 
 
 def is_watched(transformer: Transformer, blocks: slice) -> bool:
-    """Somebody may count on what a shortcut through these blocks of `transformer` leaves out."""
+    """Whether a hook or a changed module could observe what a shortcut through these blocks of `transformer` skips."""
     if type(transformer) is not Transformer or type(transformer.resblocks) is not nn.Sequential:
         return True
     chosen = transformer.blocks[blocks]
@@ -230,7 +230,7 @@ def is_watched(transformer: Transformer, blocks: slice) -> bool:
 
 
 def is_changed(*modules: nn.Module) -> bool:
-    """One of these modules is hooked, replaced, patched or parametrised."""
+    """Whether one of these modules is hooked, replaced, patched or parametrised."""
     return _has_any_global_hook() or any(
         _OWN.get(type(module)) != _methods(type(module))
         or module._forward_hooks
@@ -266,7 +266,7 @@ _OWN: dict[type[nn.Module], tuple[Any, Any]] = {
 
 
 def is_readable(x: Tensor) -> bool:
-    """The host may look at the values of `x` and act on them: nobody records or transforms the computation."""
+    """Whether Python may branch on the values of `x`: nothing compiles, traces, transforms or captures the code."""
     return not (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()

@@ -1,4 +1,4 @@
-"""A picture and its masks, to the tensors the model takes. One geometry moves both.
+"""Turn a picture and its masks into the tensors that the model takes, by one geometry.
 
 Pictures are PIL images, uint8 arrays or files; what masks may be is in `given_masks`.
 """
@@ -31,11 +31,11 @@ Picture: TypeAlias = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]
 
 
 class RegionLost(ValueError):
-    """Nothing of a mask is left in what a model would see."""
+    """Nothing of a mask is left in the pixels that the model is given."""
 
 
 class NoForeground(UserWarning):
-    """Of a mask no pixel is foreground in what a model would see."""
+    """After resizing, no pixel of a mask is above 0.5."""
 
 
 class Preprocess(Compose):
@@ -44,8 +44,8 @@ class Preprocess(Compose):
     ``mean`` and ``std`` are the pixels', for models of other families.
 
     A picture is a PIL image, a (H, W, 3), (H, W, 4) or (H, W) uint8 array, or a path. Without a mask the result is bit
-    for bit that of CLIP's five steps, which are in ``transforms``, but for grey of 16 bits, of which CLIP makes white;
-    like CLIP, it then ignores an EXIF orientation. With a mask the picture is turned upright first, and the mask is
+    for bit that of CLIP's five steps, which are in ``transforms``, except for 16-bit grey, which CLIP turns white; like
+    CLIP, it then ignores an EXIF orientation. With a mask the picture is turned upright first, and the mask is
     taken to be of the upright picture.
 
     A mask is (H, W), K of them are (K, H, W) or a list. Each is 1 (foreground) where the model should look and 0
@@ -62,7 +62,7 @@ class Preprocess(Compose):
 
     * ``"crop"`` (CLIP's): resize the shorter side to n, take the centre. It may cut a mask off, see below;
     * ``"pad"`` (the Alpha-CLIP authors' in training): pad with black, and masks with 0, to a centred square, resize. A
-      mask that is 1 everywhere stays so: it says "the whole picture";
+      mask that is 1 everywhere stays 1 in the padding too: it says "the whole picture";
     * ``"squash"``: resize to n x n, whatever the aspect ratio.
 
     >>> preprocess = Preprocess(224)
@@ -136,9 +136,9 @@ class Preprocess(Compose):
         return rgb
 
     def _alpha(self, mask: Tensor, geometry: Geometry) -> tuple[Tensor, float, bool]:
-        """Turn a mask, (H, W) in [0, 1], into (n, n) normalised, moved as `_rgb` moves the picture.
+        """Turn a mask, (H, W) in [0, 1], into alpha, (n, n), by the same geometry as `_rgb`.
 
-        Returns also the share of it that the crop keeps, and whether some pixel is still foreground, if one was.
+        Also returns the share of it that the crop keeps, and whether some pixel is still foreground, if one was.
         """
         square = self._square(mask[None], geometry, InterpolationMode.BILINEAR)
         resized = F.resize(square, self.n, InterpolationMode.BILINEAR)
@@ -162,12 +162,12 @@ class Preprocess(Compose):
 
 
 def upright(image: Picture) -> Image.Image:
-    """The picture in RGB, turned as its EXIF orientation says; given and refused as by `Preprocess`."""
+    """Return the picture in RGB, turned upright by its EXIF orientation; it may be what `Preprocess` takes."""
     return _to_rgb(ImageOps.exif_transpose(_as_picture(image)))
 
 
 def read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Tensor]:
-    """The picture upright, in RGB, and its masks, (K, H, W) float32 in [0, 1], K being 1 for one mask.
+    """Return the picture, upright and in RGB, and its masks, (K, H, W) float32 in [0, 1]; for one mask, K is 1.
 
     Both are given as `Preprocess` takes them, and what does not fit raises the same errors.
     """
@@ -179,7 +179,7 @@ def read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Tens
 
 
 def _read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Iterator[Tensor], int | None]:
-    """The picture upright, its masks, (H, W) each, and K; None: it was one mask without K.
+    """Return the picture, upright, its masks, (H, W) each, and their number K; None: it was one mask without K.
 
     Masks are scaled when their turn comes: all of them in float32 would fill the memory.
     """
@@ -189,7 +189,7 @@ def _read(image: Picture, mask: Mask | Sequence[Mask]) -> tuple[Image.Image, Ite
 
 
 def mask_box(mask: NDArray[Any]) -> tuple[int, int, int, int]:
-    """The box (x0, y0, x1, y1) around what is above 0.5 in a mask (H, W), in pixels, x1 and y1 exclusive.
+    """Return the box (x0, y0, x1, y1) around the pixels of a mask (H, W) above 0.5; x1 and y1 are exclusive.
 
     >>> mask_box(box_mask((1, 0, 3, 1), (2, 4)))
     (1, 0, 3, 1)
@@ -235,12 +235,15 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> NDArray[np.float32]
         )
     mask = np.outer(_coverage(y0, y1, height), _coverage(x0, x1, width))
     if not mask.any():
-        raise ValueError(f"box {(x0, y0, x1, y1)} lies outside the picture of height {height} and width {width}")
+        raise ValueError(
+            f"box {(x0, y0, x1, y1)} lies outside the picture of height {height} and width {width}, "
+            "expected some of it inside: check the order (x0, y0, x1, y1)"
+        )
     return mask.astype(np.float32)
 
 
 def _coverage(start: float, stop: float, length: int) -> NDArray[np.float64]:
-    """How much of each pixel, (length,) in [0, 1], lies between start and stop."""
+    """Return the share of each pixel, (length,) in [0, 1], that lies between start and stop."""
     pixel = np.arange(length)
     covered: NDArray[np.float64] = np.minimum(pixel + 1, stop) - np.maximum(pixel, start)
     return covered.clip(0, 1)
@@ -251,10 +254,10 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _in_eight_bits(picture: Image.Image) -> Image.Image:
-    """Pillow would make grey of 16 bits white, but for the darkest; of floats, black or white.
+    """Reduce 16-bit grey to 8 bits, and check that a float image is 0 to 255: Pillow's conversion would clip both.
 
     Raises:
-        ValueError: of floats that are not 0 to 255.
+        ValueError: it has floats that are not 0 to 255.
     """
     if picture.mode == "F":
         low, high = (floats := np.asarray(picture)).min(), floats.max()
@@ -287,7 +290,7 @@ def _as_picture(image: Picture) -> Image.Image:
 
 
 def _check_seen(seen: Sequence[bool], one: bool, n: int) -> None:
-    """Complain of masks of which the resize left no foreground."""
+    """Warn of masks of which the resize left no foreground."""
     if missing := ["the mask" if one else f"mask {i}" for i, there in enumerate(seen) if not there]:
         warnings.warn(
             f"no pixel of {n} x {n} is foreground in {', '.join(missing)}, smaller or thinner there than a pixel: "
@@ -298,7 +301,7 @@ def _check_seen(seen: Sequence[bool], one: bool, n: int) -> None:
 
 
 def _check_kept(kept: Sequence[float], one: bool) -> None:
-    """Complain of a crop that keeps too little of a mask; ``kept`` is the share of each, in [0, 1]."""
+    """Raise or warn if the crop keeps too little of a mask; ``kept`` is the share of each, in [0, 1]."""
     named = [(share, "the mask" if one else f"mask {i}") for i, share in enumerate(kept)]
     remedy = 'pass geometry="pad" to keep the whole picture'
     gone = [name for share, name in named if share < 0.005]

@@ -1,7 +1,7 @@
-"""A small vocabulary: rows of the token embedding for some of CLIP's tokens, and one for all others.
+"""Small vocabularies: the token embedding has a row for some of CLIP's tokens, and one for all others.
 
-The bundled model is stored so: ``token_embedding.weight`` has row 0 for every token that was not in its training, and
-row 1 + i for ``token_ids[i]``.
+The bundled model is stored packed: ``token_embedding.weight`` has row 0 for every token that was not in its training,
+and row 1 + i for ``token_ids[i]``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROWS, IDS = "token_embedding.weight", "token_ids"
 
 
 def expand(tensors: Mapping[str, Tensor], vocab_size: int = VOCAB_SIZE) -> dict[str, Tensor]:
-    """The same weights with a row for all of CLIP's ids.
+    """Return packed weights with one row of the token embedding for each of CLIP's ids.
 
     Raises:
         IncompatibleCheckpoint: ids and rows do not belong together.
@@ -36,7 +36,7 @@ def expand(tensors: Mapping[str, Tensor], vocab_size: int = VOCAB_SIZE) -> dict[
 
 
 def pack(tensors: Mapping[str, Tensor], known: Tensor) -> dict[str, Tensor]:
-    """The way back: rows for the ids in `known`, and for those whose row is no longer that of all others."""
+    """Undo `expand`: keep rows for the ids in `known`, and for those that no longer have the row of all the others."""
     table = tensors[ROWS]
     unknown = torch.ones(len(table), dtype=torch.bool, device=table.device)
     unknown[known.long().to(table.device)] = False
@@ -46,9 +46,9 @@ def pack(tensors: Mapping[str, Tensor], known: Tensor) -> dict[str, Tensor]:
 
 
 class UnknownWords:
-    """Warns of words that a model with a small vocabulary has never read: it takes them all for the same one.
+    """A pre-hook for the token embedding, which warns of words that a model with a small vocabulary has never read.
 
-    A pre-hook for its token embedding.
+    To the model they are all the same word. It warns once of each.
     """
 
     def __init__(self, known: Tensor) -> None:
@@ -61,7 +61,7 @@ class UnknownWords:
         self.warn(args[0])
 
     def unread(self, text: Tensor) -> set[str]:
-        """Such words in token ids of any shape."""
+        """Return the words in token ids of any shape that the model has never read."""
         words: set[str] = set()
         for known, ids in groupby(text.flatten().tolist(), self.known.__contains__):
             if not known:
@@ -69,7 +69,7 @@ class UnknownWords:
         return words
 
     def warn(self, text: Tensor) -> None:
-        """Once of each such word in token ids of any shape."""
+        """Warn of the words in token ids of any shape that the model has never read, once of each."""
         words = self.unread(text) - self.told
         self.told |= words
         if words:

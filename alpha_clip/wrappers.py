@@ -1,4 +1,4 @@
-"""What is inside of models that others have wrapped, and which of their weights says what pixels must be."""
+"""Unwrap models that other libraries have wrapped, and find the weight that fixes the dtype and device of pixels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def unwrapped(model: Any) -> Any:
-    """The model in a wrapper that adds nothing to what the model's own methods compute.
+    """Return the model inside wrappers that change nothing in what its own methods compute.
 
-    Such are ``torch.compile``'s, ``DataParallel``, ``DistributedDataParallel``, ``AveragedModel`` and peft's, whose
-    adapters are in the modules of the model inside.
+    These are the wrappers of ``torch.compile``, ``DataParallel``, ``DistributedDataParallel``, ``AveragedModel`` and
+    peft, whose adapters are in the modules of the model inside.
     """
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
@@ -26,7 +26,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def patch_weight(model: nn.Module) -> Tensor:
-    """The patch embedding's, whose dtype and device pixels must have, and whose dtype the features then have."""
+    """Return the patch embedding's weight: pixels must have its dtype and device, and features will have its dtype."""
     tower = getattr(model, "visual", getattr(model, "vision_model", model))
     found = next((m.weight for m in tower.modules() if isinstance(m, nn.Conv2d)), None)
     return next(model.parameters()) if found is None else found

@@ -1,4 +1,4 @@
-"""Names to classifier weights: each name's mean text feature over sentences (arXiv 2103.00020, section 3.1.4)."""
+"""Make classifier weights of names: the mean text feature over sentences (arXiv 2103.00020, section 3.1.4)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .wrappers import patch_weight, unwrapped
 
 TEMPLATES = ("a photo of a {}.",)
 
-_TEXTS = 1600  # at most so many go through the text tower at a time, or one name's if they are more
+_TEXTS = 1600  # the most that go through the text tower at a time, unless one name has more
 
 
 class TextTower(Protocol):
-    """As much of a model as texts need."""
+    """The part of a model that encodes texts."""
 
     context_length: int
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """(N, L) token ids to (N, D)."""
+        """Encode (N, L) token ids to features (N, D)."""
         ...
 
 
@@ -37,7 +37,7 @@ def zero_shot_classifier(
     negatives: Sequence[str] = (),
     truncate: bool = False,
 ) -> Tensor:
-    """Weights (N + M, D) of unit norm, in the model's dtype, so that ``features @ weights.T`` are N + M scores.
+    """Return weights (N + M, D) of unit norm, in the model's dtype, so that ``features @ weights.T`` are N + M scores.
 
     The dtype is that of the features of `embed_regions`, under autocast too.
 
@@ -46,7 +46,7 @@ def zero_shot_classifier(
             ``torch.compile``, ``DataParallel`` or peft wraps it.
         names: N things, such as ``["cat", "traffic light"]``.
         templates: sentences with one ``{}`` each, where the name goes; or ``"openai80"``, the 80 that OpenAI's CLIP
-            used for ImageNet, which open_clip carries.
+            used for ImageNet, which open_clip provides.
         negatives: M things that a region may be besides, such as ``["background", "object"]``. Their rows come last,
             so that after a softmax over all N + M a region can be none of the names.
         truncate: cut a sentence that is too long for the model, which is else an error.
@@ -90,7 +90,7 @@ def zero_shot_classifier(
 
 
 def joined(names: Sequence[str]) -> str:
-    """One name for several things.
+    """Join several names into one.
 
     >>> joined(["a cat", "a dog", "a car"])
     'a cat, a dog and a car'
@@ -100,7 +100,7 @@ def joined(names: Sequence[str]) -> str:
 
 
 def _with_our_tokens(model: Any) -> Any:
-    """The model `unwrapped`, if it reads what `tokenize` gives."""
+    """Return the model `unwrapped`, or raise TypeError if it does not read the ids that `tokenize` gives."""
     model = unwrapped(model)
     if not isinstance(model, CLIP):
         size = getattr(model, "vocab_size", None)

@@ -236,7 +236,7 @@ def test_the_command_takes_alpha_weights(tmp_path):
     ("arguments", "message"),
     [
         (["lode", "--out", "served"], "Model lode not found"),
-        (["tiny", "--out", "."], "is there, and not empty"),
+        (["tiny", "--out", "."], "already exists, and is not empty"),
     ],
 )
 def test_the_command_s_errors_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
@@ -362,7 +362,7 @@ def test_the_graphs_are_valid_and_of_plain_onnx(folder, tower):
 def test_a_folder_with_something_in_it_stays_as_it_is(model, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for taken in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(FileExistsError, match="is there, and not empty: choose another folder"):
+        with pytest.raises(FileExistsError, match="already exists, and is not empty: choose another folder"):
             export(model, taken)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -144,7 +144,7 @@ def test_a_card_that_is_there_stays_and_weights_are_replaced(model, tmp_path):
 
 def test_weights_that_would_be_read_in_place_of_these_are_an_error(model, tmp_path):
     (tmp_path / "open_clip_model.safetensors").touch()
-    with pytest.raises(FileExistsError, match=r"open_clip_model\.safetensors is there, which load would read"):
+    with pytest.raises(FileExistsError, match=r"open_clip_model\.safetensors already exists, which load would read"):
         save(model, tmp_path)
 
 

@@ -118,14 +118,14 @@ def test_a_file_that_changed_since_it_was_hashed_is_noticed(shelf, tmp_path):
     (tmp_path / Shelf.names[0]).write_bytes(shelf.alpha_file)
     both(shelf, tmp_path)
     (tmp_path / Shelf.names[0]).write_bytes(shelf.alpha_file[:-1] + b"!")
-    with pytest.raises(WeightsError, match=r"(?s)could not be had.*on this disk: not there"):
+    with pytest.raises(WeightsError, match=r"(?s)could not be found or downloaded.*on this disk: not there"):
         both(shelf, tmp_path)
 
 
 def test_a_file_of_unknown_hash_is_not_taken_from_a_folder(shelf, tmp_path):
     catalogue.BASES[shelf.name] = replace(shelf.base, sha256=None)
     (tmp_path / "base.pt").write_bytes(shelf.base_file)
-    with pytest.raises(WeightsError, match=r"base\.pt could not be had\. Try again; or pass the path of a copy"):
+    with pytest.raises(WeightsError, match=r"base\.pt could not be found or downloaded\. Try again; or pass the path"):
         weights.assemble(shelf.name, None, str(tmp_path))
 
 
@@ -140,8 +140,8 @@ def test_a_local_mirror_is_searched_in_all_its_folders(shelf, tmp_path, monkeypa
 
 def not_found(shelf: Shelf, reason: str = "") -> str:
     return (
-        rf"(?s){re.escape(shelf.alpha.file)} \(SHA-256 {shelf.alpha.sha256}\) could not be had\. Get the file from "
-        r"https://github\.com/SunzeY/AlphaCLIP \(there linked as https://drive\.google\.com/file/d/[\w-]+/view\) "
+        rf"(?s){re.escape(shelf.alpha.file)} \(SHA-256 {shelf.alpha.sha256}\) could not be found or downloaded\. Get "
+        r".* from https://github\.com/SunzeY/AlphaCLIP \(.* https://drive\.google\.com/file/d/[\w-]+/view\) "
         r"and put it into download_root, name a repository .* in ALPHA_CLIP_REPO, "
         rf"or pass its path as alpha_vision_ckpt_pth=; pass None for plain CLIP, which ignores masks\. Tried:.*{reason}"
     )
@@ -488,7 +488,7 @@ def test_a_repository_that_is_gone(published, load, hub):
 def test_a_base_that_is_gone(published, load, hub):
     del hub.files["model", "our/base"]
     address = rf"https://huggingface\.co/our/base/resolve/{COMMIT}/base\.pt"
-    message = rf"(?s)could not be had\. Try again; or get {address}, .* put it into .*our/base on the Hugging Face Hub"
+    message = rf"(?s)could not be found or .* Try again; or get {address}, .* put it into .*our/base on the Hugging"
     with pytest.raises(WeightsError, match=message):
         load(published)
 
@@ -809,9 +809,9 @@ def test_repositories_of_every_kind_load_and_are_confirmed_by_what_lies_beside(h
 
 def test_a_repository_without_weights_or_that_is_gone(hub, client, tmp_path):
     hub.files["model", "some/data"] = {"README.md": b""}
-    with pytest.raises(WeightsError, match=r"some/data could not be had .*: it holds none of open_clip_model"):
+    with pytest.raises(WeightsError, match=r"some/data could not be downloaded .*: it holds none of open_clip_model"):
         load_repository(client, "hf-hub:some/data", tmp_path)
-    with pytest.raises(WeightsError, match=r"no/such could not be had .*: .*private, log in"):
+    with pytest.raises(WeightsError, match=r"no/such could not be downloaded .*: .*private, log in"):
         load_repository(client, "hf-hub:no/such", tmp_path)
 
 
@@ -819,7 +819,7 @@ def test_a_repository_without_weights_or_that_is_gone(hub, client, tmp_path):
 def test_a_repository_on_a_hub_that_hangs(model_file, hub, client, tmp_path, what):
     hub.files["model", "some/clip"] = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
     hub.hanging.add(what)
-    with pytest.raises(WeightsError, match=r"some/clip could not be had .*: its server did not answer in time"):
+    with pytest.raises(WeightsError, match=r"some/clip could not be downloaded .*: its server did not answer in time"):
         load_repository(client, "hf-hub:some/clip", tmp_path / "cache")
     hub.hanging.clear()
     assert_equal(load_repository(client, "hf-hub:some/clip", tmp_path / "cache"), model_file)

@@ -1,4 +1,4 @@
-"""Models and pipelines with an alpha channel, from folders that their own `save_pretrained` wrote."""
+"""Load models and pipelines with an alpha channel from folders that their own `save_pretrained` wrote."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NAMES = {
 
 
 def from_pretrained(cls: type[Made], folder: str | os.PathLike[str], **options: Any) -> Made:
-    """What ``cls.from_pretrained(folder)`` gives, with its alpha channel, for models and for pipelines of diffusers.
+    """Call ``cls.from_pretrained(folder)``, of a model or a diffusers pipeline, and restore the alpha channel.
 
     Without alpha weights in the folder, they are zero. (``from_pretrained`` of a class that has the parameter would
     leave it uninitialised there, and that of a plain class drops it.)
@@ -94,14 +94,14 @@ def _restore(model: nn.Module, folder: Path, **chosen: Any) -> None:
 
 
 def _last(model: nn.Module) -> str:
-    """How the name of its alpha weight ends; further up, those on disk and in memory differ."""
+    """Return the end of its alpha weight's name; further up, names on disk and in memory differ."""
     return alpha_of(model)[0].rpartition(".")[2] + _KEY
 
 
 def alphas(
     folder: Path, variant: str | None = None, use_safetensors: bool | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Keys and values of the alpha weights in the files that a model is loaded from."""
+    """Yield names and values of the alpha weights in the files that a model is loaded from."""
     for file in _weight_files(folder, variant, use_safetensors):
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as weights:
@@ -113,7 +113,7 @@ def alphas(
 
 
 def _weight_files(folder: Path, variant: str | None, use_safetensors: bool | None) -> list[Path]:
-    """Those that transformers and diffusers take, where there are several.
+    """Return the files of weights that transformers and diffusers choose where there are several.
 
     safetensors come first, and a whole file before shards. A part of a pipeline without the variant is loaded plain.
     """

@@ -1,4 +1,4 @@
-"""Models of other libraries by name, with an alpha channel and their tokenizer."""
+"""Open models of other libraries by name, with an alpha channel and their tokenizer."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ OPEN_CLIP = "open_clip"  # in the metadata of a file: options of its `create_mod
 
 
 class Words:
-    """A tokenizer of transformers: texts to (N, L) ids, cut and padded to the full length, as SigLIP was trained.
+    """A tokenizer of transformers, which cuts and pads texts to (N, L) ids of full length, as SigLIP was trained.
 
-    `processors`, the files that say how pixels are made, lie beside it, and are saved with it.
+    `processors` are the image processor's files beside it, which are saved with it.
     """
 
     def __init__(self, tokenizer: Any, length: int, processors: Sequence[Path] = ()) -> None:
@@ -50,10 +50,10 @@ class Words:
 def open_tower(
     name: str, device: str | torch.device | None = None
 ) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
-    """A CLIP or SigLIP of another library, in ``eval()`` and float32, with an alpha channel, and its tokenizer.
+    """Open a CLIP or SigLIP of another library, in ``eval()`` and float32, with an alpha channel, and its tokenizer.
 
-    Alpha weights that the files hold are there; else they are zero. `alpha_clip.embed_regions` and the trainer make
-    pixels of the mean and deviation that the files name.
+    Alpha weights come from the files if they hold any, and are zero otherwise. `alpha_clip.embed_regions` and the
+    trainer normalise pixels by the mean and deviation that the files name.
 
     Args:
         name: ``"hf:FOLDER"``, a CLIPModel or SiglipModel with its tokenizer, and its image processor where that has
@@ -105,7 +105,7 @@ def _of_transformers(name: str, folder: str) -> tuple[nn.Module, Callable[[Seque
 
 
 def _pixels(files: Sequence[Path]) -> dict[str, tuple[float, ...]]:
-    """The mean and the deviation (std) that an image processor's files name, those of the first that does."""
+    """Read mean and deviation (std) from the first of an image processor's files that names them."""
     for file in files:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ def _of_open_clip(name: str, rest: str) -> tuple[nn.Module, Callable[[Sequence[s
 
 
 def _made_with(path: Path) -> dict[str, Any] | None:
-    """What `create_model` needs to know for weights that were saved after `add_alpha`; None: it is no file of such."""
+    """Read `create_model`'s options from a file saved after `add_alpha`; None: it is no such file."""
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     with safe_open(path, framework="pt") as weights:

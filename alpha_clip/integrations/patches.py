@@ -19,7 +19,7 @@ _FOCUS: ContextVar[Mapping[int, Tensor]] = ContextVar("alpha", default={})  # no
 
 @contextmanager
 def given(patches: Iterable[nn.Module], alpha: Tensor) -> Iterator[None]:
-    """For a while, what each of `patches` sees has this alpha, unless its input brings its own."""
+    """Give the input of each of `patches` this alpha while this lasts, unless it brings its own."""
     token = _FOCUS.set({**_FOCUS.get(), **{id(each): alpha for each in patches}})
     try:
         yield
@@ -28,7 +28,7 @@ def given(patches: Iterable[nn.Module], alpha: Tensor) -> Iterator[None]:
 
 
 class AlphaConv2d(nn.Conv2d):
-    """A patch convolution over RGB, and beside it one over alpha: no bias, weights zero at the start.
+    """A patch convolution over RGB with one over alpha beside it, which has no bias, and zero weights at the start.
 
     It holds the weights of the convolution that it stands in for, the same tensors under the same names, and one more,
     ``alpha``, (width, 1, height, width of a patch). Alpha is +1.923 where the model should look, and -1.923 elsewhere.
@@ -41,7 +41,7 @@ class AlphaConv2d(nn.Conv2d):
         _stand_in(self, conv)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W), or (B, 4, H, W) with alpha behind RGB; without alpha anywhere, the whole image."""
+        """Embed pixels (B, 3, H, W), or (B, 4, H, W) with alpha after RGB; without any alpha, the whole image."""
         rgb = pixels[:, :3]
         if pixels.shape[1] > 4:
             raise ValueError(f"pixels are {tuple(pixels.shape)}, expected 3 channels, or 4 with alpha as the last")
@@ -56,7 +56,7 @@ class AlphaConv2d(nn.Conv2d):
 
 
 class AlphaLinear(nn.Linear):
-    """The same for towers that take packed patches, (B, N, 3pp), such as SigLIP 2: alpha is the last of (B, N, 4pp).
+    """`AlphaConv2d` for towers of packed patches (B, N, 3pp), such as SigLIP 2: alpha comes last in (B, N, 4pp).
 
     `by_pixel` is for towers that pack pictures of four channels themselves: alpha is then each pixel's last value.
     """
@@ -69,7 +69,7 @@ class AlphaLinear(nn.Linear):
         _stand_in(self, linear)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches (B, N, 3pp), or (B, N, 4pp) with alpha behind RGB; without alpha anywhere, the whole image."""
+        """Embed patches (B, N, 3pp), or (B, N, 4pp) with alpha after RGB; without any alpha, the whole image."""
         pixels = self.in_features // 3
         if patches.shape[-1] not in (3 * pixels, 4 * pixels):
             raise ValueError(
@@ -90,7 +90,7 @@ class AlphaLinear(nn.Linear):
 
 
 def without_alpha(patches: AlphaConv2d | AlphaLinear) -> nn.Module:
-    """What `patches` stands in for, with the weights that it has now."""
+    """Return the module that `patches` replaced, with the weights of now."""
     before: nn.Conv2d | nn.Linear = patches.__dict__["_before"]
     before.weight, before.bias = patches.weight, patches.bias
     _share_hooks(patches, before)
@@ -104,7 +104,7 @@ def _stand_in(made: nn.Module, before: nn.Conv2d | nn.Linear) -> None:
 
 
 def _share_hooks(of: nn.Module, to: nn.Module) -> None:
-    """The same dictionaries of hooks, so that a handle removes its hook wherever that was registered."""
+    """Share the dictionaries of hooks, so that a handle removes its hook wherever that was registered."""
     vars(to).update({name: vars(of)[name] for name in vars(nn.Module()) if "hook" in name})
 
 
@@ -114,7 +114,7 @@ def _sizes(conv: nn.Conv2d) -> dict[str, Any]:
 
 
 def focused(patches: nn.Module, rgb: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor | None:
-    """What `given` says, checked."""
+    """Return the alpha that `given` set for `patches`, checked against the pixels; None: it set none."""
     alpha = _FOCUS.get().get(id(patches))
     if alpha is None:
         return None

@@ -1,4 +1,4 @@
-"""Masks through a pipeline's own image processor, so that they lie where its pixels do."""
+"""Send masks through a pipeline's own image processor, so that they match its pixels."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ProcessorWithMask:
         return made
 
     def _made(self, images: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """What the processor makes, and the options that its image processor got for it, which may be its own."""
+        """Return what the processor makes, and the options that it passed to its image processor."""
         if self._of_images is self.processor:
             return self.processor(images=images, **options), options
         twin = copy.copy(self.processor)
@@ -113,7 +113,7 @@ _INSTEAD = "hold the mask in `focus` where its tower looks"
 
 
 def processor_with_mask(processor: Any) -> ProcessorWithMask:
-    """A processor of transformers, or its image processor alone, that takes masks too: ``made(images, masks, ...)``."""
+    """Let a processor of transformers, or an image processor, take masks too: ``made(images, masks, ...)``."""
     return ProcessorWithMask(processor)
 
 
@@ -133,14 +133,14 @@ class _Heard:
 
 
 def _shown(picture: Any, mask: Mask | None) -> Any:
-    """The picture as the processor gets it, which opens no `Path`."""
+    """Return the picture as the processor gets it: upright if it has a mask; opened if it is a `Path`."""
     return picture if mask is None and not isinstance(picture, os.PathLike) else upright(picture)
 
 
 def _drawn(picture: Any, mask: Mask | None) -> Any:
-    """The mask as a picture, red and blue on black; where there is none, what is shown, of which the size matters.
+    """Return the mask as a picture, red and blue on black; without a mask the picture itself, for its size.
 
-    Green says what becomes of black: a processor that pads with a colour, or mixes colours, is found out by it.
+    The green channel shows what becomes of black: a processor that pads with a colour, or mixes colours, changes it.
     """
     if mask is None:
         return picture
@@ -152,7 +152,7 @@ def _drawn(picture: Any, mask: Mask | None) -> Any:
 
 
 def _padding_with_black(processor: Any) -> Any:
-    """A copy of an image processor; those that pad with a colour of their own have it as an attribute."""
+    """Copy an image processor, with black as its padding colour if it has one."""
     made = copy.copy(processor)
     for name in _COLOURS:
         if hasattr(made, name):
@@ -178,7 +178,7 @@ def _channels(pixels: Tensor) -> tuple[Tensor, ...]:
 
 
 def _check_values(kind: str, mask: Tensor, black: Tensor, again: Tensor) -> None:
-    """Complain unless a mask is what it was, but for its place, with black around it."""
+    """Raise ValueError unless the processor moved a mask without changing its values, and padded with black."""
     low, high = mask.min().item(), mask.max().item()
     if black.abs().max() > _EXACT or (mask - again).abs().max() > _EXACT or low < -_EXACT or high > 1 + _EXACT:
         raise ValueError(
@@ -189,7 +189,7 @@ def _check_values(kind: str, mask: Tensor, black: Tensor, again: Tensor) -> None
 
 
 def _check_kept(values: Tensor, masks: Sequence[Mask | None]) -> None:
-    """Complain where not one pixel of a mask is left."""
+    """Raise RegionLost if no pixel of a mask is left."""
     kept = values.flatten(1).amax(dim=1) > 0.5 / 255
     gone = [
         str(i) for i, (mask, some) in enumerate(zip(masks, kept.tolist(), strict=True)) if mask is not None and not some

@@ -1,4 +1,4 @@
-"""An alpha channel for anybody's image tower, put in place and taken away again."""
+"""Add an alpha channel to anybody's image tower, and remove it again."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def remove_alpha(tower: Tower) -> Tower:
 
 @contextmanager
 def focus(tower: nn.Module, alpha: Tensor) -> Iterator[None]:
-    """While this lasts, a tower sees what it is given through a mask, for pipelines that make their own pixels:
+    """Hold a mask for a tower while this lasts, for pipelines that make their own pixels:
     ``with focus(pipe.image_encoder, alpha): pipe(image)``.
 
     The mask is that of this thread, and of the `contextvars.copy_context` that a new thread is run in; one that is
@@ -120,13 +120,13 @@ def has_alpha(tower: nn.Module) -> bool:
 
 
 def alpha_weight(tower: nn.Module) -> Tensor:
-    """The alpha weights of a tower: (width, 1, p, p), or (width, pp) for packed patches. Errors as in `alpha_of`."""
+    """Return a tower's alpha weights: (width, 1, p, p), or (width, pp) for packed patches. Errors as in `alpha_of`."""
     _, patches = alpha_of(tower)
     return patches.conv1_alpha.weight if isinstance(patches, OwnTower) else patches.alpha
 
 
 def alpha_of(tower: nn.Module) -> tuple[str, Patches]:
-    """The name and the module of the patch embedding with alpha in `tower`; of a tower of this package, of the tower.
+    """Return name and module of the patch embedding with alpha in `tower`, or of the tower itself if it is our own.
 
     Of the copies that PEFT's `modules_to_save` makes, it is the one in use.
 
@@ -151,7 +151,7 @@ def _with_alpha(tower: nn.Module) -> Iterator[tuple[str, Patches]]:
 
 
 def _idle_copies(tower: nn.Module) -> Iterator[nn.Module]:
-    """PEFT keeps a module as it was beside copies for adapters, and sends its input to one of them all."""
+    """Yield the modules that PEFT keeps beside the one in use: the original, and copies for other adapters."""
     for module in tower.modules():
         copies: Any = getattr(module, "modules_to_save", None)
         if isinstance(copies, nn.ModuleDict):
@@ -182,12 +182,12 @@ def _is_patch_embedding(name: str, module: nn.Module) -> bool:
 
 
 def _packs_by_pixel(parent: nn.Module) -> bool:
-    """timm's NaFlexEmbeds packs the channels of a picture, all four of them; for transformers' the processor does."""
+    """Whether `parent` packs pictures of four channels itself, as timm's NaFlexEmbeds; transformers' does not."""
     return getattr(parent, "is_linear", False) and getattr(parent, "channels_last", True)  # older timm has no choice
 
 
 def _check_plain(named: str, patches: nn.Conv2d | nn.Linear) -> None:
-    """What a subclass, another forward or a computed weight does otherwise would be lost."""
+    """Raise ValueError for a subclass, another forward or a computed weight, whose effect would be lost."""
     replaced = "forward" in vars(patches) and not hasattr(patches, "_hf_hook")  # that one moves inputs to a device
     if type(patches) not in (nn.Conv2d, nn.Linear) or replaced or "weight" not in dict(patches.named_parameters()):
         changed = " with another forward or a computed weight" * (type(patches) in (nn.Conv2d, nn.Linear))
@@ -225,7 +225,7 @@ def _before(parent: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _before_own(visual: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Our own tower takes alpha as an argument."""
+    """Turn the fourth channel, or the mask in focus, into the argument `alpha` of our own tower."""
     image, alpha = (*args, kwargs.get("alpha"))[:2] if args else (kwargs["image"], kwargs.get("alpha"))
     if alpha is None:
         if image.shape[-3] == 4:

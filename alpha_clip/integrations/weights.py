@@ -1,4 +1,4 @@
-"""The Alpha-CLIP authors' weights for others' towers: mapped by module, since names differ by version and owner."""
+"""Put the Alpha-CLIP authors' weights into others' towers, by module, since names differ by library and version."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def load_alpha_weights(
 
 @torch.no_grad()
 def copy_tower(source: VisionTransformer, tower: nn.Module) -> nn.Module:
-    """`load_alpha_weights` from a tower that is there."""
+    """Do what `load_alpha_weights` does, from a tower that is loaded already."""
     target, pairs = _clip_tower(tower, source)
     if unlike := [f"{what} is {_kind(to)}" for what, to, _ in pairs if not _is_plain(to)]:
         raise ValueError(
@@ -88,7 +88,7 @@ def copy_tower(source: VisionTransformer, tower: nn.Module) -> nn.Module:
 
 
 def _is_plain(weight: Any) -> bool:
-    """Whether what is copied into it is there afterwards; of a quantised one, only the type may tell."""
+    """Whether a copy into the weight stays as it is: not in a quantised one, which only its type may tell."""
     return type(weight) is nn.Parameter and weight.dtype in _PRECISE
 
 
@@ -97,7 +97,7 @@ def _kind(weight: Any) -> str:
 
 
 def _some(named: Sequence[str]) -> str:
-    return ", ".join(named[:3]) + " and more" * (len(named) > 3)
+    return ", ".join(named[:3]) + (" and more" if len(named) > 3 else "")
 
 
 _OPENAI = ("ln_pre", "class_embedding", "conv1", "transformer")
@@ -105,7 +105,7 @@ _TRANSFORMERS = ("pre_layrnorm", "embeddings", "encoder", "post_layernorm")
 
 
 def _clip_tower(tower: nn.Module, source: VisionTransformer) -> tuple[nn.Module, list[Pair]]:
-    """The one CLIP ViT in `tower`, and what of `source` goes where in it.
+    """Return the one CLIP ViT in `tower`, and the pairs of its parameters and weights of `source`.
 
     Raises:
         IncompatibleCheckpoint: there is none.
@@ -138,7 +138,7 @@ def _projection(model: nn.Module, tower: nn.Module) -> Any:
 
 
 def _openai_pairs(source: VisionTransformer, target: Any) -> Iterator[Pair]:
-    """OpenAI's names, which are ours; open_clip's too, LAVIS's in BLIP-2, whose ViT-L ends after 21 blocks."""
+    """Pair parameters by OpenAI's names, which open_clip and LAVIS use too; BLIP-2's ViT-L ends after 21 blocks."""
     blocks, cut = target.transformer.resblocks, not hasattr(target, "ln_post")
     quick = _activation(blocks[0].mlp)
     _check(source, len(blocks), blocks[0].attn.num_heads, quick, "open_clip: ...-quickgelu", cut)
@@ -209,7 +209,7 @@ def _activation(mlp: Any) -> bool:
 
 
 def _check(source: VisionTransformer, layers: int, heads: int, quick: bool, remedy: str, cut: bool = False) -> None:
-    """What shapes alone do not tell; a tower that is `cut` has no more blocks than the weights, but may have fewer."""
+    """Raise unless blocks, heads and activation are the weights' own; a tower that is `cut` may have fewer blocks."""
     depth, width = len(source.transformer.blocks), source.conv1.out_channels
     if (min(layers, depth) if cut else depth, width // HEAD_WIDTH) != (layers, heads):
         raise IncompatibleCheckpoint(
@@ -227,7 +227,7 @@ def _check_norms(source: VisionTransformer, target: nn.Module) -> None:
 
 
 def _check_parts(module: nn.Module, expected: Collection[str]) -> None:
-    """Its parts that hold parameters; those of adapters lie deeper."""
+    """Raise unless `module` has exactly the expected parts with parameters; those of adapters lie deeper."""
     parts = {name for name, _ in module.named_parameters(recurse=False)}
     parts |= {name for name, part in module.named_children() if any(True for _ in part.parameters())}
     if odd := sorted(parts ^ set(expected)):

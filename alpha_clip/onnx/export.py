@@ -1,4 +1,4 @@
-"""A model to a folder of ONNX graphs."""
+"""Export a model to a folder of ONNX graphs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PARITY = 1e-4  # how far features may be from the model's, relative to the lengt
 def export(model: CLIP, folder: str | os.PathLike[str], *, name: str = "", int8: bool = False) -> dict[str, float]:
     """Write both towers of `model` to `folder`, from where `load` takes them.
 
-    The graphs are run beside the model before they are put in place, and nothing is ever there by halves.
+    The graphs are compared with the model before they are put in place, and the folder appears whole or not at all.
 
     Args:
         model: one of ours, in float32.
-        folder: a new or an empty one.
+        folder: a new or an empty folder.
         name: of the model, for the description.
         int8: 8-bit weights, with a scale for each output, in place of float32. Smaller and, where the processor has
             instructions for it, faster; the features move, so measure on your own data.
@@ -43,9 +43,9 @@ def export(model: CLIP, folder: str | os.PathLike[str], *, name: str = "", int8:
     Raises:
         ImportError: the extra ``onnx`` is not installed.
         TypeError: `model` is not one of ours, or not in float32.
-        FileExistsError: `folder` holds something.
-        ValueError: the graphs compute something else than the model: it was changed by more than its weights; or they
-            cannot be made, as a module was replaced.
+        FileExistsError: `folder` is not empty, or is a file.
+        ValueError: the graphs compute something else than the model, because it was changed in more than its weights;
+            or they cannot be made, because a module was replaced.
     """
     folder = Path(folder)
     _check(model, folder)
@@ -89,7 +89,7 @@ def _check(model: CLIP, folder: Path) -> None:
     if dtypes := {str(p.dtype) for p in model.parameters()} - {"torch.float32"}:
         raise TypeError(f"the model has weights in {', '.join(sorted(dtypes))}: load it with dtype=torch.float32")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there, and not empty: choose another folder, or delete it")
+        raise FileExistsError(f"{folder} already exists, and is not empty: choose another folder, or delete it")
     for package in ("onnx", "onnxruntime"):
         optional(package)
 
@@ -154,7 +154,7 @@ class _Samples:
             self.features = [x.cpu() for x in (model.encode_image(self.image, self.mask), model.encode_text(self.text))]
 
     def difference(self, served: OnnxCLIP) -> float:
-        """The largest distance from the model's features, relative to their length."""
+        """Return the largest distance from the model's features, relative to their length."""
         pairs = zip(self._of(served), self.features, strict=True)
         return max(float(((a - b).norm(dim=1) / b.norm(dim=1)).max()) for a, b in pairs)
 

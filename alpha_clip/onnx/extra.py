@@ -1,14 +1,14 @@
-"""The optional packages behind this one."""
+"""Import the optional packages that ONNX models need."""
 
 from importlib import import_module
 from typing import Any
 
 
 def optional(name: str) -> Any:
-    """The module `name`, of a package that the extra ``onnx`` installs.
+    """Import a module of a package that the extra ``onnx`` installs.
 
     Raises:
-        ImportError: it is not installed; how to.
+        ImportError: it is not installed; the message says how to.
     """
     try:
         return import_module(name)

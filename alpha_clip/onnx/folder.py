@@ -1,4 +1,4 @@
-"""What an exported model looks like on disk.
+"""The files of an exported model.
 
 A folder holds a graph for each tower, ``image.onnx`` and ``text.onnx``, each with its weights in a file beside it
 (``.onnx.data``), and ``model.json``, which says what they are.
@@ -39,13 +39,13 @@ def files(folder: Path) -> list[Path]:
 
 
 def write(description: Description, folder: Path) -> None:
-    """``model.json``, once the files it speaks of are there: it holds their sizes too."""
+    """Write ``model.json``, which needs the graphs to be there: it holds their sizes too."""
     content = asdict(description) | {"bytes": {path.name: path.stat().st_size for path in files(folder)}}
     (folder / _DESCRIPTION).write_text(json.dumps(content), encoding="utf-8")
 
 
 def read(folder: Path) -> Description:
-    """The description of the model in `folder`, all files of which are there and of the right size.
+    """Read the description of the model in `folder`, and check that all its files have the right size.
 
     Raises:
         WeightsError: there is no exported model.

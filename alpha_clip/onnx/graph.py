@@ -1,4 +1,4 @@
-"""The two towers as ONNX graphs, written node by node from the model's weights.
+"""Write the two towers as ONNX graphs, node by node from the model's weights.
 
 They hold what the features need and no more: the last block works on the class token, or the end-of-text token, alone,
 over the keys and values of all others; the class token lies in the positional embedding, and the attention's scale in
@@ -53,7 +53,7 @@ class _Graph:
         return self.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=norm.eps)
 
     def model(self, inputs: dict[str, tuple[int, list[str | int]]], width: int) -> onnx.ModelProto:
-        """`inputs` by type and shape; the value of the last node is the output, (rows, width)."""
+        """Make the model: `inputs` have a type and a shape each; the last node's value is the output, (rows, width)."""
         self.nodes[-1].output[0] = "features"
         graph = helper.make_graph(
             self.nodes,
@@ -68,7 +68,10 @@ class _Graph:
 
 @torch.no_grad()
 def image_tower(visual: VisionTransformer) -> onnx.ModelProto:
-    """``image`` (B, 3, n, n) and ``alpha`` (M, 1, n, n), normalised, B = M or one of them 1, to ``features``."""
+    """Make the graph from ``image`` (B, 3, n, n) and ``alpha`` (M, 1, n, n), normalised, to ``features``.
+
+    B equals M, or one of them is 1.
+    """
     g, n = _Graph(), visual.input_resolution
     # Each convolution sees its own batch, as in the model.
     x = g.add("Add", _patches(g, "image", visual.conv1), _patches(g, "alpha", visual.conv1_alpha))
@@ -97,7 +100,10 @@ def image_tower(visual: VisionTransformer) -> onnx.ModelProto:
 
 @torch.no_grad()
 def text_tower(clip: CLIP) -> onnx.ModelProto:
-    """``text`` (N, L) int32, L at most the context length, to ``features``. What stands behind the end is not read."""
+    """Make the graph from ``text`` (N, L) int32, L at most the context length, to ``features``.
+
+    Tokens after the end of a text are not read.
+    """
     g = _Graph()
     length = g.add("Slice", g.add("Shape", "text"), g.constant([1]), g.constant([2]))
     end = g.add("ArgMax", "text", axis=1)  # (N, 1): the end-of-text token has the highest id of all
@@ -131,7 +137,7 @@ def _blocks(
     mask: Value | None = None,
     mask_of_picked: Value | None = None,
 ) -> Value:
-    """(N, L, D) to the one row (N, 1, D) that `pick` takes of it, behind the last block."""
+    """Add all blocks: (N, L, D) -> (N, 1, D), the one row of the last block's output that `pick` takes."""
     *before, last = blocks
     for block in before:
         y = g.layer_norm(x, block.ln_1)
@@ -148,7 +154,7 @@ def _mlp(g: _Graph, block: ResidualAttentionBlock, x: Value) -> Value:
 
 
 def _attention(g: _Graph, attention: Attention, queries: Value, x: Value, mask: Value | None) -> Value:
-    """Multi-head attention of (N, Q, D) over (N, L, D). `mask` is added to the logits, (N, heads, Q, L)."""
+    """Add multi-head attention of (N, Q, D) over (N, L, D). `mask` is added to the logits, (N, heads, Q, L)."""
     assert attention.in_proj_weight is not None and attention.in_proj_bias is not None
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     scale = attention.head_dim**-0.5

@@ -1,4 +1,4 @@
-"""An exported model at work: OpenAI's calls, computed by ONNX Runtime."""
+"""Run an exported model by ONNX Runtime, with the calls of OpenAI's clip."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Array = TypeVar("Array", Tensor, NDArray[Any])
 
 
 def load(folder: str | os.PathLike[str], threads: int | None = None) -> OnnxCLIP:
-    """An exported model, on the CPU.
+    """Load an exported model, on the CPU.
 
     Args:
         folder: what `export` or ``python -m alpha_clip.onnx`` wrote.
@@ -34,7 +34,8 @@ def load(folder: str | os.PathLike[str], threads: int | None = None) -> OnnxCLIP
     Raises:
         ImportError: the extra ``onnx`` is not installed.
         ValueError: `threads` is less than 1.
-        WeightsError: there is no exported model, or (IncompatibleCheckpoint) it is not whole.
+        WeightsError: there is no exported model.
+        IncompatibleCheckpoint: it is not whole.
 
     Warns:
         MasksIgnored: its alpha weights are all zero, so that masks will be ignored.
@@ -82,7 +83,7 @@ class OnnxCLIP:
         self._unseen = {"floating alpha"}  # as the model's: what has not been looked at yet
 
     def encode_image(self, image: Array, alpha: Tensor | NDArray[Any] | None = None) -> Array:
-        """Image features (B, embed_dim), not normalised.
+        """Return image features (B, embed_dim), not normalised.
 
         Args:
             image: (B, 3, n, n) or (3, n, n), floating, normalised as ``preprocess`` does.
@@ -96,21 +97,22 @@ class OnnxCLIP:
         return _like(image, self._encode_image(_tensor(image), _tensor(alpha)))
 
     def encode_text(self, text: Array) -> Array:
-        """Text features (N, embed_dim), not normalised.
+        """Return text features (N, embed_dim), not normalised.
 
         Args:
             text: (N, L) integer token ids as `tokenize` returns them, L at most ``context_length``.
 
         Raises:
             TypeError: `text` is not of integers.
-            ValueError: `text` is not (N, L), or too long. IndexError: an id is not in the vocabulary.
+            ValueError: `text` is not (N, L), or too long.
+            IndexError: an id is not in the vocabulary.
         """
         return _like(text, self._encode_text(_tensor(text)))
 
     def __call__(
         self, image: Array, text: Tensor | NDArray[Any], alpha: Tensor | NDArray[Any] | None = None
     ) -> tuple[Array, Array]:
-        """Cosine similarities times ``logit_scale.exp()``: logits_per_image (B, N) and logits_per_text (N, B)."""
+        """Return logits_per_image (B, N) and logits_per_text (N, B): cosines times ``logit_scale.exp()``."""
         image_features = F.normalize(self._encode_image(_tensor(image), _tensor(alpha)), dim=-1)
         text_features = F.normalize(self._encode_text(_tensor(text)), dim=-1)
         logits = self.logit_scale.exp() * image_features @ text_features.T
@@ -152,7 +154,7 @@ class OnnxCLIP:
 
 
 def _tensor(value: Any) -> Any:
-    """An array as a tensor of the same memory, all else as it is."""
+    """Return an array as a tensor of the same memory, and anything else as it is."""
     if not isinstance(value, np.ndarray):
         return value
     return torch.from_numpy(np.require(value, requirements=["C", "W"]))  # neither its strides nor its locks pass
