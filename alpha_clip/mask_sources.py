@@ -141,7 +141,10 @@ def _from_coco(file: Path, size: tuple[int, int]) -> Iterator[NDArray[Any]]:
     record = json.loads(file.read_text(encoding="utf-8"))
     annotations = record.get("annotations") if isinstance(record, dict) else record
     if not isinstance(annotations, list) or not all(isinstance(a, dict) and "segmentation" in a for a in annotations):
-        raise ValueError(f"{file.name} holds no list of annotations with a segmentation each, as COCO's files do")
+        found = f"a record of {sorted(record)}" if isinstance(record, dict) else f"a {type(record).__name__}"
+        raise ValueError(
+            f"{file.name} holds no list of annotations with a segmentation each, as COCO's files do, but {found:.200}"
+        )
     for annotation in annotations:
         outline = annotation["segmentation"]
         if isinstance(outline, dict):

@@ -93,7 +93,7 @@ class VisionTransformer(nn.Module):
         """Return the output of block `layer` before ``ln_post``, (B, 1 + N, width): class token, then patches by row.
 
         `layer` counts as a list index does: -1 is the last block, -2 is ``hidden_states[-2]`` of transformers' CLIP.
-        Inputs and errors are those of `forward`; an impossible `layer` raises IndexError.
+        Inputs and errors are those of `forward`; a `layer` that does not exist raises IndexError.
         """
         x = self.transformer.run(self._blocks(layer), self._embed(image, alpha))
         return x.permute(1, 0, 2)  # (L, B, width) -> (B, L, width)

@@ -38,7 +38,7 @@ def decode(rle: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the mask, (H, W) bool, of a picture of ``size`` (H, W).
 
     ``rle`` is ``{"size": [H, W], "counts": ...}``; the counts are a compressed str or bytes, or a list of run lengths.
-    They go down the columns, the first run being background. Raises what `checked` raises.
+    They go down the columns, the first run being background. Errors are those of `checked`.
     """
     packed = checked(rle, size)
     with warnings.catch_warnings():  # pycocotools 2.0.11 does not know NumPy 2's copy=

@@ -89,7 +89,8 @@ class SimpleTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the cleaned, lower-case text of ``ids``, a space after each word; U+FFFD where it is not UTF-8.
 
-        Raises KeyError for an id outside the vocabulary.
+        Raises:
+            KeyError: an id is outside the vocabulary.
         """
         bytes_of = {symbol: byte for byte, symbol in _byte_symbols().items()}
         spelling = "".join(self.decoder[int(i)] for i in ids)

@@ -55,8 +55,8 @@ def test_soft_masks_stay_soft(tmp_path):
         ),
         ("a.npz", {"masks": np.zeros((1, 3, 2), bool)}, r"holds masks of \(3, 2\), expected \(2, 2\)"),
         ("a.png", np.zeros((2, 2, 3), np.uint8), "has colours, expected one number a pixel"),
-        ("a.json", [{"box": [0, 0, 1, 1]}], "no list of annotations"),
-        ("a.json", {"images": []}, "no list of annotations"),
+        ("a.json", [{"box": [0, 0, 1, 1]}], "no list of annotations .*, but a list"),
+        ("a.json", {"images": []}, r"no list of annotations .*, but a record of \['images'\]"),
     ],
 )
 def test_what_is_no_file_of_masks_is_refused(name, content, message, tmp_path):

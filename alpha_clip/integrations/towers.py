@@ -190,7 +190,7 @@ def _check_plain(named: str, patches: nn.Conv2d | nn.Linear) -> None:
     """Raise ValueError for a subclass, another forward or a computed weight, whose effect would be lost."""
     replaced = "forward" in vars(patches) and not hasattr(patches, "_hf_hook")  # that one moves inputs to a device
     if type(patches) not in (nn.Conv2d, nn.Linear) or replaced or "weight" not in dict(patches.named_parameters()):
-        changed = " with another forward or a computed weight" * (type(patches) in (nn.Conv2d, nn.Linear))
+        changed = " with another forward or a computed weight" if type(patches) in (nn.Conv2d, nn.Linear) else ""
         raise ValueError(
             f"{named} is {type(patches).__name__}{changed}, expected a plain Conv2d or Linear: add alpha before "
             "anything wraps or quantises it"

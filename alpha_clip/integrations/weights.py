@@ -213,7 +213,7 @@ def _check(source: VisionTransformer, layers: int, heads: int, quick: bool, reme
     depth, width = len(source.transformer.blocks), source.conv1.out_channels
     if (min(layers, depth) if cut else depth, width // HEAD_WIDTH) != (layers, heads):
         raise IncompatibleCheckpoint(
-            f"the tower has {layers} blocks of {heads} heads, expected {depth}{' at most' * cut} of "
+            f"the tower has {layers} blocks of {heads} heads, expected {depth}{' at most' if cut else ''} of "
             f"{width // HEAD_WIDTH}: pass the weights of its base"
         )
     if not quick:

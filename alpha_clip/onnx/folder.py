@@ -19,7 +19,7 @@ _DESCRIPTION = "model.json"
 
 @dataclass(frozen=True)
 class Description:
-    """What ``model.json`` says of an exported model."""
+    """The content of ``model.json``: what an exported model is."""
 
     name: str
     version: str  # of the package that exported it

@@ -1,9 +1,9 @@
 """Write the two towers as ONNX graphs, node by node from the model's weights.
 
-They hold what the features need and no more: the last block works on the class token, or the end-of-text token, alone,
-over the keys and values of all others; the class token lies in the positional embedding, and the attention's scale in
-the queries' weights. `torch.onnx.export` cannot be told that two batches are broadcast against each other: it ties
-K images to K masks.
+They compute what the features need and no more: the last block works only on the class token, or the end-of-text
+token, over the keys and values of all others; the class token is part of the positional embedding, and the attention's
+scale part of the queries' weights. `torch.onnx.export` cannot be told that two batches are broadcast against each
+other: it ties K images to K masks.
 """
 
 from __future__ import annotations
