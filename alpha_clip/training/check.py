@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..tokenizer import shared_tokenizer
-from .pictures import BadSample, Picture, RegionFolder, RegionShards, open_data
+from .pictures import RegionFolder, RegionShards, open_data
+from .records import BadSample, Picture
 
 SHOWN = 5  # of each kind of problem
 CONTEXT = 77  # tokens that CLIPs read, with start and end; SigLIPs read 64 of their own

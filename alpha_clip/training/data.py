@@ -21,8 +21,7 @@ from ..model import FOREGROUND
 from ..transforms import Preprocess
 from .config import TrainConfig
 from .loss import Labels
-from .pictures import Picture
-from .records import CHECK, BadSample, UnreadableData
+from .records import CHECK, BadSample, Picture, UnreadableData
 from .views import Sample, views
 
 MASK_GRID = 32  # masks are compared at this size

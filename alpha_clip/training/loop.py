@@ -25,8 +25,8 @@ from .data import Batch, Dataset, batches, check_readable, reading
 from .foreign import trainable
 from .objective import Objective
 from .optim import lr_at, make_optimizers
-from .pictures import BadSample
 from .processes import gather_objects, process_group, rank_and_world, total
+from .records import BadSample
 from .state import BAD_BATCH, Log, Progress, load_state, save_bad_batch, save_best, save_state
 from .trainable import Tokenize, Trainable
 from .validation import evaluate

@@ -37,7 +37,8 @@ from alpha_clip.pipeline import AnnotateGrounding, inspect, run
 from alpha_clip.scenes import HELD_OUT, STYLES, draw_scene
 from alpha_clip.training import Picture, TrainConfig, finetune
 from alpha_clip.training.check import check
-from alpha_clip.training.pictures import RegionShards, write_shards
+from alpha_clip.training.pictures import RegionShards
+from alpha_clip.training.writing import write_shards
 
 BATCH = 20  # pictures
 EXACT, COLOUR, GRIT = "exact", "masks by colour", "grit"

@@ -28,7 +28,7 @@ from alpha_clip.pipeline.caption import Background
 from alpha_clip.pipeline.grounding import Grounding
 from alpha_clip.scenes import HELD_OUT, NOUNS, draw_scene
 from alpha_clip.training import Picture, Region
-from alpha_clip.training.pictures import QUALITY
+from alpha_clip.training.writing import QUALITY
 from alpha_clip.transforms import mask_box
 
 FIRST_SEED = 6_000_000_000  # neither train.py nor ablations.py nor evaluate.py draws there
