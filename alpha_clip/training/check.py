@@ -34,10 +34,11 @@ class Report:
 
     def __str__(self) -> str:
         lines = []
-        for problem, found in sorted(self.problems.items()):
-            lines.append(f"{len(found)} x {problem}")
-            lines += [f"    {one}" for one in found[:SHOWN]]
-            lines += [f"    ... and {len(found) - SHOWN} more"] * (len(found) > SHOWN)
+        for problem, cases in sorted(self.problems.items()):
+            lines.append(f"{len(cases)} x {problem}")
+            lines += [f"    {case}" for case in cases[:SHOWN]]
+            if len(cases) > SHOWN:
+                lines.append(f"    ... and {len(cases) - SHOWN} more")
         problems = sum(map(len, self.problems.values()))
         lines.append(f"{self.samples} samples, {self.read} read with {self.regions} regions; {problems} problems")
         return "\n".join(lines)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+Optimizer = Literal["adamw", "muon"]
+Geometry = Literal["pad", "crop", "squash"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class TrainConfig:
     batch_size: int = 256  # pictures a step, over all processes; one may hold several samples
     accumulate: int = 1  # parts, of as many pictures, that a process cuts its share into, to save memory; same loss
 
-    optimizer: Literal["adamw", "muon"] = "adamw"  # Muon: for the blocks' matrices; from scratch, it needs fewer steps
+    optimizer: Optimizer = "adamw"  # Muon: for the blocks' matrices; from scratch, it needs fewer steps
     lr: float = 2e-6  # peak learning rate of everything but the alpha convolution
     alpha_lr: float = 2e-4  # peak learning rate of the alpha convolution
     weight_decay: float = 0.02  # on matrices and convolutions; never on gains, biases, embeddings or temperature
@@ -40,9 +44,9 @@ class TrainConfig:
     graded: float = 0.0  # share of the region samples whose surroundings are seen in part, as far as the caption holds,
     weighted: float = 0.0  # ... that are two regions, one of which counts less,
     union: float = 0.0  # ... that are two or three regions, "a cat and a dog"; the rest shows one
-    geometry: Literal["pad", "crop", "squash"] = "pad"  # "crop" may cut a region away: a bad picture
+    geometry: Geometry = "pad"  # "crop" may cut a region away: a bad picture
 
-    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products (autocast); weights stay in float32
+    precision: Precision = "float32"  # of matrix products (autocast); weights stay in float32
     checkpoint_activations: bool = False  # work out the blocks' activations twice, to save their memory
     seed: int = 0  # the order of the data and all that is drawn for item i of epoch e follow from (seed, e, i)
     workers: int = 1  # processes that make the data, for each process that trains; 0: none
@@ -50,12 +54,8 @@ class TrainConfig:
     evaluate_every: int = 500  # steps between evaluations, where there is validation data
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("optimizer", ("adamw", "muon")),
-            ("geometry", ("pad", "crop", "squash")),
-            ("precision", ("float32", "bfloat16")),
-        ):
-            if (value := getattr(self, name)) not in allowed:
+        for name, choices in (("optimizer", Optimizer), ("geometry", Geometry), ("precision", Precision)):
+            if (value := getattr(self, name)) not in (allowed := get_args(choices)):
                 raise ValueError(f"TrainConfig.{name} is {value!r}, expected {' or '.join(map(repr, allowed))}")
         for name in ("steps", "batch_size", "accumulate", "save_every", "evaluate_every"):
             if getattr(self, name) < 1:
@@ -82,7 +82,7 @@ _WEIGHTS = ("same_image", "distill", "distill_tokens")
 SHARES = ("whole", "box", "ellipse", "jitter", "graded", "weighted", "union")
 
 # Settings that do not change what is learned: a run may be resumed with others.
-FREE = ("accumulate", "checkpoint_activations", "evaluate_every", "save_every", "workers")
+MAY_CHANGE_ON_RESUME = ("accumulate", "checkpoint_activations", "evaluate_every", "save_every", "workers")
 
 # `batch_size` counts pictures, where the paper counts pairs.
 PRESETS: dict[str, dict[str, Any]] = {

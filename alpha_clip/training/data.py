@@ -39,11 +39,11 @@ class Batch:
     whole: Tensor  # (B,) bool: this sample is a whole image
     keys: list[str]  # B, what the picture it is of is called in the data set
     texts: list[str]
-    first: Tensor  # (B,) int64, below U: the sample's first text; -1: it has no text
-    sample: Tensor  # (P,) int64, below B
-    text: Tensor  # (P,) int64, below U
+    first_text: Tensor  # (B,) int64, below U: the sample's first text; -1: it has no text
+    sample_index: Tensor  # (P,) int64, below B
+    text_index: Tensor  # (P,) int64, below U
     labels: Labels
-    rivals: Tensor  # (B, U) bool
+    hard_negatives: Tensor  # (B, U) bool: texts that the sample is told from, and its own; none for most samples
     bad: list[BadSample]  # what could not be read, and is not in it
     too_small: int  # regions that are not in it for that
 
@@ -86,25 +86,37 @@ def collate(items: Sequence[Item], size: int = 1) -> Batch:
 
     texts = _Texts()
     rows = [(b, *row) for b, s in enumerate(samples) for row in texts.rows(s)]
-    first = [-1 if s.text is None else texts.number(s.text) for s in samples]
+    first_text = [-1 if s.text is None else texts.number(s.text) for s in samples]
     columns = zip(*rows, strict=True) if rows else [()] * 5
     types = (torch.int64, torch.int64, torch.int64, torch.bool, torch.float32)
-    of, text, other, of_whole, weight = (torch.tensor(c, dtype=t) for c, t in zip(columns, types, strict=True))
-    rivals = [[texts.number(t) for t in (str(s.text), *s.rivals)] if s.rivals else [] for s in samples]
-    is_rival = torch.zeros(len(samples), len(texts.numbers), dtype=torch.bool)
-    for b, numbers in enumerate(rivals):
-        is_rival[b, numbers] = True
+    sample_index, text_index, other, of_whole, weight = (
+        torch.tensor(c, dtype=t) for c, t in zip(columns, types, strict=True)
+    )
+    told_from = [[str(s.text), *s.hard_negatives] if s.hard_negatives else [] for s in samples]
+    numbers = [[texts.number(text) for text in some] for some in told_from]
+    hard_negatives = torch.zeros(len(samples), len(texts.numbers), dtype=torch.bool)
+    for b, own in enumerate(numbers):
+        hard_negatives[b, own] = True
 
     ids = texts.ids()
     index = torch.tensor([item.index for item in sources], dtype=torch.int64)
     position = torch.tensor([item.position for item in sources], dtype=torch.int64)
-    labels = Labels(ids[text], ids[other], index[of], position[of], of_whole, weight)
-    bad = [item.bad for item in items if item.bad is not None]
-    keys = [item.key for item in sources]
+    labels = Labels(ids[text_index], ids[other], index[sample_index], position[sample_index], of_whole, weight)
     return Batch(
-        image, alpha, _small(alpha), whole, keys, list(texts.numbers), torch.tensor(first, dtype=torch.int64), of, text,
-        labels, is_rival, bad, sum(item.too_small for item in items),
-    )  # fmt: skip
+        image=image,
+        alpha=alpha,
+        mask=_small(alpha),
+        whole=whole,
+        keys=[item.key for item in sources],
+        texts=list(texts.numbers),
+        first_text=torch.tensor(first_text, dtype=torch.int64),
+        sample_index=sample_index,
+        text_index=text_index,
+        labels=labels,
+        hard_negatives=hard_negatives,
+        bad=[item.bad for item in items if item.bad is not None],
+        too_small=sum(item.too_small for item in items),
+    )
 
 
 class _Texts:

@@ -50,13 +50,13 @@ class _Foreign(Trainable):
     prefix = 1  # tokens before the patches
     tokens_first = False  # the blocks take (L, B, width), not (B, L, width)
 
-    def see(self, visual: nn.Module, image: Tensor, alpha: Tensor | None) -> Tensor:
+    def encode_image(self, visual: nn.Module, image: Tensor, alpha: Tensor | None) -> Tensor:
         weight = next(visual.parameters())
         pixels = image if alpha is None else torch.cat([image, alpha], dim=1)
         features: Tensor = visual(_one_at_least(pixels).to(weight.device, weight.dtype))
         return features[: len(image)]
 
-    def see_with_tokens(self, visual: nn.Module, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+    def encode_image_with_tokens(self, visual: nn.Module, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, given: Any, made: Any) -> None:
@@ -64,13 +64,13 @@ class _Foreign(Trainable):
 
         handle = self.blocks(visual, "distill_tokens")[-2].register_forward_hook(keep)
         try:
-            features = self.see(visual, image, alpha)
+            features = self.encode_image(visual, image, alpha)
         finally:
             handle.remove()
         tokens = kept[0].transpose(0, 1) if self.tokens_first else kept[0]
         return features, tokens[: len(image), self.prefix :]
 
-    def ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
+    def token_ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
         return tokenize(texts or [""])[: len(texts)]  # padding matters to some
 
     def tokenizer(self) -> Tokenize:
@@ -95,7 +95,7 @@ class OpenClipModel(_Foreign):
         else:
             self.tokens_first = not getattr(model.visual.transformer, "batch_first", False)  # older: always
 
-    def read(self, ids: Tensor) -> Tensor:
+    def encode_text(self, ids: Tensor) -> Tensor:
         features: Tensor = self.model.encode_text(_one_at_least(ids))
         return features[: len(ids)]
 
@@ -123,7 +123,7 @@ class TransformersModel(_Foreign):
         self.visual = _ImageFeatures(model)
         self.prefix = 1 if model.config.model_type == "clip" else 0
 
-    def read(self, ids: Tensor) -> Tensor:
+    def encode_text(self, ids: Tensor) -> Tensor:
         found = self.model.get_text_features(input_ids=_one_at_least(ids))
         features: Tensor = getattr(found, "pooler_output", found)  # the former since transformers 5
         return features[: len(ids)]

@@ -21,7 +21,7 @@ class Labels:
     text_id: Tensor  # (P,) int64, equal where the texts are
     other_id: Tensor  # (P,) int64, that of the sample's other text, or of this one if it has no other
     picture: Tensor  # (P,) int64, equal where the samples are of one picture
-    copy: Tensor  # (P,) int64, equal where the samples were made of it at once: a batch may hold it twice
+    view_group: Tensor  # (P,) int64, equal where the samples were drawn together: a batch may hold a picture twice
     whole: Tensor  # (P,) bool: the text is of the whole picture
     weight: Tensor  # (P,) float32, the row's share of its sample's loss
 
@@ -39,7 +39,7 @@ def contrastive_sum(
     labels: Labels,
     all_image: Tensor,
     all_text: Tensor,
-    every: Labels,
+    all_labels: Labels,
     first: int,
     scale: Tensor,
 ) -> Tensor:
@@ -55,7 +55,7 @@ def contrastive_sum(
         labels: of these P rows.
         all_image: (A, D) those of all processes; `image` stands there from `first` on.
         all_text: (A, D) likewise.
-        every: labels of all A rows.
+        all_labels: labels of all A rows.
         first: where this process's rows begin.
         scale: () factor on the cosines, the inverse temperature.
 
@@ -64,9 +64,9 @@ def contrastive_sum(
     """
     own = torch.arange(first, first + len(image), device=image.device)
     rows = torch.arange(len(image), device=image.device)
-    excluded, texts_hold = _may_name(labels, every), _texts_hold(labels, every)
-    images_hold = (labels.text_id[:, None] == every.text_id) | (labels.text_id[:, None] == every.other_id)
-    counts = every.weight.log().expand(len(image), -1).clone()
+    excluded, texts_hold = _may_name(labels, all_labels), _texts_hold(labels, all_labels)
+    images_hold = (labels.text_id[:, None] == all_labels.text_id) | (labels.text_id[:, None] == all_labels.other_id)
+    counts = all_labels.weight.log().expand(len(image), -1).clone()
     total = image.new_zeros(())
     for logits, holds in ((scale * image @ all_text.T, texts_hold), (scale * text @ all_image.T, images_hold)):
         bias = counts.masked_fill(excluded | holds, -torch.inf)
@@ -80,7 +80,7 @@ def sigmoid_sum(
     text: Tensor,
     labels: Labels,
     all_text: Tensor,
-    every: Labels,
+    all_labels: Labels,
     first: int,
     scale: Tensor,
     bias: Tensor,
@@ -97,7 +97,7 @@ def sigmoid_sum(
         text: (P, D) features of their texts, of unit length.
         labels: of these P rows.
         all_text: (A, D) text features of all processes; `text` stands there from `first` on.
-        every: labels of all A rows.
+        all_labels: labels of all A rows.
         first: where this process's rows begin.
         scale: () factor on the cosines.
         bias: () what is added to them then.
@@ -108,20 +108,20 @@ def sigmoid_sum(
     own = torch.arange(first, first + len(image), device=image.device)
     logits = scale * image @ all_text.T + bias  # (P, A)
     pairs = scale * (image * text).sum(dim=1) + bias  # (P,)
-    excluded = _may_name(labels, every) | _texts_hold(labels, every)
+    excluded = _may_name(labels, all_labels) | _texts_hold(labels, all_labels)
     excluded[torch.arange(len(image), device=image.device), own] = True
-    negatives = F.logsigmoid(-logits).masked_fill(excluded, 0) @ every.weight
+    negatives = F.logsigmoid(-logits).masked_fill(excluded, 0) @ all_labels.weight
     return -(labels.weight * (F.logsigmoid(pairs) + negatives)).sum()
 
 
-def _may_name(labels: Labels, every: Labels) -> Tensor:
+def _may_name(labels: Labels, all_labels: Labels) -> Tensor:
     """(P, A) bool: rows of the same picture where one of the two is the whole of it."""
-    return (labels.picture[:, None] == every.picture) & (labels.whole[:, None] | every.whole)
+    return (labels.picture[:, None] == all_labels.picture) & (labels.whole[:, None] | all_labels.whole)
 
 
-def _texts_hold(labels: Labels, every: Labels) -> Tensor:
+def _texts_hold(labels: Labels, all_labels: Labels) -> Tensor:
     """(P, A) bool: texts that hold for an image for sure: its row's text, and its sample's other text."""
-    return (every.text_id == labels.text_id[:, None]) | (every.text_id == labels.other_id[:, None])
+    return (all_labels.text_id == labels.text_id[:, None]) | (all_labels.text_id == labels.other_id[:, None])
 
 
 def same_image_pairs(text: Tensor, labels: Labels, mask: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def same_image_pairs(text: Tensor, labels: Labels, mask: Tensor) -> Tensor:
     inside = both / torch.minimum(area[:, None], area).clamp_min(1e-6)
     alone = ~labels.whole & (labels.weight == 1)
     return (
-        (labels.copy[:, None] == labels.copy)  # copies may lie in different processes, so none counts across
+        (labels.view_group[:, None] == labels.view_group)  # others may lie in another process, so none counts across
         & alone[:, None]
         & alone
         & (labels.text_id[:, None] != labels.text_id)
@@ -172,23 +172,23 @@ def same_image_sum(image: Tensor, text: Tensor, pairs: Tensor, scale: Tensor) ->
     return total / 2
 
 
-def rivals_sum(image: Tensor, texts: Tensor, own: Tensor, rivals: Tensor, scale: Tensor) -> Tensor:
+def hard_negatives_sum(image: Tensor, texts: Tensor, own: Tensor, hard_negatives: Tensor, scale: Tensor) -> Tensor:
     """Cross-entropy of each sample over the names of all sets of its picture's regions.
 
     Args:
         image: (B, D) image features, of unit length.
         texts: (U, D) text features, of unit length.
         own: (B,) int64, which text is the sample's.
-        rivals: (B, U) bool, which texts it is told from, its own among them; or none.
+        hard_negatives: (B, U) bool, which texts it is told from, its own among them; or none.
         scale: () inverse temperature.
 
     Returns:
-        () sum over the samples that have rivals.
+        () sum over the samples that have hard negatives.
     """
-    rows = rivals.any(dim=1)
+    rows = hard_negatives.any(dim=1)
     if not rows.any():
         return image.sum() * 0
-    logits = (scale * image[rows] @ texts.T).masked_fill(~rivals[rows], -torch.inf)
+    logits = (scale * image[rows] @ texts.T).masked_fill(~hard_negatives[rows], -torch.inf)
     return F.cross_entropy(logits, own[rows], reduction="sum")
 
 

@@ -21,7 +21,7 @@ from .loss import (
     Labels,
     contrastive_sum,
     distillation_sum,
-    rivals_sum,
+    hard_negatives_sum,
     same_image_pairs,
     same_image_sum,
     sigmoid_sum,
@@ -40,12 +40,12 @@ class Inputs:
     alpha: Tensor
     whole: Tensor  # (B,) bool, where the pixels are
     tokens: Tensor  # (U, L) ids of the different texts
-    sample: Tensor  # (P,) which of the B
-    text: Tensor  # (P,) which of the U
+    sample_index: Tensor  # (P,) which of the B
+    text_index: Tensor  # (P,) which of the U
     labels: Labels
     mask: Tensor  # (P, g)
-    first: Tensor  # (B,) which of the U is the sample's first text
-    rivals: Tensor  # (B, U) bool
+    first_text: Tensor  # (B,) which of the U is the sample's first text
+    hard_negatives: Tensor  # (B, U) bool
 
 
 class Features(NamedTuple):
@@ -63,21 +63,21 @@ class Towers(nn.Module):
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         super().__init__()
         self.model = model
-        self.seen = trainable(model)
+        self.adapter = trainable(model)
         self.train_text = config.train_text
         self.want_tokens = bool(config.distill and config.distill_tokens)
         if self.want_tokens:
-            self.seen.blocks(self.seen.visual, "distill_tokens")  # or it is said before anything is done
+            self.adapter.blocks(self.adapter.visual, "distill_tokens")  # or it is said before anything is done
         self.autocast = config.precision == "bfloat16"
 
-    def forward(self, part: Inputs, read: bool = True) -> Features:
-        """Without `read` the text features are left out."""
-        with torch.autocast(self.seen.device.type, torch.bfloat16, enabled=self.autocast):
-            image, patches = self.see(self.seen.visual, part.image, part.alpha, part.whole)
+    def forward(self, part: Inputs, with_text: bool = True) -> Features:
+        """Features of a part; without `with_text`, no text features."""
+        with torch.autocast(self.adapter.device.type, torch.bfloat16, enabled=self.autocast):
+            image, patches = self.encode_image(self.adapter.visual, part.image, part.alpha, part.whole)
             with torch.set_grad_enabled(self.train_text and torch.is_grad_enabled()):
-                text = self.seen.read(part.tokens) if read else image.new_zeros(0, image.shape[1])
+                text = self.adapter.encode_text(part.tokens) if with_text else image.new_zeros(0, image.shape[1])
         image, text = (F.normalize(x.float(), dim=-1) for x in (image, text))
-        return Features(image, text, self.seen.temperature(), patches)
+        return Features(image, text, self.adapter.temperature(), patches)
 
     @torch.no_grad()
     def leaves(self, part: Inputs, temperature: tuple[Tensor, ...]) -> Features:
@@ -85,13 +85,13 @@ class Towers(nn.Module):
         image, text, _, _ = self(part)
         return Features(image.requires_grad_(), text.requires_grad_(), temperature, None)
 
-    def see(
+    def encode_image(
         self, visual: nn.Module, image: Tensor, alpha: Tensor | None, whole: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Image features, and the penultimate block's patch tokens of the rows in `whole` if they are wanted."""
         if not self.want_tokens:
-            return self.seen.see(visual, image, alpha), None
-        features, tokens = self.seen.see_with_tokens(visual, image, alpha)
+            return self.adapter.encode_image(visual, image, alpha), None
+        features, tokens = self.adapter.encode_image_with_tokens(visual, image, alpha)
         return features, tokens[whole].float()
 
 
@@ -102,7 +102,7 @@ class _Counts:
     samples: float
     named: float  # of those, with a text
     whole: float
-    rivalled: float
+    with_hard_negatives: float
 
 
 class Objective:
@@ -126,9 +126,9 @@ class Objective:
             )
         self.config, self.tokenize = config, tokenize
         self.towers = Towers(model, config)
-        seen = self.towers.seen
-        self.device = seen.device
-        self.base = copy.deepcopy(seen.visual).eval().requires_grad_(False)  # what distillation and drift refer to
+        adapter = self.towers.adapter
+        self.device = adapter.device
+        self.base = copy.deepcopy(adapter.visual).eval().requires_grad_(False)  # what distillation and drift refer to
         self.trained: nn.Module = self.towers
         self.rank, self.world = rank_and_world()
 
@@ -144,9 +144,9 @@ class Objective:
         counts = _Counts(
             *total(
                 sum(len(part.image) for part in parts),
-                sum(int((batch.first >= 0).sum()) for batch in batches),
+                sum(int((batch.first_text >= 0).sum()) for batch in batches),
                 sum(int(part.whole.sum()) for part in parts),
-                sum(int(batch.rivals.any(dim=1).sum()) for batch in batches),
+                sum(int(batch.hard_negatives.any(dim=1).sum()) for batch in batches),
                 device=self.device,
             )
         )
@@ -156,12 +156,12 @@ class Objective:
                 bad.append(f"{small} regions are too small for the model's input")
             raise UnreadableData(f"nothing of a whole batch could be read: {'; '.join(bad)}. {CHECK}")
         if len(parts) == 1:
-            seen: Features = self.trained(parts[0])
-            terms, loss = self._compare(parts, [seen], counts)
-            drift = self._drift(parts[0], seen.image, seen.patches, counts)
+            features: Features = self.trained(parts[0])
+            terms, loss = self._compare(parts, [features], counts)
+            drift = self._drift(parts[0], features.image, features.patches, counts)
             (loss + drift).backward()
         else:
-            temperature = tuple(x.detach().clone().requires_grad_() for x in self.towers.seen.temperature())
+            temperature = tuple(x.detach().clone().requires_grad_() for x in self.towers.adapter.temperature())
             states, leaves = [], []
             for part in parts:
                 states.append(self._random_state())
@@ -174,7 +174,13 @@ class Objective:
             terms["distill"] = drift.detach() / self.config.distill
         values = total(*torch.stack(list(terms.values())).tolist(), device=self.device)
         means = {name: value / self.world for name, value in zip(terms, values, strict=True)}
-        weights = {"contrast": 1.0, "rivals": self.config.same_image} | vars(self.config)
+        config = self.config
+        weights = {
+            "contrast": 1.0,
+            "same_image": config.same_image,
+            "hard_negatives": config.same_image,
+            "distill": config.distill,
+        }
         return {"loss": sum(value * weights[name] for name, value in means.items())} | means
 
     def _random_state(self) -> list[Tensor]:
@@ -197,34 +203,36 @@ class Objective:
             last = part is parts[-1]
             waits = not last and isinstance(self.trained, DistributedDataParallel)
             with self.trained.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                own: Features = self.trained(part, read=self.config.train_text)
+                own: Features = self.trained(part, with_text=self.config.train_text)
                 drift = self._drift(part, own.image, own.patches, counts)
                 assert leaf.image.grad is not None
                 carrier = (own.image * leaf.image.grad).sum() + drift
                 if self.config.train_text:
                     assert leaf.text.grad is not None
                     carrier = carrier + (own.text * leaf.text.grad).sum()
-                    for own_value, value in zip(own.temperature, leaf.temperature, strict=True):
-                        assert value.grad is not None
-                        carrier = carrier + own_value * value.grad * last
+                    if last:  # all parts share one temperature, whose gradient is that of the whole batch already
+                        for own_value, value in zip(own.temperature, leaf.temperature, strict=True):
+                            assert value.grad is not None
+                            carrier = carrier + own_value * value.grad
                 carrier.backward()
             drifts.append(drift.detach())
         return torch.stack(drifts).sum()
 
     def _compare(
-        self, parts: Sequence[Inputs], seen: Sequence[Features], counts: _Counts
+        self, parts: Sequence[Inputs], features: Sequence[Features], counts: _Counts
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The terms that compare samples with each other; `world` makes the processes' mean the whole's loss."""
-        image = torch.cat([x.image[part.sample] for x, part in zip(seen, parts, strict=True)])  # (P, D)
-        text = torch.cat([x.text[part.text] for x, part in zip(seen, parts, strict=True)])
+        in_parts = list(zip(features, parts, strict=True))
+        image = torch.cat([x.image[part.sample_index] for x, part in in_parts])  # (P, D)
+        text = torch.cat([x.text[part.text_index] for x, part in in_parts])
         labels = Labels.join([part.labels for part in parts])
         rows = row_counts(len(labels.weight), self.device)
-        all_text, every, first = gather(text, rows), labels.map(lambda x: gather(x, rows)), sum(rows[: self.rank])
-        scale, *bias = seen[0].temperature
+        all_text, all_labels, first = gather(text, rows), labels.map(lambda x: gather(x, rows)), sum(rows[: self.rank])
+        scale, *bias = features[0].temperature
         if bias:
-            contrast = sigmoid_sum(image, text, labels, all_text, every, first, scale, *bias)
+            contrast = sigmoid_sum(image, text, labels, all_text, all_labels, first, scale, *bias)
         else:
-            contrast = contrastive_sum(image, text, labels, gather(image, rows), all_text, every, first, scale)
+            contrast = contrastive_sum(image, text, labels, gather(image, rows), all_text, all_labels, first, scale)
         loss = contrast * self.world / max(counts.named, 1)
         terms = {"contrast": loss.detach()}
         if self.config.same_image:
@@ -233,12 +241,12 @@ class Objective:
             among = same_image_sum(image, text, pairs, scale) * self.world / max(count, 1)
             terms["same_image"] = among.detach()
             loss = loss + self.config.same_image * among
-        if self.config.same_image and counts.rivalled:
+        if self.config.same_image and counts.with_hard_negatives:
             sums = [
-                rivals_sum(x.image, x.text, part.first, part.rivals, scale) for x, part in zip(seen, parts, strict=True)
+                hard_negatives_sum(x.image, x.text, part.first_text, part.hard_negatives, scale) for x, part in in_parts
             ]
-            apart = torch.stack(sums).sum() * self.world / counts.rivalled
-            terms["rivals"] = apart.detach()
+            apart = torch.stack(sums).sum() * self.world / counts.with_hard_negatives
+            terms["hard_negatives"] = apart.detach()
             loss = loss + self.config.same_image * apart
         return terms, loss
 
@@ -248,8 +256,8 @@ class Objective:
             return image.sum() * 0
         pixels = part.image[part.whole]
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.towers.autocast):
-            every = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
-            target, target_patches = self.towers.see(self.base, pixels, None, every)
+            all_rows = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
+            target, target_patches = self.towers.encode_image(self.base, pixels, None, all_rows)
         drift = distillation_sum(image[part.whole], F.normalize(target.float(), dim=-1))
         if patches is not None and target_patches is not None:
             drift = drift + self.config.distill_tokens * token_drift_sum(patches, target_patches)
@@ -257,14 +265,14 @@ class Objective:
 
     def _inputs(self, batch: Batch) -> Inputs:
         return Inputs(
-            batch.image,
-            batch.alpha,
-            batch.whole,
-            self.towers.seen.ids(self.tokenize, batch.texts).to(self.device),
-            batch.sample.to(self.device),
-            batch.text.to(self.device),
-            batch.labels.map(lambda x: x.to(self.device)),
-            batch.mask[batch.sample].to(self.device),
-            batch.first.to(self.device),
-            batch.rivals.to(self.device),
+            image=batch.image,
+            alpha=batch.alpha,
+            whole=batch.whole,
+            tokens=self.towers.adapter.token_ids(self.tokenize, batch.texts).to(self.device),
+            sample_index=batch.sample_index.to(self.device),
+            text_index=batch.text_index.to(self.device),
+            labels=batch.labels.map(lambda x: x.to(self.device)),
+            mask=batch.mask[batch.sample_index].to(self.device),
+            first_text=batch.first_text.to(self.device),
+            hard_negatives=batch.hard_negatives.to(self.device),
         )

@@ -30,9 +30,9 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     Warns:
         UserWarning: the alpha convolution alone is trained.
     """
-    seen = trainable(model)
-    _unlock(seen, config)
-    alpha = seen.alpha
+    adapter = trainable(model)
+    _unlock(adapter, config)
+    alpha = adapter.alpha
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
@@ -62,15 +62,15 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     return optimizers
 
 
-def _unlock(seen: Trainable, config: TrainConfig) -> None:
+def _unlock(adapter: Trainable, config: TrainConfig) -> None:
     """Freeze all that `config` does not train."""
     unlocked = config.unlock_blocks
-    seen.model.requires_grad_(config.train_text)
-    seen.visual.requires_grad_(unlocked is None)
-    seen.alpha.requires_grad_(True)
+    adapter.model.requires_grad_(config.train_text)
+    adapter.visual.requires_grad_(unlocked is None)
+    adapter.alpha.requires_grad_(True)
     if unlocked is None:
         return
-    blocks = seen.blocks(seen.visual, "unlock_blocks")
+    blocks = adapter.blocks(adapter.visual, "unlock_blocks")
     if not 0 <= unlocked <= len(blocks):
         raise ValueError(f"TrainConfig.unlock_blocks is {unlocked}, expected 0 to {len(blocks)}, the blocks there are")
     if unlocked == 0:
@@ -80,7 +80,7 @@ def _unlock(seen: Trainable, config: TrainConfig) -> None:
             stacklevel=2,
         )
         return
-    for parameter in (*chain(*(block.parameters() for block in blocks[-unlocked:])), *seen.tail()):
+    for parameter in (*chain(*(block.parameters() for block in blocks[-unlocked:])), *adapter.tail()):
         parameter.requires_grad_(True)
 
 

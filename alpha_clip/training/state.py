@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Subset
 
 from .. import atomic
-from .config import FREE, TrainConfig
+from .config import MAY_CHANGE_ON_RESUME, TrainConfig
 from .data import Dataset
 from .foreign import trainable
 from .processes import gather_objects
@@ -42,14 +42,14 @@ def save_state(
     folder: Path, model: nn.Module, optimizers: list[Optimizer], config: TrainConfig, progress: Progress
 ) -> None:
     """Everything that the rest of the run depends on; a run that is killed in here keeps its last checkpoint."""
-    seen = trainable(model)
+    adapter = trainable(model)
     state = {
-        "model": seen.trained(config.train_text),
+        "model": adapter.trained(config.train_text),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "config": asdict(config),
         **asdict(progress),
         "random": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-        "alpha_clip": seen.metadata,  # so that `load` takes the file as it is
+        "alpha_clip": adapter.metadata,  # so that `load` takes the file as it is
     }
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{LAST}.part"
@@ -82,7 +82,7 @@ def load_state(
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it to begin anew, or name another folder") from error
     saved, wanted = state["config"], asdict(config)
-    if other := [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]:
+    if other := [k for k in wanted if k not in MAY_CHANGE_ON_RESUME and saved.get(k) != wanted[k]]:
         differences = ", ".join(f"{k}: {saved.get(k)} there, {wanted[k]} here" for k in other)
         remedy = "name another folder"
         if "steps" in other:

@@ -48,19 +48,19 @@ class Trainable(ABC):
         return (scale, self.model.logit_bias.reshape(())) if self.is_sigmoid else (scale,)
 
     @abstractmethod
-    def see(self, visual: Any, image: Tensor, alpha: Tensor | None) -> Tensor:
+    def encode_image(self, visual: Any, image: Tensor, alpha: Tensor | None) -> Tensor:
         """(B, 3, n, n) pixels and (B, 1, n, n) alpha, or None for whole images, to (B, D), on the tower's device."""
 
     @abstractmethod
-    def see_with_tokens(self, visual: Any, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+    def encode_image_with_tokens(self, visual: Any, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
         """The same, and what the last block but one makes of the patches, (B, N, width)."""
 
     @abstractmethod
-    def read(self, ids: Tensor) -> Tensor:
+    def encode_text(self, ids: Tensor) -> Tensor:
         """(U, L) token ids to (U, D)."""
 
     @abstractmethod
-    def ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
+    def token_ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
         """(U, L) token ids of texts, perhaps of none."""
 
     @abstractmethod
@@ -119,19 +119,21 @@ class OwnModel(Trainable):
         self.preprocess = Preprocess(model.visual.input_resolution)
         self.metadata = checkpoints.METADATA if model.confirmed else None
 
-    def see(self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None) -> Tensor:
+    def encode_image(self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None) -> Tensor:
         features: Tensor = visual(image, alpha)
         return features
 
-    def see_with_tokens(self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+    def encode_image_with_tokens(
+        self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         tokens = visual.tokens(image, alpha, layer=-2)  # (B, 1 + N, width)
         last = visual.transformer.run([visual.transformer.blocks[-1].first], tokens.permute(1, 0, 2))[0]
         return visual.project(last), tokens[:, 1:]
 
-    def read(self, ids: Tensor) -> Tensor:
+    def encode_text(self, ids: Tensor) -> Tensor:
         return self.model.encode_text(ids)
 
-    def ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
+    def token_ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
         if not texts:
             return torch.zeros(0, 1, dtype=torch.int64)
         ids = tokenize(texts)

@@ -41,7 +41,7 @@ class Sample:
     text: str | None  # None: a whole picture without words, to be held where the starting model puts it
     alpha: Tensor | None = None  # (1, n, n), (mask - 0.5) / 0.26; None: the whole image
     second: SecondText | None = None
-    rivals: tuple[str, ...] = ()  # texts of the same picture's regions and sets of them, from which its own is told
+    hard_negatives: tuple[str, ...] = ()  # of the same picture: names of its regions, and of sets of them
 
 
 class Views(NamedTuple):
@@ -73,10 +73,10 @@ def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np
                 rgb, alpha = preprocess(picture.image, changed, geometry=config.geometry)
             large = [i for i in range(len(regions)) if (alpha[i] > 0).any()]
             too_small = len(regions) - len(large)
-            seen = _Seen(rgb, alpha[large], [regions[i] for i in large], picture.caption)
-            samples = [seen.sample(i, config, rng) for i in range(min(count, len(large)))]
-            if any(sample.rivals for sample in samples):  # then they are every region's too
-                samples = [s if s.second else replace(s, rivals=seen.sets) for s in samples]
+            drawn = _Preprocessed(rgb, alpha[large], [regions[i] for i in large], picture.caption)
+            samples = [drawn.sample(i, config, rng) for i in range(min(count, len(large)))]
+            if any(sample.hard_negatives for sample in samples):  # then they are every region's too
+                samples = [s if s.second else replace(s, hard_negatives=drawn.sets) for s in samples]
         if whole:
             full = np.ones((1, picture.image.height, picture.image.width), np.float32)
             rgb, _ = preprocess(picture.image, full, geometry=config.geometry)
@@ -109,7 +109,7 @@ def _changed(mask: np.ndarray, config: TrainConfig, rng: np.random.Generator) ->
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Preprocessed:
     """A picture whose regions have gone through `preprocess`."""
 
     rgb: Tensor  # (3, n, n)
@@ -152,7 +152,7 @@ class _Seen:
             if len(members) <= more:
                 members.setdefault(self.regions[j].phrase, j)
         return Sample(
-            self.rgb, joined(sorted(members)), self.alpha[list(members.values())].amax(dim=0), rivals=self.sets
+            self.rgb, joined(sorted(members)), self.alpha[list(members.values())].amax(dim=0), hard_negatives=self.sets
         )
 
     @property
