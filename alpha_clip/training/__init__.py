@@ -1,4 +1,4 @@
-"""Training: contrastive, on (image, mask, text) samples. Imports the core; the core never imports this.
+"""Contrastive training on (image, mask, text) samples. It imports the core; the core never imports it.
 
 python -m alpha_clip.training --model ViT-B/16 --data my_regions/ --out runs/first
 """

@@ -1,6 +1,6 @@
-"""Models of open_clip and transformers as the trainer sees them, after `integrations.add_alpha`.
+"""Adapters of open_clip's and transformers' models for the trainer, after `integrations.add_alpha`.
 
-Neither package is imported: a model is known by what it has.
+Neither package is imported: a model is recognised by its attributes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .trainable import OwnModel, Tokenize, Trainable
 
 
 def trainable(model: nn.Module | Trainable) -> Trainable:
-    """A model as the trainer sees it.
+    """The adapter through which the trainer uses a model.
 
     Args:
         model: from `alpha_clip.load`; or, with an alpha channel, an open_clip model, or a CLIPModel or SiglipModel of
@@ -45,10 +45,10 @@ def trainable(model: nn.Module | Trainable) -> Trainable:
 
 
 class _Foreign(Trainable):
-    """What both have in common: alpha is the fourth channel of the pixels."""
+    """What both libraries have in common: alpha is the fourth channel of the pixels."""
 
     prefix = 1  # tokens before the patches
-    tokens_first = False  # the blocks take (L, B, width), not (B, L, width)
+    tokens_first = False  # True: the blocks take (L, B, width), not (B, L, width)
 
     def encode_image(self, visual: nn.Module, image: Tensor, alpha: Tensor | None) -> Tensor:
         weight = next(visual.parameters())
@@ -103,7 +103,7 @@ class OpenClipModel(_Foreign):
         self.model.set_grad_checkpointing(on)
 
     def save(self, path: Path, with_text: bool, about: Mapping[str, str], tokenize: Tokenize) -> None:
-        """All weights, so that they load strictly, and what a tag said of the model, which its name does not."""
+        """Save all weights, so that they load strictly, and the settings that only the pretrained tag implied."""
         made = {
             "force_preprocess_cfg": getattr(self.visual, "preprocess_cfg", {}),
             "force_quick_gelu": any(type(module).__name__ == "QuickGELU" for module in self.visual.modules()),
@@ -137,7 +137,7 @@ class TransformersModel(_Foreign):
             getattr(self.model, f"{kind}_checkpointing_disable")()
 
     def save(self, path: Path, with_text: bool, about: Mapping[str, str], tokenize: Tokenize) -> None:
-        """As `save_pretrained` does, with the tokenizer if it is known; each file is renamed into place when whole."""
+        """Save as `save_pretrained` does, and the tokenizer if it can be saved; files are renamed when whole."""
         folder = path.with_suffix("")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{folder.name}.") as part:
@@ -149,12 +149,12 @@ class TransformersModel(_Foreign):
 
 
 def _one_at_least(batch: Tensor) -> Tensor:
-    """The batch, or one row of zeros in place of none, which not every tower takes."""
+    """The batch, or one row of zeros if it is empty, since not every tower takes an empty batch."""
     return batch if len(batch) else batch.new_zeros(1, *batch.shape[1:])
 
 
 class _ImageFeatures(nn.Module):
-    """What makes a model's image features, and no more of it; the modules are the model's."""
+    """The image tower and projection of a model, whose modules they stay."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

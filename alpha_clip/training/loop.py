@@ -32,8 +32,8 @@ from .trainable import Tokenize, Trainable
 from .validation import evaluate
 
 Model = TypeVar("Model", bound=nn.Module)
-MANY_EPOCHS = 100  # beyond, it says so; the presets mean 8 and 20
-MAX_SCALE = 100.0  # CLIP clips the inverse temperature there (arXiv 2103.00020, section 2.5)
+MANY_EPOCHS = 100  # more than this is pointed out; the presets mean 8 and 20
+MAX_SCALE = 100.0  # largest inverse temperature, as in CLIP (arXiv 2103.00020, section 2.5)
 
 
 def finetune(
@@ -47,40 +47,40 @@ def finetune(
     description: str = "training",
     tensorboard: bool = False,
 ) -> Model:
-    """Train `model` in place, with a progress bar, and return it in ``eval()`` and in the precision it came in.
+    """Train `model` in place, with a progress bar. Returns it in ``eval()`` mode and in its original precision.
 
-    It has no gradients then, and its parameters want one or not as before.
+    Afterwards no parameter has a gradient, and each has its original ``requires_grad``.
 
-    Under ``torchrun`` every process calls it with the same arguments; the batch and its loss are those of one process.
+    Under ``torchrun`` every process calls it with the same arguments; batch and loss are the same as with one process.
 
     Args:
-        model: on the device to train on; its weights are trained in float32. From `load`; or, with an alpha channel
-            (`alpha_clip.integrations.open_tower`, `add_alpha`), a CLIP or SigLIP of open_clip or transformers. One that
-            has a ``logit_bias`` is trained with SigLIP's sigmoid loss.
+        model: on the device to train on; its weights are trained in float32. It is from `load`, or a CLIP or SigLIP of
+            open_clip or transformers with an alpha channel (`alpha_clip.integrations.open_tower`, `add_alpha`). A model
+            with a ``logit_bias`` is trained with SigLIP's sigmoid loss.
         dataset: map-style; an item is a `Picture`, a `Sample`, or the samples of one picture.
         config: all settings.
-        out: folder for ``last.pt``, the state of the run, from which a call with the same arguments goes on, to end
-            bit for bit where an uninterrupted one would (CPU, same number of processes and parts; of a model with
-            dropout, one process, since the random state that is saved is the first one's);
-            ``best.safetensors``, for `load`, or of transformers' models the folder ``best``, for `open_tower`; and
-            ``metrics.jsonl``. None: nothing is written.
-        validation: pictures whose regions are named now and then; without any, the last weights are the best.
-        tokenize: texts, in lower case, to token ids (U, L); by default CLIP's, which cuts long texts. Models of other
-            libraries need theirs.
-        description: words before the progress bar.
-        tensorboard: write the metrics to `out` for TensorBoard too (``pip install tensorboard``).
+        out: folder for three results; None: nothing is written. ``last.pt`` is the state of the run: a call with the
+            same arguments resumes it, and ends bit for bit as an uninterrupted run would (on the CPU, with the same
+            number of processes and parts; with dropout in one process only, since only the first one's random state
+            is saved). ``best.safetensors`` is for `load`; transformers' models become the folder ``best``, for
+            `open_tower`. ``metrics.jsonl`` has a line a step.
+        validation: data to evaluate on during training; without it, the last weights count as the best.
+        tokenize: turns texts, in lower case, into token ids (U, L). Default: CLIP's, which cuts long texts; models of
+            other libraries need their own.
+        description: text before the progress bar.
+        tensorboard: also write the metrics to `out` for TensorBoard (``pip install tensorboard``).
 
     Raises:
-        ValueError: the data set is empty, `out` holds a run with other settings, other data or another model to begin
-            with, or a damaged one; the model has no alpha channel, or a setting needs blocks that it does not have, or
-            it needs `tokenize`; the batch cannot be cut evenly; `tensorboard` without `out`; under torchrun on CUDA,
-            the model is not on this process's own device.
+        ValueError: the data set is empty; the run in `out` is damaged, or has other settings, other data or began with
+            another model; the model has no alpha channel, or not the blocks that a setting needs, or needs `tokenize`;
+            the batch cannot be cut evenly; `tensorboard` without `out`; under torchrun on CUDA, the model is not on
+            the device of this process.
         TypeError: the model is of another kind.
-        ImportError: `tensorboard`, and it is not installed.
-        UnreadableData, a RuntimeError: more than 1% of the pictures cannot be read.
-        FloatingPointError: the loss is not finite; the last checkpoint stays as it is, and ``bad_batch.json`` says
-            which pictures it was.
-        SystemExit: SIGTERM or Ctrl-C came; the state was saved. A second Ctrl-C does not wait for that.
+        ImportError: `tensorboard` is set and TensorBoard is not installed.
+        UnreadableData: more than 1% of the pictures cannot be read. It is a RuntimeError.
+        FloatingPointError: the loss or a gradient is not finite. The last checkpoint stays, and ``bad_batch.json``
+            lists the pictures.
+        SystemExit: after SIGTERM or Ctrl-C, once the state is saved. A second Ctrl-C does not wait for that.
     """
     if tensorboard and out is None:
         raise ValueError("tensorboard is True and out is None: name a folder to write to")
@@ -229,7 +229,7 @@ def _groups(optimizers: list[Optimizer]) -> list[dict[str, Any]]:
 def _not_finite(
     what: str, folder: Path | None, step: int, terms: dict[str, float], batch: Sequence[Batch]
 ) -> FloatingPointError:
-    """Every process comes here, since all have the same loss and gradient."""
+    """Save which pictures it was. All processes call this, since all have the same loss and gradient."""
     keys = sorted({*gather_objects([key for part in batch for key in part.keys])})
     texts = sorted({*gather_objects([text for part in batch for text in part.texts])})
     where = ""
@@ -254,7 +254,7 @@ def _summary(terms: dict[str, float]) -> str:
 
 @contextmanager
 def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Master weights in float32; afterwards in the precision they came in."""
+    """Keep the weights in float32 meanwhile, and in their original precision afterwards."""
     tensors = [*model.parameters(), *model.buffers()]
     halves = [(x, x.dtype) for x in tensors if x.dtype in (torch.float16, torch.bfloat16)]
     for tensor, _ in halves:
@@ -268,7 +268,7 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _freezing(model: nn.Module) -> Iterator[None]:
-    """Whatever is frozen meanwhile, afterwards is as it was."""
+    """Restore each parameter's ``requires_grad`` afterwards, and drop the gradients."""
     before = [(x, x.requires_grad) for x in model.parameters()]
     try:
         yield
@@ -291,9 +291,9 @@ def _checkpointing(adapter: Trainable, config: TrainConfig) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and the first Ctrl-C set, in place of ending the process in the middle of a step."""
+    """An event that SIGTERM and the first Ctrl-C set, instead of ending the process in the middle of a step."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+    if threading.current_thread() is not threading.main_thread():  # handlers can only be set in the main thread
         yield event
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -303,7 +303,7 @@ def _signals() -> Iterator[threading.Event]:
         signal.signal(number, before[signal.Signals(number)])
 
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as in the background of a shell
+        if handler is not signal.SIG_IGN:  # ignored in a shell's background job: leave it so
             signal.signal(number, on_signal)
     try:
         yield event

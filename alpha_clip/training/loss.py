@@ -1,4 +1,4 @@
-"""The training objectives, on features of unit length: sums over what this process holds, to be divided by a count."""
+"""The training objectives on features of unit length: sums over the rows of this process, which the caller divides."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SAME_IMAGE_IOU = 0.1  # above it, two masks of one picture may mean the same thing
-SAME_IMAGE_INSIDE = 0.8  # as when more of one lies within the other than this
-SAME_IMAGE_COSINE = 0.9  # ... and so do two phrases whose features are closer
+# Two regions of one picture may be the same thing if
+SAME_IMAGE_IOU = 0.1  # the IoU of their masks is above this,
+SAME_IMAGE_INSIDE = 0.8  # this share of one mask or more lies within the other,
+SAME_IMAGE_COSINE = 0.9  # or the cosine of their phrases is at least this
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What the objectives know of P rows beside their features; a row is one text of one sample, mostly its only."""
+    """What is known about P rows besides their features. A row is one text of a sample; few samples have two."""
 
-    text_id: Tensor  # (P,) int64, equal where the texts are
-    other_id: Tensor  # (P,) int64, that of the sample's other text, or of this one if it has no other
-    picture: Tensor  # (P,) int64, equal where the samples are of one picture
-    view_group: Tensor  # (P,) int64, equal where the samples were drawn together: a batch may hold a picture twice
+    text_id: Tensor  # (P,) int64, equal for equal texts
+    other_id: Tensor  # (P,) int64, id of the sample's other text, or this text's own if there is none
+    picture: Tensor  # (P,) int64, equal for samples of one picture
+    view_group: Tensor  # (P,) int64, equal for samples drawn together: a batch may hold a picture twice
     whole: Tensor  # (P,) bool: the text is of the whole picture
     weight: Tensor  # (P,) float32, the row's share of its sample's loss
 
@@ -45,18 +46,18 @@ def contrastive_sum(
 ) -> Tensor:
     """InfoNCE in both directions (arXiv 2103.00020, figure 3), each row against those of all processes.
 
-    Not negatives of a row: its text, and its sample's other text, wherever they stand; and rows of the same picture
-    where one of the two is the whole of it, since that caption may name the region. A negative counts by its weight,
-    so that a text of next to no weight is next to nothing to the others too.
+    A row's own text and its sample's other text are no negatives, in whichever rows they occur. Nor are rows of the
+    same picture if one of the two shows all of it, since its caption may name the region. A negative counts by its
+    weight, so that a text of hardly any weight hardly matters to the others.
 
     Args:
         image: (P, D) image features, of unit length.
         text: (P, D) features of their texts, of unit length.
-        labels: of these P rows.
-        all_image: (A, D) those of all processes; `image` stands there from `first` on.
-        all_text: (A, D) likewise.
+        labels: what is known of these P rows.
+        all_image: (A, D) image features of all processes; rows `first` on are `image`.
+        all_text: (A, D) text features of all processes, in the same order.
         all_labels: labels of all A rows.
-        first: where this process's rows begin.
+        first: index, among the A, of this process's first row.
         scale: () factor on the cosines, the inverse temperature.
 
     Returns:
@@ -85,22 +86,22 @@ def sigmoid_sum(
     scale: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    """SigLIP's loss (arXiv 2303.15343, equation 1): each image with each text, a pair or not, for itself.
+    """SigLIP's loss (arXiv 2303.15343, equation 1): is this image and this text a pair, asked of all of them.
 
-    -log sigmoid(z (scale cos + bias)), z being 1 for a row's own text and -1 for all others but those that are no
-    negatives in `contrastive_sum` either. A pair counts by the weight of its row, a negative by both rows' weights.
-    Each image's pairs are summed up, as in the paper, which divides by the number of images alone: with the batch grows
-    the share of the negatives. Over all processes each pair of an image and a text counts once.
+    A term is -log sigmoid(z (scale cos + bias)), with z = 1 for a row's own text and -1 for its negatives, which are
+    those of `contrastive_sum`. A pair counts by the weight of its row, a negative by the weights of both rows. The
+    terms of an image are summed, and the paper divides by the number of images only: the larger the batch, the more
+    the negatives weigh. Over all processes each pair of image and text counts once.
 
     Args:
         image: (P, D) image features, of unit length.
         text: (P, D) features of their texts, of unit length.
-        labels: of these P rows.
-        all_text: (A, D) text features of all processes; `text` stands there from `first` on.
+        labels: what is known of these P rows.
+        all_text: (A, D) text features of all processes; rows `first` on are `text`.
         all_labels: labels of all A rows.
-        first: where this process's rows begin.
+        first: index, among the A, of this process's first row.
         scale: () factor on the cosines.
-        bias: () what is added to them then.
+        bias: () added to the scaled cosines.
 
     Returns:
         () sum over the P rows.
@@ -115,20 +116,20 @@ def sigmoid_sum(
 
 
 def _may_name(labels: Labels, all_labels: Labels) -> Tensor:
-    """(P, A) bool: rows of the same picture where one of the two is the whole of it."""
+    """(P, A) bool: two rows of the same picture, one of which shows all of it."""
     return (labels.picture[:, None] == all_labels.picture) & (labels.whole[:, None] | all_labels.whole)
 
 
 def _texts_hold(labels: Labels, all_labels: Labels) -> Tensor:
-    """(P, A) bool: texts that hold for an image for sure: its row's text, and its sample's other text."""
+    """(P, A) bool: texts that certainly describe an image: its row's text, and its sample's other text."""
     return (all_labels.text_id == labels.text_id[:, None]) | (all_labels.text_id == labels.other_id[:, None])
 
 
 def same_image_pairs(text: Tensor, labels: Labels, mask: Tensor) -> Tensor:
-    """(P, P) bool: two rows that are different regions of one picture beyond doubt.
+    """(P, P) bool: two rows that are certainly different regions of one picture.
 
-    Their masks, (P, g) in [0, 1], hardly overlap, neither contains the other, their phrases differ in words and in
-    meaning, and they are all that their samples show.
+    Their masks, (P, g) in [0, 1], hardly overlap, neither contains the other, their phrases differ in words and
+    meaning, and neither sample shows anything else.
     """
     area = mask.sum(dim=1)
     both = mask @ mask.T  # (P, P)
@@ -154,7 +155,7 @@ def same_image_sum(image: Tensor, text: Tensor, pairs: Tensor, scale: Tensor) ->
     Args:
         image: (P, D) image features, of unit length.
         text: (P, D) text features, of unit length.
-        pairs: (P, P) bool, what `same_image_pairs` returns.
+        pairs: (P, P) bool, from `same_image_pairs`.
         scale: () inverse temperature.
 
     Returns:

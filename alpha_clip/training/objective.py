@@ -1,4 +1,4 @@
-"""One step's loss and gradients, whatever the number of processes and of parts that the batch is cut into."""
+"""The loss and gradients of one step, the same for any number of processes and of parts of the batch."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from .trainable import Tokenize
 
 @dataclass(frozen=True)
 class Inputs:
-    """A part of a batch; all but the pixels is on the device already, and those go there where they are used."""
+    """A part of a batch. All but image, alpha and `whole` is on the device already; the towers move pixels there."""
 
-    image: Tensor
-    alpha: Tensor
-    whole: Tensor  # (B,) bool, where the pixels are
+    image: Tensor  # (B, 3, n, n)
+    alpha: Tensor  # (B, 1, n, n)
+    whole: Tensor  # (B,) bool, on the device of the pixels
     tokens: Tensor  # (U, L) ids of the different texts
     sample_index: Tensor  # (P,) which of the B
     text_index: Tensor  # (P,) which of the U
@@ -49,16 +49,16 @@ class Inputs:
 
 
 class Features(NamedTuple):
-    """What the loss of a part is taken of."""
+    """The outputs of the towers for one part, of which the loss is computed."""
 
     image: Tensor  # (B, D), of unit length
     text: Tensor  # (U, D), of unit length; or (0, D)
-    temperature: tuple[Tensor, ...]  # () scale, and () bias of a model of the sigmoid loss
-    patches: Tensor | None  # (W, N, width) of the whole pictures, where they are wanted
+    temperature: tuple[Tensor, ...]  # () scale, and for the sigmoid loss () bias
+    patches: Tensor | None  # (W, N, width) patch tokens of the whole pictures, for `distill_tokens`
 
 
 class Towers(nn.Module):
-    """Everything that is trained behind one `forward`, as DistributedDataParallel wants it."""
+    """Everything that is trained, with one `forward`, which is what DistributedDataParallel takes."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Towers(nn.Module):
         self.train_text = config.train_text
         self.want_tokens = bool(config.distill and config.distill_tokens)
         if self.want_tokens:
-            self.adapter.blocks(self.adapter.visual, "distill_tokens")  # or it is said before anything is done
+            self.adapter.blocks(self.adapter.visual, "distill_tokens")  # raises before any work if there are none
         self.autocast = config.precision == "bfloat16"
 
     def forward(self, part: Inputs, with_text: bool = True) -> Features:
@@ -81,14 +81,14 @@ class Towers(nn.Module):
 
     @torch.no_grad()
     def leaves(self, part: Inputs, temperature: tuple[Tensor, ...]) -> Features:
-        """The same to take gradients with respect to, without what they come from."""
+        """Features as leaves of the graph: they take gradients, but nothing behind them does."""
         image, text, _, _ = self(part)
         return Features(image.requires_grad_(), text.requires_grad_(), temperature, None)
 
     def encode_image(
         self, visual: nn.Module, image: Tensor, alpha: Tensor | None, whole: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Image features, and the penultimate block's patch tokens of the rows in `whole` if they are wanted."""
+        """Image features, and for `distill_tokens` the penultimate block's patch tokens of the rows in `whole`."""
         if not self.want_tokens:
             return self.adapter.encode_image(visual, image, alpha), None
         features, tokens = self.adapter.encode_image_with_tokens(visual, image, alpha)
@@ -97,23 +97,23 @@ class Towers(nn.Module):
 
 @dataclass(frozen=True)
 class _Counts:
-    """What the sums of a step are divided by, over all processes."""
+    """The divisors of a step's sums: numbers of samples over all processes."""
 
     samples: float
-    named: float  # of those, with a text
+    named: float  # samples with a text
     whole: float
     with_hard_negatives: float
 
 
 class Objective:
-    """The loss of a step, its gradients left in the model's parameters.
+    """Computes the loss of a step, and adds its gradients to the model's parameters.
 
-    With several parts, features of all are worked out first without gradients, the loss is taken on them, and each
-    part is run again, with the same dropout, to carry the features' gradients into the weights (GradCache,
-    arXiv 2101.06983): the gradients are those of the whole batch, the memory is that of a part.
+    With several parts, the features of all are computed first, without gradients. The loss is taken of these, and then
+    each part runs again, with the same dropout, to carry the gradients of its features into the weights (GradCache,
+    arXiv 2101.06983). The gradients are those of the whole batch; the memory is that of one part.
 
     Raises:
-        ValueError: several parts, and the model has batch norm.
+        ValueError: the batch has several parts, and the model has batch norm.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, tokenize: Tokenize) -> None:
@@ -133,13 +133,13 @@ class Objective:
         self.rank, self.world = rank_and_world()
 
     def distribute(self) -> None:
-        """From here on, `backward` averages the gradients of all processes."""
+        """Make `backward` average the gradients of all processes from now on."""
         if self.world > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self.trained = DistributedDataParallel(self.towers, device_ids=ids, broadcast_buffers=False)
 
     def backward(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Add the gradients of one step. Returns its loss and its terms, unweighted, the same in all processes."""
+        """Add the gradients of one step. Returns the loss and its unweighted terms, the same in all processes."""
         parts = [self._inputs(batch) for batch in batches]
         counts = _Counts(
             *total(
@@ -194,7 +194,7 @@ class Objective:
         states: Sequence[Sequence[Tensor]],
         counts: _Counts,
     ) -> Tensor:
-        """Run each part again from its random state, and carry the gradients of its features into the weights."""
+        """Run each part again from its random state, to carry its features' gradients on. Returns the drift."""
         drifts = []
         for part, leaf, (state, *on_device) in zip(parts, leaves, states, strict=True):
             torch.set_rng_state(state)
@@ -221,7 +221,10 @@ class Objective:
     def _compare(
         self, parts: Sequence[Inputs], features: Sequence[Features], counts: _Counts
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms that compare samples with each other; `world` makes the processes' mean the whole's loss."""
+        """The terms that compare samples with each other, and the loss they add up to.
+
+        Sums are multiplied by `world`, so that the mean over processes is the loss of the whole batch.
+        """
         in_parts = list(zip(features, parts, strict=True))
         image = torch.cat([x.image[part.sample_index] for x, part in in_parts])  # (P, D)
         text = torch.cat([x.text[part.text_index] for x, part in in_parts])
@@ -251,7 +254,7 @@ class Objective:
         return terms, loss
 
     def _drift(self, part: Inputs, image: Tensor, patches: Tensor | None, counts: _Counts) -> Tensor:
-        """`distill` times how far the whole pictures of a part are from where the base puts them."""
+        """`distill` times the distance of a part's whole pictures from their features in the starting model."""
         if not self.config.distill or not part.whole.any():
             return image.sum() * 0
         pixels = part.image[part.whole]

@@ -19,18 +19,19 @@ LIST = "regions.jsonl"
 
 
 class RegionFolder:
-    """A folder with a `regions.jsonl`, each line of which is one region::
+    """A data set in a folder with a `regions.jsonl`, one region a line::
 
         {"image": "cats/1.jpg", "text": "a sleeping cat", "mask": "masks/1.png", "caption": "two cats on a sofa"}
 
-    ``mask`` is the path of a picture that `Preprocess` takes as a mask, a COCO RLE, or a box [x0, y0, x1, y1]; it is of
-    the upright picture. The caption, of the whole picture, may be left out, or the region: a line with neither text
-    nor mask. Lines of one image form one `Picture`, in the order of first appearance, with its path as key.
+    ``mask`` is the path of a picture that `Preprocess` takes as a mask, a COCO RLE, or a box [x0, y0, x1, y1], and
+    belongs to the upright picture. The caption, of the whole picture, is optional. A line may also have a caption
+    only, with neither text nor mask. Lines of one image form one `Picture`, whose key is the image's path; pictures
+    are in the order of their first lines.
 
-    Paths are relative to the folder and stay within it, or absolute. Only where the lines begin is kept in memory.
+    Relative paths start in the folder and must stay within it. Only the offsets of the lines are kept in memory.
 
     Raises:
-        FileNotFoundError: the folder holds no `regions.jsonl`.
+        FileNotFoundError: the folder has no `regions.jsonl`.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -57,7 +58,11 @@ class RegionFolder:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Picture:
-        """Raises BadSample: the picture, or a region of it, cannot be read or is not as it should be."""
+        """Read one picture.
+
+        Raises:
+            BadSample: the picture or one of its regions cannot be read or is not valid.
+        """
         key = self.keys[index]
         if key in self._wrong:
             raise BadSample(key, self._wrong[key], "malformed record")
@@ -100,19 +105,21 @@ def _image(record: dict[str, Any]) -> str:
 
 
 class RegionShards:
-    """Tar shards in the WebDataset layout: for each sample `KEY.jpg` (or .jpeg, .png, .webp) and `KEY.json`::
+    """A data set in tar shards of the WebDataset layout: each sample is `KEY.jpg` (.jpeg, .png, .webp) and `KEY.json`::
 
         {"caption": "two cats", "regions": [{"phrase": "a cat", "mask": RLE or null, "box": [...], "score": 0.9}]}
 
-    A region's mask is a COCO RLE of the upright picture, or null, and then its box [x0, y0, x1, y1] is filled.
+    A region's mask is a COCO RLE of the upright picture, or null for its filled box, [x0, y0, x1, y1].
 
-    ``source`` is a folder of ``*.tar``, one shard, a brace range such as ``shards/{000..009}.tar``, or a list of such.
-    Shards at http(s) URLs are fetched into ``cache`` first. Each shard's headers are read once, into an index file
-    beside it, or in ``cache`` where that cannot be written; after that a sample costs one open, two seeks and reads.
-    No file stays open, so that the data set can go to other processes.
+    ``source`` is a folder of ``*.tar``, a shard, a brace range such as ``shards/{000..009}.tar``, or a list of these.
+    Shards at http(s) URLs are fetched into ``cache`` first. The headers of each shard are read once and stored in an
+    index file, beside the shard or, if that cannot be written, in ``cache``. After that a sample costs one open, two
+    seeks and two reads. No file stays open, so that the data set can be sent to other processes.
 
     Raises:
-        FileNotFoundError, ValueError, ConnectionError: as `shards.local`.
+        FileNotFoundError: a shard does not exist, or a folder has none.
+        ValueError: a brace range is empty.
+        ConnectionError: a shard cannot be fetched.
     """
 
     def __init__(
@@ -140,7 +147,11 @@ class RegionShards:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Picture:
-        """Raises BadSample: the picture, or a region of it, cannot be read or is not as it should be."""
+        """Read one picture.
+
+        Raises:
+            BadSample: the picture or one of its regions cannot be read or is not valid.
+        """
         index = range(len(self))[index]
         key = self.keys[index]
         number, image_at, image_size, json_at, json_size = self._spans[index].tolist()
@@ -177,7 +188,9 @@ def open_data(path: str | os.PathLike[str]) -> RegionFolder | RegionShards:
     """The data set at `path`: a folder with `regions.jsonl`, or what `RegionShards` takes as one source.
 
     Raises:
-        FileNotFoundError: there is neither. ValueError: there are both. ConnectionError: a shard cannot be fetched.
+        FileNotFoundError: there is neither.
+        ValueError: a folder has both, or a brace range is empty.
+        ConnectionError: a shard cannot be fetched.
     """
     name, folder = os.fspath(path), Path(path)
     if folder.name == LIST:

@@ -1,4 +1,4 @@
-"""How well a model names regions, and how far it is from the CLIP it began as."""
+"""How well a model names regions, and how far it has drifted from the model it began as."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def evaluate(
     tokenize: Tokenize,
     config: TrainConfig,
 ) -> dict[str, float]:
-    """Scores on a data set, its masks as they are; processes share the work, and all get the result.
+    """Score a model on a data set, with its masks as they are. Processes share the work, and all get the result.
 
     Raises:
-        UnreadableData: more than 1% of the pictures cannot be read, or all.
+        UnreadableData: more than 1% of at least 100 pictures cannot be read, or all of fewer.
 
     Returns:
-        "region_accuracy": share of the regions whose own phrase, of all different ones in the data set, is nearest;
-            of a picture that has more than 8, 8 count, and none too small for the model's input. Not there if
-            there are no regions.
+        "region_accuracy": share of the regions whose own phrase is nearest, of all different phrases in the data set.
+            At most 8 regions of a picture count, and none too small for the model's input. Missing if there are no
+            regions.
         "validation_unreadable": pictures that could not be read.
         "drift": mean of 1 - cosine between the features of whole pictures now and those of `base`.
     """

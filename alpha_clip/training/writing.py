@@ -19,13 +19,13 @@ QUALITY = 95  # of the JPEGs
 
 
 def write_shards(pictures: Iterable[Picture], folder: str | os.PathLike[str], per_shard: int = 1000) -> list[Path]:
-    """Write `folder`/000000.tar, 000001.tar, ..., as `RegionShards` and webdataset read them. Return their paths.
+    """Write `folder`/000000.tar, 000001.tar, ..., for `RegionShards` and webdataset. Returns their paths.
 
     The same pictures give the same bytes. Pictures become JPEGs of quality `QUALITY`, masks are cut at 0.5, dots in
-    keys become `_`. A shard has a temporary name until it is whole; what an error leaves are whole shards.
+    keys become `_`. A shard has a temporary name until it is whole, so that an error leaves only whole shards.
 
     Raises:
-        ValueError: `per_shard` is below 1; the folder holds shards already; two keys are equal; a mask is not of its
+        ValueError: `per_shard` is below 1; the folder has shards already; two keys are equal; a mask is not of its
             picture's size, or has nothing above 0.5.
         ImportError: webdataset or pycocotools is not installed.
     """
