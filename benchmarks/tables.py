@@ -60,10 +60,10 @@ def summary(lines: Sequence[Line]) -> str:
 
 def machine(threads: int, rounds: int, packages: Sequence[str] = PACKAGES) -> str:
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return f"{date.today()}; {_processor()}, {threads} threads; {rounds} rounds; {versions}"
+    return f"{date.today()}; {processor()}, {threads} threads; {rounds} rounds; {versions}"
 
 
-def _processor() -> str:
+def processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
