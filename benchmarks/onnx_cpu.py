@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import alpha_clip
+from alpha_clip.errors import MasksIgnored
 from alpha_clip.model import CLIP, convert_weights
 from alpha_clip.scenes import NOUNS, draw_scene
 
@@ -159,7 +160,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000, help="scenes to measure the accuracy on")
     args = parser.parse_args()
     peers.require()
-    warnings.filterwarnings("ignore", ".*the alpha weights of this model are all zero")
+    warnings.simplefilter("ignore", MasksIgnored)  # as the peers ignore them
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
         made = ways(Path(temporary), args.threads)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import alpha_clip
+from alpha_clip.errors import MasksIgnored
 from alpha_clip.model import CLIP, convert_weights
 
 from .load import in_transformers_names, transformers_clip
@@ -148,7 +149,7 @@ def with_our_onnx(folder: Path, threads: int) -> Peer:
     onnx = import_module("alpha_clip.onnx")
     onnx.export(ours(), folder)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*every mask is ignored")  # it is plain CLIP, as the peers are
+        warnings.simplefilter("ignore", MasksIgnored)  # it is plain CLIP, as the peers are
         served = onnx.load(folder, threads=threads)
     return Peer("alpha_clip ONNX", served.encode_image, served.encode_text, alpha_clip.tokenize, float32_only)
 

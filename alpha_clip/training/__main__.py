@@ -29,6 +29,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from ..api import load
+from ..errors import ZeroAlpha
 from ..integrations import open_tower
 from ..integrations.opening import KINDS
 from .config import PRESETS, TrainConfig
@@ -77,7 +78,7 @@ def _opened(args: argparse.Namespace) -> tuple[nn.Module, Tokenize | None]:
             raise ValueError(f"--alpha is for models of this package, and {args.model!r} is another's: leave it out")
         return open_tower(args.model, _device(args.device))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*has alpha weights of zero")  # as training begins
+        warnings.simplefilter("ignore", ZeroAlpha)  # training begins with these
         return load(args.model, _device(args.device), alpha_vision_ckpt_pth=args.alpha, dtype=torch.float32)[0], None
 
 

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import alpha_clip
 from alpha_clip import masks
+from alpha_clip.errors import MasksIgnored, WordsNeverRead, ZeroAlpha
 from alpha_clip.model import CLIP, FOREGROUND
 from alpha_clip.scenes import HELD_OUT, draw_scene
 from alpha_clip.training import Picture, Region, Sample, TrainConfig, finetune
@@ -155,8 +156,9 @@ def run(name: str, seed: int, steps: int, scenes: int, out: Path) -> None:
     """One row with one seed, from the base to its figures on disk."""
     torch.set_num_threads(1)
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # of all progress bars, one is enough
-        for message in (".*alpha weights of zero", ".*every mask is ignored", "unlock_blocks=0", ".*has never read"):
-            warnings.filterwarnings("ignore", message)
+        for category in (ZeroAlpha, MasksIgnored, WordsNeverRead):
+            warnings.simplefilter("ignore", category)
+        warnings.filterwarnings("ignore", "unlock_blocks=0")  # one of the rows
         model = train(ROWS[name], seed, steps)
         figures: dict[str, Any] = {"figures": measure(model, scenes)}
         if name in OPEN:

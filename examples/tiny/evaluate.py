@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import alpha_clip
 from alpha_clip import masks
+from alpha_clip.errors import MasksIgnored, ZeroAlpha
 from alpha_clip.model import CLIP, FOREGROUND
 from alpha_clip.scenes import HELD_OUT, NOUNS, STYLES, Scene, draw_scene
 
@@ -194,8 +195,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000, help="scenes a style")
     parser.add_argument("--controls", type=Path, help="folder in which train.py left its controls")
     args = parser.parse_args()
-    for message in (".*alpha weights of zero", ".*every mask is ignored"):  # the base and the controls are plain CLIP
-        warnings.filterwarnings("ignore", message)
+    for category in (ZeroAlpha, MasksIgnored):  # the base and the controls are plain CLIP
+        warnings.simplefilter("ignore", category)
 
     model, _ = load(args.base, args.alpha)
     base, _ = load(args.base, None)

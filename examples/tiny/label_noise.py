@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import alpha_clip
 from alpha_clip import atomic
+from alpha_clip.errors import MasksIgnored, WordsNeverRead, ZeroAlpha
 from alpha_clip.model import CLIP
 from alpha_clip.pipeline import AnnotateGrounding, inspect, run
 from alpha_clip.scenes import HELD_OUT, STYLES, draw_scene
@@ -252,8 +253,8 @@ def _quietly(function: Callable[..., None], *arguments: Any) -> None:
     """In a process of its own: one thread, and of all progress bars none."""
     torch.set_num_threads(1)
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-        for message in (".*alpha weights of zero", ".*every mask is ignored", ".*has never read"):
-            warnings.filterwarnings("ignore", message)
+        for category in (ZeroAlpha, MasksIgnored, WordsNeverRead):
+            warnings.simplefilter("ignore", category)
         function(*arguments)
 
 
