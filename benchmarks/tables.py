@@ -37,7 +37,7 @@ def table(line: Line) -> str:
     kinds = f" of the roof, {' / '.join(line.roofs)} |" if line.roofs else ""
     rows = [f"### {line.title}", ""]
     rows.append(f"| way | ms (median, min-max) | {line.ours} is x times as fast | processor ms | x |{kinds}")
-    rows.append("|---|---|---|---|---|" + "---|" * bool(kinds))
+    rows.append("|---|---|---|---|---|" + ("---|" if kinds else ""))
     for name, times in line.times.items():
         middle, busy = times.typical
         spread = f"{_ms(middle)}, {_ms(min(times.wall))}-{_ms(max(times.wall))}"
