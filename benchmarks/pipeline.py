@@ -126,10 +126,10 @@ def do(way: Way, of: Sequence[Path], folder: Path) -> None:
     expected = folder / f"{len(of)}.json"
     with tempfile.TemporaryDirectory(dir=folder) as out:
         way(of, Path(out))
-        found = contents(Path(out))
+        files = contents(Path(out))
     if not expected.exists():
-        expected.write_text(json.dumps(found))
-    assert found == json.loads(expected.read_text()), "the bytes differ from those of the plain loop"
+        expected.write_text(json.dumps(files))
+    assert files == json.loads(expected.read_text()), "the bytes differ from those of the plain loop"
 
 
 def line_through(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, float]:
@@ -167,12 +167,12 @@ def processes(root: int) -> Iterator[tuple[int, float]]:
 
 def held(root: int) -> int:
     """Bytes held by a process and all its descendants, each page counted once (PSS)."""
-    found = 0
+    size = 0
     for number, _ in processes(root):
         with suppress(OSError):
             lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
-            found += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return found
+            size += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return size
 
 
 def watched(way: str, of: Sequence[Path], folder: Path) -> Spent:
@@ -231,33 +231,33 @@ def rates(folder: Path, scope: Scope, names: Sequence[str], model: str) -> dict[
     """Processor seconds a picture of each stage."""
     shard = write(folder / "large.tar", (of_scene(seed, 512) for seed in range(scope.pictures)))
     samples = list(grit.read(shard, Ledger()))
-    found = {"reading": seconds(lambda: list(grit.read(shard, Ledger())), scope.rounds)}
+    taken = {"reading": seconds(lambda: list(grit.read(shard, Ledger())), scope.rounds)}
     masked = samples
     for name in names:
         segment = Segment(segmenters.find(name, "cpu"))
-        found[f"segmenting, {name}"] = seconds(partial(segment, samples, Ledger()), 1)
+        taken[f"segmenting, {name}"] = seconds(partial(segment, samples, Ledger()), 1)
         masked = segment(samples, Ledger()) if name == "colour" else masked
     filters: list[Stage] = [Named(WORK.score, WORK.words), Fitting(WORK.area, WORK.iou)]
-    found["filters"] = seconds(lambda: [stage(masked, Ledger()) for stage in filters], scope.rounds)
+    taken["filters"] = seconds(lambda: [stage(masked, Ledger()) for stage in filters], scope.rounds)
 
     def writing() -> None:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             packing.write(masked, file, Ledger())
             sha256(Path(file.name))
 
-    found["writing"] = seconds(writing, scope.rounds)
+    taken["writing"] = seconds(writing, scope.rounds)
     run(WORK, [shard], folder / "large")
     embed = Embed(model, device="cpu").prepare()
     annotated = folder / "large" / shard.name
-    found[f"embedding, {model}, with reading and writing"] = seconds(
+    taken[f"embedding, {model}, with reading and writing"] = seconds(
         lambda: embed(annotated, io.BytesIO(), Ledger()), scope.rounds
     )
-    return {name: taken / len(samples) for name, taken in found.items()}
+    return {name: each / len(samples) for name, each in taken.items()}
 
 
-def stages(found: Mapping[str, float]) -> str:
+def stages(taken: Mapping[str, float]) -> str:
     rows = ["| stage | processor ms a picture | pictures/s of a core |", "|---|---|---|"]
-    rows += [f"| {name} | {1000 * taken:.2f} | {1 / taken:.0f} |" for name, taken in found.items()]
+    rows += [f"| {name} | {1000 * each:.2f} | {1 / each:.0f} |" for name, each in taken.items()]
     return "\n".join(rows)
 
 
@@ -336,9 +336,9 @@ def main() -> None:
         folder = Path(temporary)
         of = shards(folder, scope.shards[1], scope.samples)
         print(f"{overhead(of, folder, scope, args.ways)}\n", flush=True)
-        found = rates(folder, scope, list(dict.fromkeys(["colour", args.segmenter])), args.model)
-    print(f"{stages(found)}\n")
-    cpu = sum(found[name] for name in ("reading", "filters", "writing"))
+        taken = rates(folder, scope, list(dict.fromkeys(["colour", args.segmenter])), args.model)
+    print(f"{stages(taken)}\n")
+    cpu = sum(taken[name] for name in ("reading", "filters", "writing"))
     plans = [Plan(cpu, args.gpu_rate, args.price, args.per_gpu, shard=size) for size in (10_000, 1_000)]
     print(f"{planned(plans)}\n\n{tables.machine(1, scope.rounds, PACKAGES)}")
 

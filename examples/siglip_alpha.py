@@ -3,7 +3,7 @@
     python examples/siglip_alpha.py --out runs/siglip    # some 40 minutes on two CPU cores
     python examples/siglip_alpha.py --quick --out runs/quick    # to see that it runs
 
-1. A SiglipModel of transformers learns pictures and captions by the sigmoid loss, as in stage 1 of examples/tiny, and is
+1. A SiglipModel of transformers learns pictures and captions by the sigmoid loss, as in stage 1 of examples/tiny. It is
    saved in OUT/base.
 2. It gets an alpha channel, and its image tower is tuned on region phrases; OUT/alpha/best is the result.
 3. The base is tuned as long on crops of the same regions, without masks: OUT/crops/best.
@@ -123,19 +123,19 @@ def tuned(out: Path, words: Vocabulary, steps: int, use: str, device: str) -> nn
 def noun_features(model: Any, words: Vocabulary) -> Tensor:
     """Features (58, D) of the nouns, of unit length."""
     ids = words([with_article(noun) for noun in NOUNS]).to(model.device)
-    found = model.get_text_features(input_ids=ids)
-    return F.normalize(getattr(found, "pooler_output", found), dim=-1)
+    output = model.get_text_features(input_ids=ids)
+    return F.normalize(getattr(output, "pooler_output", output), dim=-1)
 
 
 def named(models: dict[str, nn.Module], row: str, scenes: Sequence[Scene], texts: Tensor) -> np.ndarray:
     """(R,) the noun nearest to each region of the scenes, encoded as `row` says."""
     who, method, options = ROWS[row]
-    found = []
+    nouns = []
     for scene in scenes:
         shown = [masks.box(r.mask) if row.endswith("box") else r.mask for r in scene.regions]
         features = embed_regions(models[who], scene.image, shown, method, **options)
-        found.append((features @ texts.T).argmax(dim=1).cpu().numpy())
-    return np.concatenate(found)
+        nouns.append((features @ texts.T).argmax(dim=1).cpu().numpy())
+    return np.concatenate(nouns)
 
 
 def column(models: dict[str, nn.Module], texts: Tensor, style: str, count: int) -> dict[str, str]:

@@ -39,9 +39,9 @@ def trainable(model: nn.Module | Trainable) -> Trainable:
     if isinstance(model, CLIP):
         return OwnModel(model)
     preprocess = tower_of(model).preprocess
-    found = OpenClipModel(model) if hasattr(model, "visual") else TransformersModel(model)
-    found.alpha, found.preprocess = alpha_weight(model), preprocess
-    return found
+    adapter = OpenClipModel(model) if hasattr(model, "visual") else TransformersModel(model)
+    adapter.alpha, adapter.preprocess = alpha_weight(model), preprocess
+    return adapter
 
 
 class _Foreign(Trainable):
@@ -124,8 +124,8 @@ class TransformersModel(_Foreign):
         self.prefix = 1 if model.config.model_type == "clip" else 0
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        found = self.model.get_text_features(input_ids=_one_at_least(ids))
-        features: Tensor = getattr(found, "pooler_output", found)  # the former since transformers 5
+        output = self.model.get_text_features(input_ids=_one_at_least(ids))
+        features: Tensor = getattr(output, "pooler_output", output)  # the former since transformers 5
         return features[: len(ids)]
 
     def checkpoint_blocks(self, on: bool) -> None:

@@ -61,12 +61,12 @@ def parsed(text: bytes) -> dict[str, Any]:
         ValueError: the text is not JSON, or not a record.
     """
     try:
-        found = json.loads(text)
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:  # among them UnicodeDecodeError
         raise ValueError(f"{text[:40]!r} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{text[:40]!r} is {type(found).__name__}, expected a record, {{...}}")
-    return found
+    if not isinstance(record, dict):
+        raise ValueError(f"{text[:40]!r} is {type(record).__name__}, expected a record, {{...}}")
+    return record
 
 
 def make_picture(

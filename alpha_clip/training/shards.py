@@ -74,13 +74,13 @@ def local(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], cac
 def _expanded(name: str) -> list[str]:
     if not is_url(name) and Path(name).is_dir():
         return [str(path) for path in sorted(Path(name).glob("*.tar"))]
-    if (found := _RANGE.search(name)) is None:
+    if (span := _RANGE.search(name)) is None:
         return [name]
-    first, last = found.groups()
+    first, last = span.groups()
     if int(first) > int(last):
-        raise ValueError(f"the range {found[0]} in {name} is empty, expected {{{last}..{first}}}")
+        raise ValueError(f"the range {span[0]} in {name} is empty, expected {{{last}..{first}}}")
     middle = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
-    return [more for m in middle for more in _expanded(name[: found.start()] + m + name[found.end() :])]
+    return [more for m in middle for more in _expanded(name[: span.start()] + m + name[span.end() :])]
 
 
 def fetched(url: str, cache: Path) -> Path:
@@ -165,8 +165,8 @@ def scanned(shard: Path, needed: Sequence[str] = ("image", "json")) -> list[Entr
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                if member.isfile() and (found := _split(member.name)):
-                    _add(samples, wrong, found, (member.offset_data, member.size), size)
+                if member.isfile() and (name := _split(member.name)):
+                    _add(samples, wrong, name, (member.offset_data, member.size), size)
                 end = tar.offset  # the next header must be here
     except (tarfile.TarError, ValueError, OverflowError) as raised:
         error = str(raised)
@@ -196,11 +196,11 @@ def _split(name: str) -> tuple[str, str, bool] | None:
 def _add(
     samples: dict[str, dict[str, tuple[int, int]]],
     wrong: dict[str, str],
-    found: tuple[str, str, bool],
+    name: tuple[str, str, bool],
     span: tuple[int, int],
     size: int,
 ) -> None:
-    key, kind, dotted = found
+    key, kind, dotted = name
     parts = samples.setdefault(key, {})
     if dotted:
         better = key.rpartition("/")[2].replace(".", "_")

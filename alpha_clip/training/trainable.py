@@ -95,11 +95,11 @@ class Trainable(ABC):
 
     def tail(self) -> list[nn.Parameter]:
         """The parameters of the image tower that follow its blocks."""
-        found = []
+        parameters = []
         for name, parameter in self.visual.named_parameters():
             if name.removeprefix("trunk.").removeprefix("vision_model.").partition(".")[0] in _TAIL:
-                found.append(parameter)
-        return found
+                parameters.append(parameter)
+        return parameters
 
     def trained(self, with_text: bool) -> dict[str, Tensor]:
         """The weights of the image tower, or `with_text` of the whole model, in the model's own names."""

@@ -145,10 +145,10 @@ def measure(model: CLIP, count: int) -> dict[str, float]:
     texts = noun_features(base).T
     named = {view: (features(model, v) @ texts).argmax(dim=1).numpy() for view, v in shown.views.items()}
     held_out = np.isin(noun, [NUMBER[n] for n in HELD_OUT])
-    figures = {view: float((found == noun).mean()) for view, found in named.items()}
+    figures = {view: float((nouns == noun).mean()) for view, nouns in named.items()}
     figures["held-out, mask"] = float((named["mask"] == noun)[held_out].mean())
-    for view, seen in wholes.views.items():
-        best = (features(model, seen) @ texts).argsort(dim=1, descending=True).tolist()
+    for view, pictures in wholes.views.items():
+        best = (features(model, pictures) @ texts).argsort(dim=1, descending=True).tolist()
         there = [{NUMBER[r.noun] for r in scene.regions} for scene in scenes]
         recall = [len(t & set(order[: len(t)])) / len(t) for t, order in zip(there, best, strict=True)]
         figures[f"recall, {view}"] = float(np.mean(recall))
@@ -183,13 +183,13 @@ def report(out: Path, seeds: int) -> str:
     results = {name: [json.loads(_path(out, name, s).read_text()) for s in range(seeds)] for name in ROWS}
     columns = list(results["reference"][0]["figures"])
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, found in results.items():
-        cells = [_spread([r["figures"][c] for r in found], percent=c != "cosine to base") for c in columns]
+    for name, runs in results.items():
+        cells = [_spread([r["figures"][c] for r in runs], percent=c != "cosine to base") for c in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", f"| | {' | '.join(f'{name} | single masks' for name in OPEN)} |", "|---" * (2 * len(OPEN) + 1) + "|"]
     for question in results["reference"][0]["questions"]:
         answers = [[r["questions"][question][k] for r in results[name]] for name in OPEN for k in (0, 1)]
-        cells = [_spread(found, percent="distance" not in question) for found in answers]
+        cells = [_spread(values, percent="distance" not in question) for values in answers]
         lines.append(f"| {question} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -218,8 +218,8 @@ def main() -> None:
     for name, seed in ((name, seed) for seed in range(args.seeds) for name in ROWS):
         if not (path := _path(args.out, name, seed)).exists():
             missing.append((name, seed))
-        elif (found := {k: json.loads(path.read_text())[k] for k in wanted}) != wanted:
-            parser.error(f"{path} is of a run with {found}, not {wanted}: name another --out")
+        elif (made := {k: json.loads(path.read_text())[k] for k in wanted}) != wanted:
+            parser.error(f"{path} is of a run with {made}, not {wanted}: name another --out")
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         runs = [pool.submit(run, name, seed, args.steps, args.scenes, args.out) for name, seed in missing]
         for done in tqdm(as_completed(runs), "runs", total=len(runs)):

@@ -134,9 +134,9 @@ def main() -> None:
     whole = find("tiny", "cpu")
     print(f"| tiny | {' | '.join(SHOWN.values())} | the doctor says |\n|---{'|---' * len(SHOWN)}|---|")
     for name in BROKEN:
-        found = examine(broken(name, whole))
-        cells = [f"{found.figures[key]:.2f}" if key in found.figures else "" for key in SHOWN]
-        print(f"| {name} | {' | '.join(cells)} | {found.name} |", flush=True)
+        diagnosis = examine(broken(name, whole))
+        cells = [f"{diagnosis.figures[key]:.2f}" if key in diagnosis.figures else "" for key in SHOWN]
+        print(f"| {name} | {' | '.join(cells)} | {diagnosis.name} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -163,8 +163,8 @@ def whole_pictures(model: CLIP, base: CLIP, texts: Tensor, scenes: Sequence[Scen
     apart = before @ before.T
     off_diagonal = ~torch.eye(len(apart), dtype=torch.bool)
     rows["cosine of different pictures, base"] = f"{apart[off_diagonal].mean():.3f}"
-    for name, found in (("before", before), ("after", after)):
-        best = (found @ texts).argsort(dim=1, descending=True).tolist()
+    for name, pictures in (("before", before), ("after", after)):
+        best = (pictures @ texts).argsort(dim=1, descending=True).tolist()
         recall = []
         for s, order in zip(scenes, best, strict=True):
             there = {NUMBER[r.noun] for r in s.regions}

@@ -111,10 +111,12 @@ class Study:
         number = {key: k for k, key in enumerate(exact.keys)}
         # The captioner comes after every stage that may drop a region, so that regions correspond.
         named = stored(self.shards(COLOUR if ARMS[name].work else EXACT))
-        found = quality(stored(folder), named, lambda key: exact[number[key]])
+        measured = quality(stored(folder), named, lambda key: exact[number[key]])
         if ARMS[name].work:
             inspect(folder)
-        atomic.write_text(self.labels(name), json.dumps({"check": str(check(RegionShards(folder))), **asdict(found)}))
+        atomic.write_text(
+            self.labels(name), json.dumps({"check": str(check(RegionShards(folder))), **asdict(measured)})
+        )
 
     # --- the runs ---
 
@@ -278,8 +280,8 @@ def main() -> None:
         wanted, args.seeds = {"pictures": 60, "steps": 3, "scenes": 6}, 1
     study = Study(args.out, **wanted)
     args.out.mkdir(parents=True, exist_ok=True)
-    if (claim := args.out / "settings.json").exists() and (found := json.loads(claim.read_text())) != wanted:
-        parser.error(f"{args.out} is of a study with {found}, not {wanted}: name another --out")
+    if (claim := args.out / "settings.json").exists() and (made := json.loads(claim.read_text())) != wanted:
+        parser.error(f"{args.out} is of a study with {made}, not {wanted}: name another --out")
     atomic.write_text(claim, json.dumps(wanted))
 
     runs = [(name, seed) for seed in range(args.seeds) for name in (*ARMS, *UNTRAINED) if seed == 0 or name in ARMS]

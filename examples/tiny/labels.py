@@ -168,7 +168,7 @@ class Wrong:
         return self._chosen(self.phrases_share, 1)
 
     def _chosen(self, share: float, kind: int) -> set[int]:
-        """Numbers of the chosen regions, counted over all pictures: the first in an order that is the same for any share."""
+        """Numbers of the chosen regions, counted over all pictures: the first in an order that is always the same."""
         count = sum(map(len, self.phrases))
         order = np.random.default_rng([self.seed, kind, count]).permutation(count)
         return set(order[: round(share * count)].tolist())

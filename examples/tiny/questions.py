@@ -35,14 +35,14 @@ def ask(model: CLIP, count: int) -> dict[str, Answer]:
         sample, caption = _sample(number)
         around = graded.region_and_all(subject, sample, caption, AS_IT_IS)
         weighted = graded.two_regions(subject, sample, AS_IT_IS)
-        found = [("graded: distance of the caption's share from b", steps.distances) for steps in around]
-        found += [("weighted: distance of the shares from the weights", steps.distances) for steps in weighted]
-        for asked, *right in unions.ask(subject, sample, AS_IT_IS):
-            if asked in _SAID:
-                found.append((_SAID[asked], (float(right[0]), float(right[1]))))
-        for question, answer in found:
+        asked = [("graded: distance of the caption's share from b", steps.distances) for steps in around]
+        asked += [("weighted: distance of the shares from the weights", steps.distances) for steps in weighted]
+        for question, *right in unions.ask(subject, sample, AS_IT_IS):
+            if question in _SAID:
+                asked.append((_SAID[question], (float(right[0]), float(right[1]))))
+        for question, answer in asked:
             answers.setdefault(question, []).append(answer)
-    means = {question: np.mean(found, axis=0).tolist() for question, found in answers.items()}
+    means = {question: np.mean(values, axis=0).tolist() for question, values in answers.items()}
     return {question: (model_s, baseline_s) for question, (model_s, baseline_s) in means.items()}
 
 
