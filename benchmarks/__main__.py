@@ -4,10 +4,10 @@ python -m benchmarks               # all lines, 9 rounds: about an hour on 2 cor
 python -m benchmarks --only image text
 python -m benchmarks --quick       # one small round: that all agree, not how fast they are
 
-One random ViT-B/16 in every library. All must give the same features before anything is timed. Ways take turns, A B C,
-A B C, ...; a first round is not counted; the medians are printed. Threads are limited, and bound to as many cores.
+All libraries have one random ViT-B/16, and must give the same features before anything is timed. Ways take turns, A B
+C, A B C, ...; the first round is not counted, and medians are printed. Threads are limited, and bound to as many cores.
 Processor time counts all threads. The roof is the FLOPs of the plain computation at the best rate of this machine's
-matrix products, at the model's own shapes: shortcuts that spare FLOPs may pass it.
+matrix products of the model's shapes; shortcuts that spare FLOPs may exceed it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def bind(threads: int) -> None:
-    """As many cores as threads, for every library, torch's or not."""
+    """Give every library, torch-based or not, as many cores as threads."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)

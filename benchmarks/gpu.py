@@ -4,9 +4,9 @@ python -m benchmarks.gpu
 python -m benchmarks.gpu --models ViT-B/16 --dtypes bfloat16 --batches 512 --rounds 30
 
 ViT-B/16 and ViT-L/14@336px with the same random weights in each library, without gradients, eager and compiled
-(``fullgraph=True``); 64 masks of one image; prompts. Ways take turns; medians of CUDA events. The last column is the
-share of the matrix rate of this chip: the best of large square products in the same dtype, the FLOPs being those of the
-plain computation. **This has not run yet: no GPU was at hand where it was written.**
+(``fullgraph=True``); 64 masks of one image; prompts. Ways take turns, and times are medians of CUDA events. The last
+column is the rate as a share of the chip's, that of the fastest of several large square matrix products in the same
+dtype; the FLOPs are those of the plain computation. **This has not run yet: no GPU was at hand where it was written.**
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from alpha_clip import tokenize
 from alpha_clip.model import CLIP
 
-from .load import in_transformers_names
+from .load import in_transformers_names, transformers_clip
 from .peers import assert_equal
 from .roof import tower_flops
 
@@ -37,7 +37,7 @@ Encode = Callable[[Tensor], Tensor]
 
 
 def models(name: str, dtype: torch.dtype) -> dict[str, tuple[Encode, Encode]]:
-    """The image and text verbs of each library, the same weights in all, on the GPU."""
+    """`encode_image` and `encode_text` of each library on the GPU, with the same weights."""
     torch.manual_seed(0)
     ours = CLIP(*SIZES[name]).eval()
     weights = {key: value for key, value in ours.state_dict().items() if "conv1_alpha" not in key}
@@ -63,25 +63,13 @@ def open_clip_model(name: str, weights: dict[str, Tensor]) -> Any:
 
 
 def transformers_model(name: str, weights: dict[str, Tensor]) -> Any:
-    from transformers import CLIPConfig, CLIPModel
-
-    features, resolution, layers, width, patch, _, _, text_width, heads, _ = SIZES[name]
-
-    def tower(width: int, heads: int, layers: int, **others: int) -> dict[str, Any]:
-        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads}
-        return {**sizes, "num_hidden_layers": layers, "hidden_act": "quick_gelu", **others}
-
-    vision = tower(width, width // 64, layers, patch_size=patch, image_size=resolution)
-    text = tower(text_width, heads, 12, vocab_size=49408, bos_token_id=49406, eos_token_id=49407)
-    config = CLIPConfig(projection_dim=features, vision_config=vision, text_config=text)
-    config._attn_implementation = "sdpa"
-    model = CLIPModel(config).eval()
+    model = transformers_clip(SIZES[name])
     model.load_state_dict(in_transformers_names(weights))
     return model
 
 
 def in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, A B C, A B C, ...; the first calls, which compile, are not counted."""
+    """Median milliseconds of each way, measured in turn; the first calls, which compile, are not counted."""
     for _ in range(3):
         for call in ways.values():
             call()
@@ -98,7 +86,7 @@ def in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of the best large square product."""
+    """FLOP/s of the fastest of several large square matrix products."""
     best = 0.0
     for n in (4096, 8192, 16384):
         a, b = torch.randn(2, n, n, device="cuda", dtype=dtype)
@@ -108,7 +96,7 @@ def matrix_rate(dtype: torch.dtype) -> float:
 
 
 def ways(verbs: dict[str, Encode], given: Tensor, tolerance: float) -> dict[str, Callable[[], Any]]:
-    """Eager and compiled calls of each library, which must agree."""
+    """The eager and compiled calls of each library, after checking that they agree."""
     calls: dict[str, Callable[[], Any]] = {}
     for name, verb in verbs.items():
         compiled = torch.compile(verb, fullgraph=name == "alpha_clip")

@@ -1,4 +1,4 @@
-"""What is compared: each function measures lines of the tables, after asserting that all ways give the same."""
+"""The comparisons: each function measures lines of the tables, after asserting that all ways agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .peers import Peer, assert_equal
 from .tables import Line
 from .timing import Call, in_turn
 
-FLOAT32, SERVED, BFLOAT16 = 1e-5, 1e-4, 0.05  # how far features may lie apart, as a share of their norm
+FLOAT32, SERVED, BFLOAT16 = 1e-5, 1e-4, 0.05  # largest distance of features, as a share of their norm
 NAMES = ["cat", "traffic light", "acoustic guitar", "great white shark", "hen", "balloon", "bulletproof vest", "moon"]
 NAMES += ["tree frog", "volcano", "school bus", "espresso", "lighthouse", "toilet paper", "fire truck", "mushroom"]
 NAMES += ["sea lion", "coffee mug", "windsor tie", "dog"]
@@ -39,7 +39,7 @@ class Scope:
     batches: Sequence[int] = (1, 8)
     prompts: Sequence[int] = (1, 80)
     masks: int = 16
-    photos: Sequence[tuple[int, int]] = ((480, 640), (3000, 4000))  # (H, W): of the web, and of a telephone
+    photos: Sequence[tuple[int, int]] = ((480, 640), (3000, 4000))  # (H, W) of a web picture and of a phone's
     names: int = 20
     templates: int = 80
     texts: int = 1600  # for the tokenizers
@@ -84,7 +84,7 @@ def texts(models: Sequence[Peer], scope: Scope) -> Iterator[Line]:
 
 
 def masks(scope: Scope, height: int, width: int) -> Line:
-    """From a PIL image and bool masks to features: one call, and the loop that people write, with the same model."""
+    """PIL image and bool masks to features, by one call and by the loop that people write, with the same model."""
     model, preprocess = peers.ours(), alpha_clip.Preprocess(224)
     picture = Image.effect_noise((width, height), 64).convert("RGB")
     marked = np.zeros((scope.masks, height, width), dtype=bool)
@@ -128,13 +128,13 @@ def tokenizers(models: Sequence[Peer], scope: Scope) -> Iterator[Line]:
 
 
 def until_the_end(ids: Tensor) -> Tensor:
-    """What comes after the end of text made zeros; transformers repeats the end there."""
+    """Replace what follows the end of text by zeros; transformers repeats the end there."""
     ends = (ids == ids.max()).cumsum(dim=-1)
     return ids.long().masked_fill((ends > 1) | (ends == 1) & (ids != ids.max()), 0)
 
 
 def imports(scope: Scope) -> Line:
-    """Import and first call, each in a new process. ``import torch``, alone for comparison, is part of them all."""
+    """Import and first call, each in a new process; ``import torch`` is a part of all."""
     programs = {
         "alpha_clip": "import alpha_clip; alpha_clip.tokenize('a cat')",
         "openai-clip": "import clip; clip.tokenize('a cat')",
@@ -147,7 +147,7 @@ def imports(scope: Scope) -> Line:
 
 
 def zero_shot(models: Sequence[Peer], scope: Scope) -> Line:
-    """Names to weights: our function, open_clip's, and the loop of CLIP's notebook over the names."""
+    """Zero-shot weights of names by our function, by open_clip's, and by the loop over names in CLIP's notebook."""
     from open_clip import build_zero_shot_classifier, tokenize
 
     names, sentences = NAMES[: scope.names], templates()[: scope.templates]
@@ -174,7 +174,7 @@ def check(ways: dict[str, Call], tolerance: float) -> None:
 
 
 def serving(models: Sequence[Peer], onnx: Sequence[Peer], scope: Scope) -> Iterator[Line]:
-    """ONNX Runtime's rows beside torch's; ours is left out where this version exports nothing."""
+    """ONNX Runtime beside torch; our export is left out if this version has none."""
     served = [*onnx, *models]
     ours = next(peer.name for peer in served if peer.name.startswith("alpha_clip"))
     for batch in scope.batches:

@@ -3,15 +3,15 @@
 python benchmarks/load.py
 python benchmarks/load.py --runs 9 --folder /tmp/bench    # keeps its files there, 7.7 GB, for the next time
 
-Weights are random, of the real size, and values that float16 holds, so that all files hold the same ones; every way is
-checked to end with them, in float32 on the CPU. Ways take turns, each run in a process of its own. All are treated
-alike: just before the call the whole file is read, so that it lies in the page cache (the last line says in how many
-runs the disk was read nevertheless), and Python's garbage is collected, as a full collection of what `import torch`
-leaves takes longer than our call, and else falls into some runs and not into others.
-Seconds are those of the load call and of a read from every page of the weights it returns: a memory map is not free.
-Modules are imported before, those that the call itself would import too, which a first run, not counted, finds out.
-Memory is the highest resident size in that time (VmHWM) above that after the imports (VmRSS), the most of all runs,
-over the size of the float32 weights. Pages of a mapped file count, so 1.0 is the least.
+The weights are random, of the real size, and exact in float16, so that all files hold the same values; every way is
+checked to end with them, in float32 on the CPU. Ways take turns, and each run is a process of its own. Just before the
+call the whole file is read, so that it is in the page cache (the last line says in how many runs the disk was read
+nevertheless), and Python's garbage is collected: a full collection after `import torch` takes longer than our call, and
+would otherwise happen in some runs only.
+The seconds are those of the load call and of reading from every page of its weights, since a memory map is not free.
+All modules that the call needs are imported before; a first run, which is not counted, finds out which these are.
+Memory is the highest resident size meanwhile (VmHWM) above that after the imports (VmRSS), the maximum over the runs,
+divided by the size of the float32 weights. Pages of a mapped file count, so the least is 1.0.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from alpha_clip.model import CLIP
 
 VIT_L_14 = (768, 224, 24, 1024, 14, 77, 49408, 768, 12, 12)  # OpenAI's sizes, in the order of CLIP's arguments
 ALPHA = "conv1_alpha"  # the one weight that the peers do not have, 0.05% of all
-FOLDER = "transformers"  # it takes folders alone
-PACKAGES = {"open_clip": "open_clip_torch", "transformers": "transformers"}  # module: what pip calls it
+FOLDER = "transformers"  # it only takes folders
+PACKAGES = {"open_clip": "open_clip_torch", "transformers": "transformers"}  # module: package for pip
 
 Load = Callable[[], nn.Module]
 
@@ -64,7 +64,7 @@ def ours_first(path: Path) -> Load:
 
 
 def naive(path: Path) -> Load:
-    """What OpenAI's clip does with a state dict: fill a model with random weights, then overwrite them."""
+    """Load a state dict as OpenAI's clip does: fill a model with random weights, then overwrite them."""
 
     def call() -> nn.Module:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
@@ -93,7 +93,7 @@ class Way:
     label: str
     file: str
     prepare: Callable[[Path], Load]
-    against: str = ""  # the way of ours that it is compared with
+    against: str = ""  # which of our ways it is compared with
 
 
 WAYS = {
@@ -122,7 +122,7 @@ def random_weights() -> dict[str, Tensor]:
 
 
 def make_files(folder: Path) -> None:
-    """Those that are missing, each under another name first, so that none stays half written."""
+    """Write the files that are missing, each under another name first, so that none stays half written."""
 
     def make(name: str, write: Callable[[Path], Any]) -> None:
         if not (folder / name).exists():
@@ -143,21 +143,31 @@ def make_files(folder: Path) -> None:
 
 
 def save_for_transformers(tensors: dict[str, Tensor], folder: Path) -> None:
-    from transformers import CLIPConfig, CLIPModel
-
-    def tower(width: int, layers: int, **others: int) -> dict[str, Any]:
-        others |= {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
-        return {**others, "intermediate_size": 4 * width, "hidden_act": "quick_gelu"}
-
-    vision = tower(1024, 24, patch_size=14, image_size=224)
-    text = tower(768, 12, vocab_size=49408)
-    model = CLIPModel(CLIPConfig(projection_dim=768, vision_config=vision, text_config=text))
+    model = transformers_clip(VIT_L_14)
     model.load_state_dict(in_transformers_names(tensors))
     model.save_pretrained(folder)
 
 
+def transformers_clip(sizes: tuple[int, ...], attention: str = "sdpa") -> Any:
+    """A CLIPModel with random weights; `sizes` are in the order of CLIP's arguments."""
+    from transformers import CLIPConfig, CLIPModel
+
+    features, resolution, layers, width, patch, _, tokens, text_width, text_heads, text_layers = sizes
+
+    def tower(width: int, layers: int, heads: int, **others: int) -> dict[str, Any]:
+        shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+        return {**shape, "intermediate_size": 4 * width, "hidden_act": "quick_gelu", **others}
+
+    vision = tower(width, layers, width // 64, patch_size=patch, image_size=resolution)
+    ends = {"bos_token_id": tokens - 2, "eos_token_id": tokens - 1}
+    text = tower(text_width, text_layers, text_heads, vocab_size=tokens, **ends)
+    config = CLIPConfig(projection_dim=features, vision_config=vision, text_config=text)
+    config._attn_implementation = attention
+    return CLIPModel(config).eval()
+
+
 def in_transformers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The way back from `checkpoints._from_transformers`."""
+    """Rename the weights of CLIP for transformers, the inverse of `checkpoints._from_transformers`."""
     tensors = dict(tensors)
     renamed = {"logit_scale": tensors.pop("logit_scale")}
     renamed["visual_projection.weight"] = tensors.pop("visual.proj").T
@@ -181,17 +191,17 @@ def in_transformers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 @dataclass(frozen=True)
 class Result:
     seconds: float
-    bytes: int  # of memory, at most
-    weights: tuple[int, float, float]  # how many, their sum, the sum of their squares; without alpha's
-    modules: list[str]  # that the call imported
-    disk: bool  # was read
+    bytes: int  # peak memory
+    weights: tuple[int, float, float]  # their number, sum and sum of squares, without the alpha weights
+    modules: list[str]  # imported by the call
+    disk: bool  # whether the disk was read
 
 
 def measure(way: Way, folder: Path, modules: list[str]) -> Result:
     path = folder / way.file
     call = way.prepare(path)
     for module in modules:
-        with suppress(Exception):  # one that is only there under conditions
+        with suppress(Exception):  # some can only be imported under conditions
             import_module(module)
     with path.open("rb") as file:  # into the page cache
         while file.read(1 << 20):
@@ -236,7 +246,7 @@ def in_new_process(way: str, folder: Path, modules: list[str]) -> Result:
 
 
 def compare(folder: Path, runs: int) -> dict[str, list[Result]]:
-    """The runs of every way that is installed."""
+    """Run every way that is installed `runs` times, in turn."""
     ways = [way for way in WAYS if installed(way)]
     modules = {way: in_new_process(way, folder, []).modules for way in ways}
     results: dict[str, list[Result]] = {way: [] for way in ways}
@@ -244,8 +254,8 @@ def compare(folder: Path, runs: int) -> dict[str, list[Result]]:
         for way in ways:
             results[way].append(in_new_process(way, folder, modules[way]))
     expected = results["ours"][0].weights
-    for way, of_way in results.items():
-        for result in of_way:
+    for way, runs_of_way in results.items():
+        for result in runs_of_way:
             same = all(map(math.isclose, result.weights, expected))  # to 1e-9
             assert same, f"{way} holds other weights: {result.weights}, expected {expected}"
     return results
@@ -255,7 +265,7 @@ def table(results: dict[str, list[Result]]) -> str:
     lines = ["| way | seconds (median, min-max) | ours is x times as fast | peak memory / weights |"]
     lines.append("|---|---|---|---|")
     size = 4 * results["ours"][0].weights[0]
-    times = {way: sorted(result.seconds for result in of_way) for way, of_way in results.items()}
+    times = {way: sorted(result.seconds for result in runs_of_way) for way, runs_of_way in results.items()}
     for name, way in WAYS.items():
         if name not in results:
             lines.append(f"| {way.label} | not installed: pip install {PACKAGES[name]} | | |")
@@ -284,7 +294,7 @@ def main() -> None:
         os.sync()  # else the first runs share the disk with what is still being written
         results = compare(folder, args.runs)
         print(table(results))
-    disk = sum(result.disk for of_way in results.values() for result in of_way)
+    disk = sum(result.disk for runs_of_way in results.values() for result in runs_of_way)
     peers = [f"{name} {version(package)}" for name, package in PACKAGES.items() if installed(name)]
     print(f"\n{', '.join([f'torch {torch.__version__}', *peers])}; {torch.get_num_threads()} threads; {args.runs} runs")
     print(f"runs in which the disk was read: {disk}")

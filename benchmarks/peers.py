@@ -1,6 +1,6 @@
-"""One random ViT-B/16 in every library: the same weights, so that all must give the same features.
+"""One random ViT-B/16 in every library: with the same weights, all must give the same features.
 
-Tokenizers too: transformers' is built from our vocabulary, the others carry OpenAI's own.
+The tokenizer of transformers is built from our vocabulary; the others have OpenAI's own.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import torch
 from torch import Tensor, nn
 
 import alpha_clip
+from alpha_clip.errors import MasksIgnored
 from alpha_clip.model import CLIP, convert_weights
 
-from .load import in_transformers_names
+from .load import in_transformers_names, transformers_clip
 
 VIT_B_16 = (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)  # in the order of CLIP's arguments
 SHIMS = Path(__file__).with_name("shims")
 PIP = 'pip install -e ".[bench]"'
-PACKAGES = ("open_clip", "transformers", "clip", "onnxruntime", "onnx", "onnxscript")  # what they are imported as
+PACKAGES = ("open_clip", "transformers", "clip", "onnxruntime", "onnx", "onnxscript")  # names of their modules
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A model of one library, and how its users call it."""
+    """The model in one library, and how its users call it."""
 
     name: str
     image: Callable[[Tensor], Tensor]  # (B, 3, 224, 224) to (B, 512)
@@ -42,7 +43,7 @@ class Peer:
 
 
 def require() -> None:
-    """Exit with the remedy unless every peer is installed."""
+    """Exit and say what to install unless every peer is installed."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         sys.exit(f"not installed: {', '.join(missing)}. {PIP}")
     sys.path.insert(0, str(SHIMS))
@@ -50,7 +51,7 @@ def require() -> None:
 
 @cache
 def ours() -> CLIP:
-    """The model whose weights all others get; its alpha weights are zero, so that it is plain CLIP."""
+    """The model whose weights all others have. Its alpha weights are zero, so that it is plain CLIP."""
     torch.manual_seed(0)
     return CLIP(*VIT_B_16).eval()
 
@@ -61,10 +62,10 @@ def plain_weights() -> dict[str, Tensor]:
 
 def torch_peers() -> list[Peer]:
     """Ours first, then open_clip, transformers with either attention, and OpenAI's."""
-    return [_ours(), _open_clip(), _transformers("sdpa"), _transformers("eager"), _openai()]
+    return [with_ours(), with_open_clip(), with_transformers("sdpa"), with_transformers("eager"), with_openai_clip()]
 
 
-def _ours() -> Peer:
+def with_ours() -> Peer:
     model = ours()
     return Peer("alpha_clip", model.encode_image, model.encode_text, alpha_clip.tokenize, model.to)
 
@@ -78,25 +79,15 @@ def open_clip_model() -> Any:
     return model
 
 
-def _open_clip() -> Peer:
+def with_open_clip() -> Peer:
     import open_clip
 
     model = open_clip_model()
     return Peer("open_clip", model.encode_image, model.encode_text, open_clip.tokenize, model.to)
 
 
-def _transformers(attention: str) -> Peer:
-    from transformers import CLIPConfig, CLIPModel
-
-    def tower(width: int, **others: int) -> dict[str, Any]:
-        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
-        return {**sizes, "num_hidden_layers": 12, "hidden_act": "quick_gelu", **others}
-
-    vision = tower(768, patch_size=16, image_size=224)
-    text = tower(512, vocab_size=49408, bos_token_id=49406, eos_token_id=49407)
-    config = CLIPConfig(projection_dim=512, vision_config=vision, text_config=text)
-    config._attn_implementation = attention
-    model = CLIPModel(config).eval()
+def with_transformers(attention: str) -> Peer:
+    model = transformers_clip(VIT_B_16, attention)
     model.load_state_dict(in_transformers_names(plain_weights()))
     tokenizer = _transformers_tokenizer()
 
@@ -128,7 +119,7 @@ def _transformers_tokenizer() -> Any:
         return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 
-def _openai() -> Peer:
+def with_openai_clip() -> Peer:
     import clip
     from clip.model import CLIP as Theirs
 
@@ -145,25 +136,25 @@ def _openai() -> Peer:
 
 
 def onnx_peers(folder: Path, threads: int) -> list[Peer]:
-    """Our export, if this version has one, and plain CLIP (open_clip's modules, exported as they are)."""
-    peers = [_plain_onnx(folder / "plain", threads)]
+    """Our export, if this version has one, and plain CLIP, open_clip's modules exported as they are."""
+    peers = [with_plain_onnx(folder / "plain", threads)]
     if find_spec("alpha_clip.onnx") is not None:
-        peers.insert(0, _our_onnx(folder / "ours", threads))
+        peers.insert(0, with_our_onnx(folder / "ours", threads))
     return peers
 
 
-def _our_onnx(folder: Path, threads: int) -> Peer:
+def with_our_onnx(folder: Path, threads: int) -> Peer:
     from importlib import import_module
 
     onnx = import_module("alpha_clip.onnx")
     onnx.export(ours(), folder)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*every mask is ignored")  # it is plain CLIP, as the peers are
+        warnings.simplefilter("ignore", MasksIgnored)  # it is plain CLIP, as the peers are
         served = onnx.load(folder, threads=threads)
-    return Peer("alpha_clip ONNX", served.encode_image, served.encode_text, alpha_clip.tokenize, _float32_only)
+    return Peer("alpha_clip ONNX", served.encode_image, served.encode_text, alpha_clip.tokenize, float32_only)
 
 
-def _plain_onnx(folder: Path, threads: int) -> Peer:
+def with_plain_onnx(folder: Path, threads: int) -> Peer:
     import onnxruntime
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,11 +174,11 @@ def _plain_onnx(folder: Path, threads: int) -> Peer:
 
     image = session("image", _Verb(model, "encode_image"), torch.randn(2, 3, 224, 224))
     text = session("text", _Verb(model, "encode_text"), torch.full((2, 77), 49407))
-    return Peer("ONNX Runtime, plain CLIP", image, text, alpha_clip.tokenize, _float32_only)
+    return Peer("ONNX Runtime, plain CLIP", image, text, alpha_clip.tokenize, float32_only)
 
 
 class _Verb(nn.Module):
-    """One method of a model, as a module, which is what the exporter takes."""
+    """One method of a model as a module, since the exporter takes modules."""
 
     def __init__(self, model: nn.Module, verb: str) -> None:
         super().__init__()
@@ -197,12 +188,12 @@ class _Verb(nn.Module):
         return getattr(self.model, self.verb)(x)
 
 
-def _float32_only(dtype: torch.dtype) -> None:
+def float32_only(dtype: torch.dtype) -> None:
     assert dtype == torch.float32, dtype
 
 
 def assert_equal(features: Sequence[Tensor], names: Sequence[str], tolerance: float) -> None:
-    """All features, each scaled by the first's norm, agree to `tolerance`; exits naming the one that does not."""
+    """Assert that all features, scaled by the norm of the first, agree to `tolerance`; name the one that does not."""
     first = features[0].float()
     scale = first.norm(dim=-1, keepdim=True)
     for other, name in zip(features[1:], names[1:], strict=True):

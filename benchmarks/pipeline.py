@@ -4,13 +4,13 @@ OMP_NUM_THREADS=1 python -m benchmarks.pipeline
 OMP_NUM_THREADS=1 python -m benchmarks.pipeline --segmenter hf:facebook/sam-vit-base --model ViT-B/16 --gpu-rate 6.7
 python -m benchmarks.pipeline --quick    # one small round: that all leave the same bytes, not how fast they are
 
-Drawn scenes, 128 pixels wide, through annotate-grounding with the segmenter `colour`: in one process, in two, and on a
-local Ray with two workers, which must leave the same bytes. Each run is a new process; each way does few samples and
-many, in turn; medians. The line through both gives a start-up and what a sample takes. Processor time and memory (PSS,
-the most at a time) are of the run's process and of all that it starts, looked at every quarter of a second.
+Drawn scenes, 128 pixels wide, go through annotate-grounding with the segmenter `colour`: in one process, in two, and on
+a local Ray with two workers. All must leave the same bytes. Each run is a new process, and each way does few and many
+samples, in turn. The line through the medians of both gives the start-up and the time of a sample. Processor time and
+peak memory (PSS) are of the run's process and all that it starts, sampled every quarter of a second.
 
-The stages' rates are of scenes 512 pixels wide. From them the plan works out what a million pairs of a
-region and its phrase would take and cost on GPUs. The rate of a GPU and its price are assumptions, not measured here.
+The rates of the stages are measured on scenes 512 pixels wide. From them the plan estimates the time and cost of a
+million pairs of region and phrase on GPUs. The rate of a GPU and its price are assumptions, not measured here.
 Linux only.
 """
 
@@ -58,7 +58,7 @@ from . import tables
 from .timing import in_turn
 
 PACKAGES = ("torch", "ray", "pillow", "numpy")
-BOXES = 137 / 91  # of a picture of GRIT (arXiv 2306.14824, table 1: 137 million in 91 million pictures)
+BOXES = 137 / 91  # a picture of GRIT (arXiv 2306.14824, table 1: 137 million in 91 million pictures)
 WORK = AnnotateGrounding("colour", duplicates="keep")
 
 Way = Callable[[Sequence[Path], Path], Any]
@@ -105,7 +105,7 @@ def write(path: Path, samples: Iterable[tuple[str, bytes, dict[str, Any]]]) -> P
 
 
 def shards(folder: Path, count: int, samples: int) -> list[Path]:
-    """The same scenes in each, under other keys."""
+    """Write shards of the same scenes under different keys."""
     scenes = [of_scene(seed, 128) for seed in range(samples)]
     return [
         write(folder / f"{k:05d}.tar", ((f"{k}-{key}", *rest) for key, *rest in scenes))  # type: ignore[misc]
@@ -122,14 +122,14 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def do(way: Way, of: Sequence[Path], folder: Path) -> None:
-    """In a new folder, and assert that the files are those of the first way that did these shards."""
+    """Run one way in a new folder, and assert that it leaves the files of the first way that did these shards."""
     expected = folder / f"{len(of)}.json"
     with tempfile.TemporaryDirectory(dir=folder) as out:
         way(of, Path(out))
-        found = contents(Path(out))
+        files = contents(Path(out))
     if not expected.exists():
-        expected.write_text(json.dumps(found))
-    assert found == json.loads(expected.read_text()), "the bytes differ from those of the plain loop"
+        expected.write_text(json.dumps(files))
+    assert files == json.loads(expected.read_text()), "the bytes differ from those of the plain loop"
 
 
 def line_through(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, float]:
@@ -140,19 +140,19 @@ def line_through(few: tuple[float, float], many: tuple[float, float]) -> tuple[f
 
 @dataclass(frozen=True)
 class Spent:
-    """By a run."""
+    """What a run takes."""
 
     wall: float  # seconds
     cpu: float  # seconds of all its processes
-    memory: float  # bytes, at most
+    memory: float  # bytes at its peak
 
 
 def processes(root: int) -> Iterator[tuple[int, float]]:
-    """A process and all that it has started, with the processor seconds of each until now."""
+    """A process and all its descendants, with the processor seconds of each so far."""
     children: dict[int, list[int]] = {}
     seconds: dict[int, float] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the process has ended
             fields = stat.read_text().rpartition(")")[2].split()
             number = int(stat.parent.name)
             children.setdefault(int(fields[1]), []).append(number)
@@ -166,17 +166,17 @@ def processes(root: int) -> Iterator[tuple[int, float]]:
 
 
 def held(root: int) -> int:
-    """Bytes that a process and all that it has started hold, each page once (PSS)."""
-    found = 0
+    """Bytes held by a process and all its descendants, each page counted once (PSS)."""
+    size = 0
     for number, _ in processes(root):
         with suppress(OSError):
             lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
-            found += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return found
+            size += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return size
 
 
 def watched(way: str, of: Sequence[Path], folder: Path) -> Spent:
-    """A run in a new process."""
+    """Run one way in a new process, and measure it."""
     process = multiprocessing.get_context("spawn").Process(target=do_as, args=(way, of, folder))
     start = time.perf_counter()
     process.start()
@@ -223,7 +223,7 @@ def overhead(of: Sequence[Path], folder: Path, scope: Scope, ways: Sequence[str]
 
 
 def seconds(call: Callable[[], Any], rounds: int) -> float:
-    """Of the processor."""
+    """Median processor seconds of a call."""
     return median(in_turn({"": call}, rounds)[""].cpu)
 
 
@@ -231,33 +231,33 @@ def rates(folder: Path, scope: Scope, names: Sequence[str], model: str) -> dict[
     """Processor seconds a picture of each stage."""
     shard = write(folder / "large.tar", (of_scene(seed, 512) for seed in range(scope.pictures)))
     samples = list(grit.read(shard, Ledger()))
-    found = {"reading": seconds(lambda: list(grit.read(shard, Ledger())), scope.rounds)}
+    taken = {"reading": seconds(lambda: list(grit.read(shard, Ledger())), scope.rounds)}
     masked = samples
     for name in names:
         segment = Segment(segmenters.find(name, "cpu"))
-        found[f"segmenting, {name}"] = seconds(partial(segment, samples, Ledger()), 1)
+        taken[f"segmenting, {name}"] = seconds(partial(segment, samples, Ledger()), 1)
         masked = segment(samples, Ledger()) if name == "colour" else masked
     filters: list[Stage] = [Named(WORK.score, WORK.words), Fitting(WORK.area, WORK.iou)]
-    found["filters"] = seconds(lambda: [stage(masked, Ledger()) for stage in filters], scope.rounds)
+    taken["filters"] = seconds(lambda: [stage(masked, Ledger()) for stage in filters], scope.rounds)
 
     def writing() -> None:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             packing.write(masked, file, Ledger())
             sha256(Path(file.name))
 
-    found["writing"] = seconds(writing, scope.rounds)
+    taken["writing"] = seconds(writing, scope.rounds)
     run(WORK, [shard], folder / "large")
     embed = Embed(model, device="cpu").prepare()
     annotated = folder / "large" / shard.name
-    found[f"embedding, {model}, with reading and writing"] = seconds(
+    taken[f"embedding, {model}, with reading and writing"] = seconds(
         lambda: embed(annotated, io.BytesIO(), Ledger()), scope.rounds
     )
-    return {name: taken / len(samples) for name, taken in found.items()}
+    return {name: each / len(samples) for name, each in taken.items()}
 
 
-def stages(found: Mapping[str, float]) -> str:
+def stages(taken: Mapping[str, float]) -> str:
     rows = ["| stage | processor ms a picture | pictures/s of a core |", "|---|---|---|"]
-    rows += [f"| {name} | {1000 * taken:.2f} | {1 / taken:.0f} |" for name, taken in found.items()]
+    rows += [f"| {name} | {1000 * each:.2f} | {1 / each:.0f} |" for name, each in taken.items()]
     return "\n".join(rows)
 
 
@@ -266,17 +266,17 @@ def stages(found: Mapping[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """Workers with a share of a GPU each, which do whole shards one after the other.
+    """Workers with a share of a GPU each, which process whole shards one after the other.
 
-    In a worker, what the processor does and what the GPU does follow each other; those of one GPU take turns at it.
+    In a worker, processor and GPU work in turn; the workers of one GPU take turns at it.
     """
 
-    cpu: float  # seconds a picture takes of a worker besides the model
+    cpu: float  # seconds of a worker for each picture, without the model
     gpu_rate: float  # pictures a second that the model does on one GPU
-    price: float  # of an hour of a GPU
+    price: float  # of a GPU for an hour
     workers: int = 1  # for each GPU
-    pairs: float = BOXES  # that come of a picture
-    shard: int = 10_000  # pictures in one, as img2dataset makes them
+    pairs: float = BOXES  # of a picture
+    shard: int = 10_000  # pictures in a shard, as img2dataset makes them
     start: float = 60  # seconds until a worker has its model
 
     def rate(self) -> float:
@@ -284,13 +284,13 @@ class Plan:
         return min(1 / (self.cpu + 1 / self.gpu_rate), self.gpu_rate / self.workers)
 
     def hours(self, pairs: float, gpus: int) -> float:
-        """Until the last shard is done: where shards do not come out even, some workers wait for others."""
+        """Hours until the last shard is done; if shards do not divide evenly, some workers wait for others."""
         count = math.ceil(pairs / self.pairs / self.shard)
         in_turn = math.ceil(count / (gpus * self.workers))
         return (self.start + in_turn * self.shard / self.rate()) / 3600
 
     def cost(self, pairs: float, gpus: int) -> float:
-        """All GPUs are paid for until the end."""
+        """Price of all GPUs until the last shard is done."""
         return self.hours(pairs, gpus) * gpus * self.price
 
 
@@ -313,14 +313,22 @@ def planned(plans: Sequence[Plan]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small round")
-    parser.add_argument("--rounds", type=int, default=Scope.rounds, help="%(default)s")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="the first is compared with")
-    parser.add_argument("--segmenter", default="colour", help="to be timed besides `colour`, such as hf:FOLDER")
-    parser.add_argument("--model", default="tiny", help="to be timed in `embed`; %(default)s")
+    parser.add_argument("--rounds", type=int, default=Scope.rounds, help="rounds of each way; %(default)s")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=WAYS,
+        default=list(WAYS),
+        help="ways to run; the first is what the others are compared with",
+    )
+    parser.add_argument("--segmenter", default="colour", help="segmenter to time besides `colour`, such as hf:FOLDER")
+    parser.add_argument("--model", default="tiny", help="model to time in `embed`; %(default)s")
     parser.add_argument("--gpu-rate", type=float, default=6.7, help="pictures/s of SAM ViT-H on a GPU, an assumption: "
-                        "its authors name 0.15 s on an A100; %(default)s")  # fmt: skip
-    parser.add_argument("--price", type=float, default=2.5, help="of an hour of a GPU, an assumption; %(default)s")
-    parser.add_argument("--per-gpu", type=int, default=1, help="workers, as with --gpus 0.5 two; %(default)s")
+                        "its authors report 0.15 s on an A100; %(default)s")  # fmt: skip
+    parser.add_argument(
+        "--price", type=float, default=2.5, help="price of a GPU for an hour, an assumption; %(default)s"
+    )
+    parser.add_argument("--per-gpu", type=int, default=1, help="workers on each GPU, two for --gpus 0.5; %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(1)
     scope = Scope(1, 4, (2, 6), 4) if args.quick else Scope(args.rounds)
@@ -328,9 +336,9 @@ def main() -> None:
         folder = Path(temporary)
         of = shards(folder, scope.shards[1], scope.samples)
         print(f"{overhead(of, folder, scope, args.ways)}\n", flush=True)
-        found = rates(folder, scope, list(dict.fromkeys(["colour", args.segmenter])), args.model)
-    print(f"{stages(found)}\n")
-    cpu = sum(found[name] for name in ("reading", "filters", "writing"))
+        taken = rates(folder, scope, list(dict.fromkeys(["colour", args.segmenter])), args.model)
+    print(f"{stages(taken)}\n")
+    cpu = sum(taken[name] for name in ("reading", "filters", "writing"))
     plans = [Plan(cpu, args.gpu_rate, args.price, args.per_gpu, shard=size) for size in (10_000, 1_000)]
     print(f"{planned(plans)}\n\n{tables.machine(1, scope.rounds, PACKAGES)}")
 

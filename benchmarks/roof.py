@@ -1,6 +1,6 @@
-"""The fastest this machine could run a tower: its FLOPs at the best rate of its own matrix products.
+"""The least time a tower could take on this machine: its FLOPs at the best rate of the machine's matrix products.
 
-FLOPs are those of the plain computation, all tokens through all blocks, two for each multiplication and addition.
+The FLOPs are those of the plain computation, all tokens through all blocks, two for each multiply-add.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch.nn.functional as F
 
 
 def tower_flops(tokens: int, width: int, layers: int) -> float:
-    """Of one input of so many tokens: projections and MLP 24 L D^2, attention 4 L^2 D, in each block."""
+    """FLOPs of L tokens of width D: in each block 24 L D^2 for projections and MLP, 4 L^2 D for attention."""
     return layers * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
 
 def image_flops(images: int) -> float:
-    """ViT-B/16 at 224 x 224; the patch convolution too."""
+    """FLOPs of ViT-B/16 at 224 x 224, with the patch convolution."""
     return images * (tower_flops(197, 768, 12) + 2 * 196 * 3 * 16**2 * 768)
 
 
@@ -30,8 +30,8 @@ def text_flops(texts: int, tokens: int = 77) -> float:
 def best_rate(rows: int, width: int, dtype: torch.dtype, packed: bool) -> float:
     """FLOP/s of the fastest of a block's matrix products, (rows, width) by (width, 3 or 4 times width) and back.
 
-    Of processor time over the number of threads, which other work on the machine does not stretch.
-    `packed`: with the weight in the order that oneDNN likes best, as a server may prepare it once.
+    Time is processor time over the number of threads, which other work on the machine does not stretch. `packed`: the
+    weight is in oneDNN's preferred order, as a server may prepare it once.
     """
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
     return max(_rate(rows, k, n, dtype, packed) for k, n in shapes)
@@ -65,6 +65,6 @@ def can_pack() -> bool:
 
 
 def seconds(flops: float, rows: int, width: int, dtype: torch.dtype) -> dict[str, float]:
-    """How long `flops` take at the best rate, with plain and, where torch has it, with prepacked weights."""
+    """Seconds that `flops` take at the best rate, with plain and, if torch can, with prepacked weights."""
     kinds = {"plain": False} | ({"prepacked": True} if can_pack() else {})
     return {kind: flops / best_rate(rows, width, dtype, packed) for kind, packed in kinds.items()}

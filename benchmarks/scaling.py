@@ -3,10 +3,10 @@
 python -m benchmarks.scaling
 python -m benchmarks.scaling --axes text resolution --rounds 3
 
-A ViT-B/16 with random weights, float32, without gradients. Memory is the highest resident size (VmHWM) above that
-before the call. An exponent e means that the figure grows as size^e, by least squares on the logarithms, over the upper
-half of the sizes, where what each call costs anyway counts for less. Nothing should grow faster than the FLOPs of the
-plain computation, whose exponent stands beside it.
+The model is a ViT-B/16 with random weights, in float32, without gradients. Memory is the highest resident size (VmHWM)
+above that before the call. An exponent e means that the figure grows as size^e. It is fitted by least squares on the
+logarithms of the upper half of the sizes, where the constant cost of a call matters less. Nothing should grow faster
+than the FLOPs of the plain computation, whose exponent is printed too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ END = 49407
 class Axis:
     title: str
     sizes: Sequence[int]
-    call: Callable[[CLIP, int], Callable[[], Any]]  # of a size: the call to measure
+    call: Callable[[CLIP, int], Callable[[], Any]]  # makes the call to measure for a size
     flops: Callable[[int], float]
 
 
@@ -79,12 +79,12 @@ AXES = {
 
 
 def measure(call: Callable[[], Any], rounds: int) -> tuple[float, int]:
-    """Median seconds, and the most bytes that any call needed."""
+    """Median seconds and peak bytes of a call."""
     call()
     seconds, peaks = [], []
     for _ in range(rounds):
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what is free, but not given back, would hide what the call needs
+        ctypes.CDLL(None).malloc_trim(0)  # else freed memory that was not returned would hide what the call needs
         held = resident(torch.device("cpu"), start=True)
         start = time.perf_counter()
         call()
@@ -94,7 +94,7 @@ def measure(call: Callable[[], Any], rounds: int) -> tuple[float, int]:
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The power of `sizes` that `values` grow with, over the upper half of them."""
+    """The exponent e of values ~ sizes^e, fitted over the upper half of the sizes."""
     half = len(sizes) // 2
     slope, _ = np.polyfit(np.log(sizes[half:]), np.log(values[half:]), 1)
     return float(slope)

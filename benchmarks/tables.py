@@ -37,7 +37,7 @@ def table(line: Line) -> str:
     kinds = f" of the roof, {' / '.join(line.roofs)} |" if line.roofs else ""
     rows = [f"### {line.title}", ""]
     rows.append(f"| way | ms (median, min-max) | {line.ours} is x times as fast | processor ms | x |{kinds}")
-    rows.append("|---|---|---|---|---|" + "---|" * bool(kinds))
+    rows.append("|---|---|---|---|---|" + ("---|" if kinds else ""))
     for name, times in line.times.items():
         middle, busy = times.typical
         spread = f"{_ms(middle)}, {_ms(min(times.wall))}-{_ms(max(times.wall))}"
@@ -60,10 +60,10 @@ def summary(lines: Sequence[Line]) -> str:
 
 def machine(threads: int, rounds: int, packages: Sequence[str] = PACKAGES) -> str:
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return f"{date.today()}; {_processor()}, {threads} threads; {rounds} rounds; {versions}"
+    return f"{date.today()}; {processor()}, {threads} threads; {rounds} rounds; {versions}"
 
 
-def _processor() -> str:
+def processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

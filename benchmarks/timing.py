@@ -1,4 +1,4 @@
-"""Ways to do one thing, timed in turn."""
+"""Time several ways to do one thing, in turn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each round, by the clock and of this process' (or a child's) processor time."""
+    """Seconds of each round: by the clock, and processor time of this process and its children."""
 
     wall: list[float]
     cpu: list[float]
@@ -25,13 +25,13 @@ class Times:
 
 
 def own_cpu() -> float:
-    """Processor seconds of this process and of its children that have ended, all threads together."""
+    """Processor seconds of all threads of this process and of its children that have ended."""
     t = os.times()
     return time.process_time() + t.children_user + t.children_system
 
 
 def in_turn(ways: Mapping[str, Call], rounds: int, warm_up: int = 1) -> dict[str, Times]:
-    """Rounds of A B C, A B C, ..., so that what slows the machine for a while slows all; `warm_up` are not kept."""
+    """Time rounds of A B C, A B C, ..., so that a slow spell of the machine slows all; `warm_up` rounds are dropped."""
     times: dict[str, Times] = {name: Times([], []) for name in ways}
     for i in range(warm_up + rounds):
         for name, call in ways.items():

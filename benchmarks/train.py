@@ -3,9 +3,9 @@
 python benchmarks/train.py
 python benchmarks/train.py --device cuda --model ViT-L/14@336px --dtype bfloat16 --batch 64
 
-Both have the same weights; a step is forward, a loss on the features, backward and AdamW. Each measurement is a process
-of its own, and the two take turns. Memory is what the steps need at most above the weights, gradients and optimizer
-states: the highest resident size (VmHWM) above that with all of those in place, on CUDA the highest allocated.
+Both have the same weights. A step is forward, a loss on the features, backward and AdamW. Each measurement is a process
+of its own, and the two libraries take turns. Memory is the peak of the steps above weights, gradients and optimizer
+states: on the CPU of the resident size (VmHWM), on CUDA of the allocated memory.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def measure(way: str, args: argparse.Namespace) -> dict[str, float]:
 
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    optimizer.step()  # its states take their place
+    optimizer.step()  # allocates its states
     held = memory(device, start=True)
     step()
     seconds = []
@@ -86,7 +86,7 @@ def timed(step: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def memory(device: torch.device, start: bool = False) -> int:
-    """Bytes in use now, if measuring starts here, else at most since then."""
+    """With `start`, reset the peak and return the bytes in use now; without, the peak since then."""
     if device.type == "cuda":
         if start:
             torch.cuda.reset_peak_memory_stats()

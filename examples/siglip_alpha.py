@@ -1,15 +1,15 @@
-"""An alpha channel for a SigLIP, from nothing: train a small one on drawn scenes, give it alpha, measure it.
+"""Train a small SigLIP from scratch on drawn scenes, give it an alpha channel, and measure it.
 
     python examples/siglip_alpha.py --out runs/siglip    # some 40 minutes on two CPU cores
     python examples/siglip_alpha.py --quick --out runs/quick    # to see that it runs
 
-1. A SiglipModel of transformers learns pictures and captions by the sigmoid loss, as in stage 1 of examples/tiny. It
-   lies in OUT/base as any SigLIP lies in its folder.
+1. A SiglipModel of transformers learns pictures and captions by the sigmoid loss, as in stage 1 of examples/tiny. It is
+   saved in OUT/base.
 2. It gets an alpha channel, and its image tower is tuned on region phrases; OUT/alpha/best is the result.
 3. The base is tuned as long on crops of the same regions, without masks: OUT/crops/best.
-4. All three name the regions of scenes never seen: by the mask, and by crops, with and without further training.
+4. All three name the regions of unseen scenes, by the mask and by crops.
 
-The same command goes on where it was stopped. It needs `pip install transformers`.
+The same command resumes a stopped run. It needs `pip install transformers`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BATCH = 64  # pictures
 STEPS = {"objects": 1400, "scenes": 1200, "regions": 2000}
 QUICK = {"objects": 8, "scenes": 8, "regions": 16}
 
-# What is shown to which model, and how.
+# Row of the table: the model, the method of `embed_regions`, and its options.
 ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "base, whole picture": ("base", "whole", {}),
     "base, crop": ("base", "crop", {"context": 1.2}),
@@ -59,7 +59,7 @@ ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class AsSiglipSees:
-    """Samples of examples/tiny, normalised to [-1, 1] in place of CLIP's mean and deviation."""
+    """Samples of examples/tiny, normalised to [-1, 1] instead of with CLIP's mean and deviation."""
 
     samples: Captions | Regions
 
@@ -69,12 +69,12 @@ class AsSiglipSees:
     def __getitem__(self, index: int) -> list[Sample]:
         item = self.samples[index]
         mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGE_MEAN, IMAGE_STD))
-        every = [item] if isinstance(item, Sample) else item
-        return [replace(sample, image=2 * (sample.image * std + mean) - 1) for sample in every]
+        samples = [item] if isinstance(item, Sample) else item
+        return [replace(sample, image=2 * (sample.image * std + mean) - 1) for sample in samples]
 
 
 def small_siglip(words: Vocabulary) -> SiglipModel:
-    """With random weights, and SigLIP's start of the temperature."""
+    """A SigLIP with random weights, and SigLIP's initial temperature."""
     torch.manual_seed(0)
     vision = BLOCK | {"num_hidden_layers": 4, "image_size": SIZE, "patch_size": 8}
     text: dict[str, Any] = BLOCK | {
@@ -82,16 +82,16 @@ def small_siglip(words: Vocabulary) -> SiglipModel:
         "vocab_size": len(words),
         "max_position_embeddings": CONTEXT_LENGTH,
     }
-    text |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}  # its own are of another vocabulary
+    text |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}  # the defaults are of another vocabulary
     model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
     with torch.no_grad():
         model.logit_scale.fill_(math.log(10))
-        model.logit_bias.fill_(-math.log(BATCH))  # as likely as a pair is; for batches of 32,768 it is the paper's -10
+        model.logit_bias.fill_(-math.log(BATCH))  # the odds of a pair; for batches of 32,768 this is the paper's -10
     return model
 
 
 def train_base(out: Path, words: Vocabulary, steps: dict[str, int], device: str) -> None:
-    """Stage 1, to the folder OUT/base; the trainer wants an alpha channel, which stays zero and is taken away again."""
+    """Stage 1, saved in OUT/base. The trainer needs an alpha channel, which stays zero and is removed again."""
     model: Any = add_alpha(small_siglip(words))
     model.to(device)
     for stage, seed in (("objects", 1), ("scenes", 2)):
@@ -106,7 +106,7 @@ def train_base(out: Path, words: Vocabulary, steps: dict[str, int], device: str)
 
 
 def tuned(out: Path, words: Vocabulary, steps: int, use: str, device: str) -> nn.Module:
-    """Stage 2 from the base, with the settings of examples/tiny; `use` is that of `Regions`, "alpha" or "crops"."""
+    """Stage 2, from the base with the settings of examples/tiny; `use`, "alpha" or "crops", is that of `Regions`."""
     model: Any = from_pretrained(SiglipModel, out / "base")
     model.to(device)
     config = TrainConfig(
@@ -116,26 +116,26 @@ def tuned(out: Path, words: Vocabulary, steps: int, use: str, device: str) -> nn
     return finetune(model, regions, config, out / use, tokenize=words.varied, description=f"2 {use}").eval()
 
 
-# --- what came of it ---
+# --- the results ---
 
 
 @torch.no_grad()
 def noun_features(model: Any, words: Vocabulary) -> Tensor:
-    """(58, D), of unit length."""
+    """Features (58, D) of the nouns, of unit length."""
     ids = words([with_article(noun) for noun in NOUNS]).to(model.device)
-    found = model.get_text_features(input_ids=ids)
-    return F.normalize(getattr(found, "pooler_output", found), dim=-1)
+    output = model.get_text_features(input_ids=ids)
+    return F.normalize(getattr(output, "pooler_output", output), dim=-1)
 
 
 def named(models: dict[str, nn.Module], row: str, scenes: Sequence[Scene], texts: Tensor) -> np.ndarray:
-    """(R,) the noun that is nearest to each region of the scenes, shown as `row` says."""
+    """(R,) the noun nearest to each region of the scenes, encoded as `row` says."""
     who, method, options = ROWS[row]
-    found = []
+    nouns = []
     for scene in scenes:
         shown = [masks.box(r.mask) if row.endswith("box") else r.mask for r in scene.regions]
         features = embed_regions(models[who], scene.image, shown, method, **options)
-        found.append((features @ texts.T).argmax(dim=1).cpu().numpy())
-    return np.concatenate(found)
+        nouns.append((features @ texts.T).argmax(dim=1).cpu().numpy())
+    return np.concatenate(nouns)
 
 
 def column(models: dict[str, nn.Module], texts: Tensor, style: str, count: int) -> dict[str, str]:

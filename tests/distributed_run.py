@@ -27,8 +27,8 @@ class Uneven(Halves):
         first, second = super().__getitem__(index)
         whole = Sample(first.image, first.text)
         graded = replace(first, second=SecondText(second.text, 0.3, whole=True))
-        rivalled = replace(second, rivals=(first.text, second.text))
-        return [[first, second, whole], [graded], [second, rivalled, first]][index % 3]
+        crowded = replace(second, hard_negatives=(first.text, second.text))
+        return [[first, second, whole], [graded], [second, crowded, first]][index % 3]
 
 
 class Dying(Uneven):

@@ -46,7 +46,7 @@ from alpha_clip.evaluation.subjects import Subject, _split
 from alpha_clip.evaluation.ways import look
 from alpha_clip.scenes import Scene, draw_scene
 from alpha_clip.training import Picture, Region
-from alpha_clip.training.pictures import write_shards
+from alpha_clip.training.writing import write_shards
 from alpha_clip.transforms import box_mask, mask_box
 
 pytest.importorskip("pycocotools", reason='pip install "alpha-clip[eval]"')

@@ -17,7 +17,8 @@ from alpha_clip import masks
 from alpha_clip.pipeline import AnnotateGrounding, Ledger, grit, run
 from alpha_clip.scenes import HELD_OUT, NOUNS, draw_scene
 from alpha_clip.training.check import check
-from alpha_clip.training.pictures import Picture, Region, RegionShards, write_shards
+from alpha_clip.training.pictures import Picture, Region, RegionShards
+from alpha_clip.training.writing import write_shards
 from alpha_clip.transforms import mask_box
 
 EXTRA = 'pip install "alpha-clip[pipeline,eval]"'

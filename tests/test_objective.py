@@ -27,7 +27,7 @@ from alpha_clip.training.loss import (
     Labels,
     contrastive_sum,
     distillation_sum,
-    rivals_sum,
+    hard_negatives_sum,
     same_image_pairs,
     same_image_sum,
     token_drift_sum,
@@ -174,15 +174,15 @@ def test_same_image_sum_is_its_definition():
     assert nothing == 0 and not image.grad.any()
 
 
-def test_rivals_sum_is_its_definition():
+def test_hard_negatives_sum_is_its_definition():
     image, texts, own = unit(3, 8), unit(5, 8, seed=1), torch.tensor([0, 3, 2])
-    rivals = torch.tensor([[1, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]], dtype=torch.bool)
+    hard_negatives = torch.tensor([[1, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]], dtype=torch.bool)
     expected = 0.0
     for i in (0, 2):
-        logits = 10 * texts[rivals[i]] @ image[i]
+        logits = 10 * texts[hard_negatives[i]] @ image[i]
         expected += logits.logsumexp(0) - 10 * texts[own[i]] @ image[i]
-    torch.testing.assert_close(rivals_sum(image, texts, own, rivals, torch.tensor(10.0)), expected)
-    assert rivals_sum(image, texts, own, torch.zeros_like(rivals), torch.tensor(10.0)) == 0
+    torch.testing.assert_close(hard_negatives_sum(image, texts, own, hard_negatives, torch.tensor(10.0)), expected)
+    assert hard_negatives_sum(image, texts, own, torch.zeros_like(hard_negatives), torch.tensor(10.0)) == 0
 
 
 @pytest.mark.parametrize("alpha", [True, False])
@@ -238,7 +238,7 @@ def test_gradients_in_parts_are_those_of_the_whole_batch(cut, train_text):
     tune = replace(settings(), train_text=train_text, same_image=0.7)
     whole, terms = gradients(tune, [])
     parts, terms_in_parts = gradients(tune, cut)
-    assert terms.keys() == {"loss", "contrast", "same_image", "rivals", "distill"}
+    assert terms.keys() == {"loss", "contrast", "same_image", "hard_negatives", "distill"}
     assert terms == pytest.approx(terms_in_parts, abs=1e-5)
     assert all(value > 0 for value in terms.values())
     assert whole.keys() == parts.keys() and ("logit_scale" in whole) == train_text
@@ -250,7 +250,7 @@ def test_gradients_in_parts_are_those_of_the_whole_batch(cut, train_text):
 def test_the_loss_is_the_sum_of_its_terms():
     _, terms = gradients(replace(settings(), same_image=0.7), [])
     assert terms["loss"] == pytest.approx(
-        terms["contrast"] + 0.7 * (terms["same_image"] + terms["rivals"]) + terms["distill"]
+        terms["contrast"] + 0.7 * (terms["same_image"] + terms["hard_negatives"]) + terms["distill"]
     )
     _, alone = gradients(replace(settings(), same_image=0.0, distill=0.0, distill_tokens=0.0), [])
     assert alone == {"loss": pytest.approx(terms["contrast"]), "contrast": pytest.approx(terms["contrast"])}

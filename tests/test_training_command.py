@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -83,9 +84,11 @@ def test_help_says_what_each_setting_is(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--alpha-lr ALPHA_LR peak learning rate of the alpha convolution [2e-4]" in text
+    assert "--alpha-lr ALPHA_LR peak learning rate of the alpha convolution [0.0002]" in text
     assert "--steps STEPS optimizer steps in all, those before a resume included [needed]" in text
     assert text.count("[") > 25
+    letters = text.replace(" ", "")  # lines may break at a hyphen
+    assert all(field.metadata["help"].replace(" ", "") in letters for field in fields(TrainConfig))
 
 
 def test_settings_take_the_place_of_the_presets(data, tmp_path, capsys):

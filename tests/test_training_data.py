@@ -32,8 +32,8 @@ from alpha_clip.training.pictures import (
     RegionFolder,
     RegionShards,
     open_data,
-    write_shards,
 )
+from alpha_clip.training.writing import write_shards
 from alpha_clip.transforms import Preprocess, box_mask
 
 INSTALL = 'pip install "alpha-clip[train]"'

@@ -114,9 +114,9 @@ def accuracy(model: nn.Module) -> float:
     """On halves never trained on; without the mask, one half at best."""
     batch = collate([Item(i, i, str(i), Halves()[i]) for i in range(1000, 1050)])
     with torch.no_grad():
-        text = F.normalize(trainable(model).read(ids(batch.texts)), dim=-1)
+        text = F.normalize(trainable(model).encode_text(ids(batch.texts)), dim=-1)
     named = (F.normalize(seen(model), dim=-1) @ text.T).argmax(dim=1)
-    return float((named == batch.text).float().mean())
+    return float((named == batch.text_index).float().mean())
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -215,7 +215,7 @@ def test_the_loss_is_the_models_own(name, loss):
     make_optimizers(model, tune)
     terms = Objective(model, tune, ids).backward([batch])
     v = F.normalize(image_features(model, torch.cat([batch.image, batch.alpha], dim=1)), dim=-1)
-    t = F.normalize(trainable(model).read(ids(batch.texts)), dim=-1)
+    t = F.normalize(trainable(model).encode_text(ids(batch.texts)), dim=-1)
     logits = model.logit_scale.exp() * v @ t.T
     if loss == "sigmoid":
         signs = 2 * torch.eye(2) - 1
@@ -260,8 +260,8 @@ def test_whole_pictures_are_seen_as_before_when_training_begins(name):
     whole = torch.full_like(image[:, :1], FOREGROUND)
     with torch.no_grad():
         expected = image_features(untouched, image)
-        assert torch.equal(found.see(found.visual, image, None), expected)
-        assert torch.equal(found.see(found.visual, image, whole), expected)
+        assert torch.equal(found.encode_image(found.visual, image, None), expected)
+        assert torch.equal(found.encode_image(found.visual, image, whole), expected)
 
 
 @every_model
@@ -433,7 +433,9 @@ def test_a_timm_tower_of_open_clip_is_trained_block_by_block():
     found = trainable(model)
     pixels = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        features, tokens = found.see_with_tokens(found.visual, pixels, torch.full((1, 1, 224, 224), -FOREGROUND))
+        features, tokens = found.encode_image_with_tokens(
+            found.visual, pixels, torch.full((1, 1, 224, 224), -FOREGROUND)
+        )
     assert tokens.shape == (1, 14 * 14, 192) and features.shape == (1, 192)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     expected = ("visual.trunk.blocks.11.", "visual.trunk.norm.", "visual.trunk.attn_pool.")
@@ -449,7 +451,7 @@ def test_a_timm_tower_of_open_clip_is_trained_block_by_block():
 def test_patch_tokens_are_the_last_hidden_states_but_one(name):
     model, (image, alpha) = made(name), first_batch()
     found = trainable(model)
-    features, tokens = found.see_with_tokens(found.visual, image, alpha)
+    features, tokens = found.encode_image_with_tokens(found.visual, image, alpha)
     states = model.vision_model(torch.cat([image, alpha], dim=1), output_hidden_states=True).hidden_states
     assert torch.equal(tokens, states[-2][:, 1 if name == "clip" else 0 :])
     assert torch.equal(features, seen(model))
@@ -459,7 +461,7 @@ def test_patch_tokens_are_the_last_hidden_states_but_one(name):
 def test_patch_tokens_of_open_clip_come_as_ours_do():
     model, (image, alpha) = made("open_clip"), first_batch()
     found = trainable(model)
-    features, tokens = found.see_with_tokens(found.visual, image, alpha)
+    features, tokens = found.encode_image_with_tokens(found.visual, image, alpha)
     expected = model.visual.forward_intermediates(
         torch.cat([image, alpha], dim=1),
         indices=[1],
@@ -739,7 +741,7 @@ def test_parts_are_run_again_with_the_same_dropout():
     torch.manual_seed(1)
     parts = [objective._inputs(batch) for batch in batches]
     features = [objective.towers(part) for part in parts]
-    named = sum(int((batch.first >= 0).sum()) for batch in batches)
+    named = sum(int((batch.first_text >= 0).sum()) for batch in batches)
     _, loss = objective._compare(parts, features, _Counts(sum(map(len, batches)), named, 0, 0))
     loss.backward()
     for name, gradient in found.items():

@@ -15,14 +15,12 @@ integrations.open_tower("hf:runs/first/best") or open_tower("open_clip:NAME:runs
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
-import re
 import sys
 import typing
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from ..api import load
+from ..errors import ZeroAlpha
 from ..integrations import open_tower
 from ..integrations.opening import KINDS
 from .config import PRESETS, TrainConfig
@@ -73,13 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _opened(args: argparse.Namespace) -> tuple[nn.Module, Tokenize | None]:
-    """The model to train, and its tokenizer where that is not CLIP's."""
+    """The model to train, and its tokenizer unless that is CLIP's."""
     if args.model.partition(":")[0] in KINDS:
         if args.alpha:
             raise ValueError(f"--alpha is for models of this package, and {args.model!r} is another's: leave it out")
         return open_tower(args.model, _device(args.device))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*has alpha weights of zero")  # as training begins
+        warnings.simplefilter("ignore", ZeroAlpha)  # training begins with these
         return load(args.model, _device(args.device), alpha_vision_ckpt_pth=args.alpha, dtype=torch.float32)[0], None
 
 
@@ -95,10 +94,10 @@ def _how_to_load(model: str, out: str, with_text: bool) -> str:
 
 
 def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Dataset]:
-    """A data set without `count` of its pictures, the same ones at every call, and those.
+    """Split a data set into training and validation data, the latter of `count` pictures, the same at every call.
 
     Raises:
-        ValueError: there are not twice as many, or `count` is negative.
+        ValueError: the data set has fewer than twice as many pictures, or `count` is negative.
     """
     if count < 0:
         raise ValueError(f"--hold-out is {count}, expected at least 0")
@@ -117,26 +116,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="what alpha_clip.load or integrations.open_tower takes")
     parser.add_argument("--data", required=True, help="folder with regions.jsonl, or tar shards")
-    parser.add_argument("--out", required=True, help="folder for the run; one with a run in it is gone on with")
-    parser.add_argument("--alpha", help="alpha weights to begin with, a tag or file; default: none, plain CLIP")
+    parser.add_argument("--out", required=True, help="folder for the run; an unfinished run in it is resumed")
+    parser.add_argument("--alpha", help="tag or file of the alpha weights to begin with; default: none, plain CLIP")
     evaluation = parser.add_mutually_exclusive_group()
-    evaluation.add_argument("--validation", help="data to evaluate on")
-    evaluation.add_argument("--hold-out", type=int, help="pictures of --data for that; default: 200, or a tenth")
+    evaluation.add_argument("--validation", help="data to evaluate on, as --data")
+    evaluation.add_argument(
+        "--hold-out", type=int, help="evaluate on this many pictures of --data; default: a tenth, at most 200"
+    )
     parser.add_argument("--device", help="default: CUDA if there is one, else MPS, else the CPU")
     parser.add_argument("--preset", choices=PRESETS, default="light", help="settings to begin with")
     parser.add_argument("--tensorboard", action="store_true", help="write metrics for TensorBoard too")
-    settings = parser.add_argument_group("settings, in place of the preset's, or else of these defaults")
-    # They are described once, in the source; a percent sign would be argparse's.
-    lines = re.findall(r"^    (\w+): .*?(?: = (.*?))?  # (.*)$", inspect.getsource(TrainConfig), re.MULTILINE)
-    about = {name: f"{text} [{default or 'needed'}]".replace("%", "%%") for name, default, text in lines}
-    for name, kind in typing.get_type_hints(TrainConfig).items():
-        option = "--" + name.replace("_", "-")
-        settings.add_argument(option, help=about.get(name), **_argument(kind))
+    settings = parser.add_argument_group("settings, which replace those of the preset; the rest have these defaults")
+    kinds = typing.get_type_hints(TrainConfig)
+    for setting in fields(TrainConfig):
+        option = "--" + setting.name.replace("_", "-")
+        default = "needed" if setting.default is MISSING else setting.default
+        about = f"{setting.metadata['help']} [{default}]".replace("%", "%%")  # a percent sign would be argparse's
+        settings.add_argument(option, help=about, **_argument(kinds[setting.name]))
     return parser
 
 
 def _argument(kind: Any) -> dict[str, Any]:
-    """How argparse reads a field of this type."""
+    """Options of `add_argument` for a field of this type."""
     if typing.get_origin(kind) is typing.Literal:
         return {"choices": typing.get_args(kind)}
     if kind is bool:
@@ -145,7 +146,7 @@ def _argument(kind: Any) -> dict[str, Any]:
 
 
 def _device(given: str | None) -> str | None:
-    """Each process its own GPU, unless the user says otherwise."""
+    """The device that was given; under torchrun, by default, the GPU of this process."""
     if given in (None, "cuda") and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return given

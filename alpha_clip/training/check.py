@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..tokenizer import shared_tokenizer
-from .pictures import BadSample, Picture, RegionFolder, RegionShards, open_data
+from .pictures import RegionFolder, RegionShards, open_data
+from .records import BadSample, Picture
 
-SHOWN = 5  # of each kind of problem
-CONTEXT = 77  # tokens that CLIPs read, with start and end; SigLIPs read 64 of their own
+SHOWN = 5  # cases of each kind of problem that are printed
+CONTEXT = 77  # tokens that CLIP reads, start and end included; SigLIP reads 64 of its own
 BATCH = 16  # samples that a process hands over at once
 
 
@@ -27,16 +28,17 @@ class Report:
     """What `check` found."""
 
     samples: int = 0
-    read: int = 0  # without a `BadSample`
-    regions: int = 0  # of those read
-    problems: dict[str, list[str]] = field(default_factory=dict)  # by kind: "key: reason", in the data set's order
+    read: int = 0  # samples that could be read
+    regions: int = 0  # in the samples read
+    problems: dict[str, list[str]] = field(default_factory=dict)  # kind: list of "key: reason", in order of the data
 
     def __str__(self) -> str:
         lines = []
-        for problem, found in sorted(self.problems.items()):
-            lines.append(f"{len(found)} x {problem}")
-            lines += [f"    {one}" for one in found[:SHOWN]]
-            lines += [f"    ... and {len(found) - SHOWN} more"] * (len(found) > SHOWN)
+        for problem, cases in sorted(self.problems.items()):
+            lines.append(f"{len(cases)} x {problem}")
+            lines += [f"    {case}" for case in cases[:SHOWN]]
+            if len(cases) > SHOWN:
+                lines.append(f"    ... and {len(cases) - SHOWN} more")
         problems = sum(map(len, self.problems.values()))
         lines.append(f"{self.samples} samples, {self.read} read with {self.regions} regions; {problems} problems")
         return "\n".join(lines)
@@ -47,22 +49,22 @@ class Report:
 
 @dataclass(frozen=True)
 class _Finding:
-    """What one sample has to say; digests stand for what may occur twice."""
+    """What was found in one sample; digests stand for pictures and regions, which may occur twice."""
 
     key: str
     bad: BadSample | None = None
     picture: bytes = b""
     regions: tuple[tuple[str, bytes], ...] = ()  # phrase, digest of phrase and mask
     full: tuple[str, ...] = ()  # phrases whose mask is the whole picture
-    long: tuple[tuple[str, int], ...] = ()  # texts that CLIP does not read to their ends, and their tokens
+    long: tuple[tuple[str, int], ...] = ()  # texts longer than CLIP reads, with their number of tokens
 
 
 def check(data: RegionFolder | RegionShards, workers: int = 0) -> Report:
     """Read every sample, in `workers` processes (0: in this one), and report in the data set's order.
 
-    A sample's first problem that makes it a `BadSample` is reported; then its other regions are not looked at. Of
-    those that can be read: masks that are the whole picture, texts longer than CLIP reads, the same picture (its
-    pixels) in two samples, and the same phrase with the same mask twice for the same picture.
+    Of a sample that cannot be read, the first problem is reported. In those that can be read, these are problems too:
+    masks that are the whole picture, texts longer than CLIP reads, a picture (its pixels) that is in two samples, and
+    a phrase and mask that occur twice for the same picture.
 
     Raises:
         ValueError: `workers` is negative.
@@ -142,7 +144,7 @@ def _report(report: Report, finding: _Finding, pictures: dict[bytes, str], regio
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status: 0 without problems, 1 with."""
+    """Check the data set that the arguments name. Returns the exit status: 1 if there are problems, else 0."""
     parser = argparse.ArgumentParser("python -m alpha_clip.training.check", description=__doc__)
     parser.add_argument("data", help="folder of regions.jsonl or *.tar, a shard, or a range such as {000..009}.tar")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: %(default)s")

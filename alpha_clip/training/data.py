@@ -21,32 +21,31 @@ from ..model import FOREGROUND
 from ..transforms import Preprocess
 from .config import TrainConfig
 from .loss import Labels
-from .pictures import Picture
-from .records import CHECK, BadSample, UnreadableData
+from .records import CHECK, BadSample, Picture, UnreadableData
 from .views import Sample, views
 
 MASK_GRID = 32  # masks are compared at this size
-MAX_BAD = 0.01  # share of the pictures that may be unreadable,
-BAD_FROM = 100  # ... once so many were read
+MAX_BAD = 0.01  # largest share of unreadable pictures
+BAD_FROM = 100  # pictures that must be read before `MAX_BAD` counts
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples. They have P texts in all, a row of `labels` each; U different texts occur."""
+    """B samples with P texts in total, each a row of `labels`; U of the texts are different."""
 
     image: Tensor  # (B, 3, n, n)
     alpha: Tensor  # (B, 1, n, n)
     mask: Tensor  # (B, g) in [0, 1]: the masks, made small and flat
     whole: Tensor  # (B,) bool: this sample is a whole image
-    keys: list[str]  # B, what the picture it is of is called in the data set
-    texts: list[str]
-    first: Tensor  # (B,) int64, below U: the sample's first text; -1: it has no text
-    sample: Tensor  # (P,) int64, below B
-    text: Tensor  # (P,) int64, below U
+    keys: list[str]  # B, the key of the sample's picture in the data set
+    texts: list[str]  # U
+    first_text: Tensor  # (B,) int64, below U: the sample's first text; -1: it has no text
+    sample_index: Tensor  # (P,) int64, below B
+    text_index: Tensor  # (P,) int64, below U
     labels: Labels
-    rivals: Tensor  # (B, U) bool
-    bad: list[BadSample]  # what could not be read, and is not in it
-    too_small: int  # regions that are not in it for that
+    hard_negatives: Tensor  # (B, U) bool: texts that the sample is told from, and its own; none for most samples
+    bad: list[BadSample]  # pictures left out because they could not be read
+    too_small: int  # regions left out because they are too small
 
     def __len__(self) -> int:
         return len(self.image)
@@ -61,7 +60,7 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """What an item of the data set came to."""
+    """The samples made of one item of the data set, or why there are none."""
 
     index: int
     position: int  # in the run: an item that comes twice has two
@@ -72,12 +71,12 @@ class Item:
 
 
 def normalised(text: str) -> str:
-    """Texts that differ only in case or spaces count as equal."""
+    """The text in lower case with single spaces: texts that differ in nothing else count as equal."""
     return " ".join(text.lower().split())
 
 
 def collate(items: Sequence[Item], size: int = 1) -> Batch:
-    """Items to one batch, in their order; `size` is that of the pictures, should none be left."""
+    """Combine items into a batch, in order; `size` is the side of its pictures if it has none."""
     samples = [sample for item in items for sample in item.samples]
     sources = [item for item in items for _ in item.samples]
     whole = torch.tensor([s.alpha is None for s in samples], dtype=torch.bool)
@@ -87,25 +86,37 @@ def collate(items: Sequence[Item], size: int = 1) -> Batch:
 
     texts = _Texts()
     rows = [(b, *row) for b, s in enumerate(samples) for row in texts.rows(s)]
-    first = [-1 if s.text is None else texts.number(s.text) for s in samples]
+    first_text = [-1 if s.text is None else texts.number(s.text) for s in samples]
     columns = zip(*rows, strict=True) if rows else [()] * 5
     types = (torch.int64, torch.int64, torch.int64, torch.bool, torch.float32)
-    of, text, other, of_whole, weight = (torch.tensor(c, dtype=t) for c, t in zip(columns, types, strict=True))
-    rivals = [[texts.number(t) for t in (str(s.text), *s.rivals)] if s.rivals else [] for s in samples]
-    is_rival = torch.zeros(len(samples), len(texts.numbers), dtype=torch.bool)
-    for b, numbers in enumerate(rivals):
-        is_rival[b, numbers] = True
+    sample_index, text_index, other, of_whole, weight = (
+        torch.tensor(c, dtype=t) for c, t in zip(columns, types, strict=True)
+    )
+    told_from = [[str(s.text), *s.hard_negatives] if s.hard_negatives else [] for s in samples]
+    numbers = [[texts.number(text) for text in some] for some in told_from]
+    hard_negatives = torch.zeros(len(samples), len(texts.numbers), dtype=torch.bool)
+    for b, own in enumerate(numbers):
+        hard_negatives[b, own] = True
 
     ids = texts.ids()
     index = torch.tensor([item.index for item in sources], dtype=torch.int64)
     position = torch.tensor([item.position for item in sources], dtype=torch.int64)
-    labels = Labels(ids[text], ids[other], index[of], position[of], of_whole, weight)
-    bad = [item.bad for item in items if item.bad is not None]
-    keys = [item.key for item in sources]
+    labels = Labels(ids[text_index], ids[other], index[sample_index], position[sample_index], of_whole, weight)
     return Batch(
-        image, alpha, _small(alpha), whole, keys, list(texts.numbers), torch.tensor(first, dtype=torch.int64), of, text,
-        labels, is_rival, bad, sum(item.too_small for item in items),
-    )  # fmt: skip
+        image=image,
+        alpha=alpha,
+        mask=_small(alpha),
+        whole=whole,
+        keys=[item.key for item in sources],
+        texts=list(texts.numbers),
+        first_text=torch.tensor(first_text, dtype=torch.int64),
+        sample_index=sample_index,
+        text_index=text_index,
+        labels=labels,
+        hard_negatives=hard_negatives,
+        bad=[item.bad for item in items if item.bad is not None],
+        too_small=sum(item.too_small for item in items),
+    )
 
 
 class _Texts:
@@ -118,7 +129,7 @@ class _Texts:
         return self.numbers.setdefault(normalised(text), len(self.numbers))
 
     def rows(self, sample: Sample) -> list[tuple[int, int, bool, float]]:
-        """For each of its texts: its number, that of the other one or the same again, whole or not, weight."""
+        """For each text of a sample: its number, the other text's (or its own again), whole or not, weight."""
         if sample.text is None:
             return []
         one, whole, second = self.number(sample.text), sample.alpha is None, sample.second
@@ -128,7 +139,7 @@ class _Texts:
         return [(one, other, whole, 1 - second.weight), (other, one, second.whole, second.weight)]
 
     def ids(self) -> Tensor:
-        """(U,) 63 bits of each: the same in every process and run, unlike Python's own hash."""
+        """(U,) 63-bit hashes of the texts, the same in every process and run, unlike Python's own."""
         digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in self.numbers]
         return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)
 
@@ -141,7 +152,8 @@ def _small(alpha: Tensor) -> Tensor:
 class Positions:
     """A data set by position in the run: epoch after epoch, each in an order drawn from (seed, epoch).
 
-    What the data set itself draws, of torch, NumPy or Python, follows from (seed, epoch, index) too.
+    Whatever the data set draws from the global generators of torch, NumPy or Python follows from (seed, epoch, index)
+    too.
     """
 
     def __init__(self, dataset: Dataset, config: TrainConfig, preprocess: Preprocess) -> None:
@@ -157,7 +169,7 @@ class Positions:
             if isinstance(item, Picture):
                 samples, small = views(item, self.preprocess, self.config, np.random.default_rng(source))
                 return Item(index, position, item.key, samples, too_small=small)
-        except BadSample as error:  # without the frames it came from
+        except BadSample as error:  # a copy holds no frames
             bad = BadSample(error.key, error.reason, error.problem)
             return Item(index, position, error.key, (), bad)
         return Item(index, position, str(index), [item] if isinstance(item, Sample) else item)
@@ -165,7 +177,7 @@ class Positions:
 
 @contextmanager
 def _seeded(source: list[int]) -> Iterator[None]:
-    """The global random states that follow from `source`; afterwards those from before."""
+    """Seed the global generators from `source`, and restore their states afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 what users' data sets draw from
     seed = int(np.random.SeedSequence(source).generate_state(1)[0])
     try:
@@ -185,9 +197,9 @@ def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 class Parts:
-    """What process `rank` of `world` reads from `step` on, part by part, ``config.accumulate`` of them a step.
+    """A batch sampler: the positions that process `rank` of `world` reads, ``config.accumulate`` parts a step.
 
-    Step s holds the positions from s * batch_size on, whatever the number of processes and parts.
+    Step s reads the batch_size positions from s * batch_size on, whatever the number of processes and parts.
 
     Raises:
         ValueError: the batch cannot be cut into equal parts.
@@ -220,7 +232,7 @@ def batches(
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader[Batch]:
-    """The parts of steps `step` to ``config.steps``, ``config.accumulate`` a step.
+    """Load the batches of the steps from `step` to ``config.steps``, ``config.accumulate`` parts a step.
 
     Raises:
         ValueError: the data set is empty, or the batch cannot be cut into equal parts.
@@ -238,15 +250,15 @@ def batches(
 
 
 def own_generator(config: TrainConfig) -> torch.Generator:
-    """For a DataLoader, which draws when it begins: of the global one, a resumed run's dropout would be another."""
+    """For a DataLoader, which draws from it at its start: the global one would make a resumed run's dropout another."""
     return torch.Generator().manual_seed(config.seed)
 
 
 @contextmanager
 def reading(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
-    """Its batches; afterwards its workers are gone.
+    """Iterate over the batches of a loader, and shut down its workers afterwards.
 
-    An error's traceback would keep them alive, and at the end of the process Python waits for them for ever.
+    Otherwise the traceback of an error keeps them alive, and Python waits for them for ever when the process ends.
     """
     parts = iter(loader)
     try:
@@ -266,6 +278,6 @@ def check_readable(read: int, unreadable: int, last: Collection[BadSample]) -> N
 
 
 def leave_signals(worker: int) -> None:
-    """In a worker process: only the process that trains decides when to end, by SIGTERM or Ctrl-C."""
+    """Ignore SIGTERM and Ctrl-C in a worker: the process that trains decides when to end."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

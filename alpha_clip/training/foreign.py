@@ -1,6 +1,6 @@
-"""Models of open_clip and transformers as the trainer sees them, after `integrations.add_alpha`.
+"""Adapters of open_clip's and transformers' models for the trainer, after `integrations.add_alpha`.
 
-Neither package is imported: a model is known by what it has.
+Neither package is imported: a model is recognised by its attributes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .trainable import OwnModel, Tokenize, Trainable
 
 
 def trainable(model: nn.Module | Trainable) -> Trainable:
-    """A model as the trainer sees it.
+    """The adapter through which the trainer uses a model.
 
     Args:
         model: from `alpha_clip.load`; or, with an alpha channel, an open_clip model, or a CLIPModel or SiglipModel of
@@ -39,24 +39,24 @@ def trainable(model: nn.Module | Trainable) -> Trainable:
     if isinstance(model, CLIP):
         return OwnModel(model)
     preprocess = tower_of(model).preprocess
-    found = OpenClipModel(model) if hasattr(model, "visual") else TransformersModel(model)
-    found.alpha, found.preprocess = alpha_weight(model), preprocess
-    return found
+    adapter = OpenClipModel(model) if hasattr(model, "visual") else TransformersModel(model)
+    adapter.alpha, adapter.preprocess = alpha_weight(model), preprocess
+    return adapter
 
 
 class _Foreign(Trainable):
-    """What both have in common: alpha is the fourth channel of the pixels."""
+    """What both libraries have in common: alpha is the fourth channel of the pixels."""
 
     prefix = 1  # tokens before the patches
-    tokens_first = False  # the blocks take (L, B, width), not (B, L, width)
+    tokens_first = False  # True: the blocks take (L, B, width), not (B, L, width)
 
-    def see(self, visual: nn.Module, image: Tensor, alpha: Tensor | None) -> Tensor:
+    def encode_image(self, visual: nn.Module, image: Tensor, alpha: Tensor | None) -> Tensor:
         weight = next(visual.parameters())
         pixels = image if alpha is None else torch.cat([image, alpha], dim=1)
         features: Tensor = visual(_one_at_least(pixels).to(weight.device, weight.dtype))
         return features[: len(image)]
 
-    def see_with_tokens(self, visual: nn.Module, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+    def encode_image_with_tokens(self, visual: nn.Module, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, given: Any, made: Any) -> None:
@@ -64,13 +64,13 @@ class _Foreign(Trainable):
 
         handle = self.blocks(visual, "distill_tokens")[-2].register_forward_hook(keep)
         try:
-            features = self.see(visual, image, alpha)
+            features = self.encode_image(visual, image, alpha)
         finally:
             handle.remove()
         tokens = kept[0].transpose(0, 1) if self.tokens_first else kept[0]
         return features, tokens[: len(image), self.prefix :]
 
-    def ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
+    def token_ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
         return tokenize(texts or [""])[: len(texts)]  # padding matters to some
 
     def tokenizer(self) -> Tokenize:
@@ -95,7 +95,7 @@ class OpenClipModel(_Foreign):
         else:
             self.tokens_first = not getattr(model.visual.transformer, "batch_first", False)  # older: always
 
-    def read(self, ids: Tensor) -> Tensor:
+    def encode_text(self, ids: Tensor) -> Tensor:
         features: Tensor = self.model.encode_text(_one_at_least(ids))
         return features[: len(ids)]
 
@@ -103,7 +103,7 @@ class OpenClipModel(_Foreign):
         self.model.set_grad_checkpointing(on)
 
     def save(self, path: Path, with_text: bool, about: Mapping[str, str], tokenize: Tokenize) -> None:
-        """All weights, so that they load strictly, and what a tag said of the model, which its name does not."""
+        """Save all weights, so that they load strictly, and the settings that only the pretrained tag implied."""
         made = {
             "force_preprocess_cfg": getattr(self.visual, "preprocess_cfg", {}),
             "force_quick_gelu": any(type(module).__name__ == "QuickGELU" for module in self.visual.modules()),
@@ -123,9 +123,9 @@ class TransformersModel(_Foreign):
         self.visual = _ImageFeatures(model)
         self.prefix = 1 if model.config.model_type == "clip" else 0
 
-    def read(self, ids: Tensor) -> Tensor:
-        found = self.model.get_text_features(input_ids=_one_at_least(ids))
-        features: Tensor = getattr(found, "pooler_output", found)  # the former since transformers 5
+    def encode_text(self, ids: Tensor) -> Tensor:
+        output = self.model.get_text_features(input_ids=_one_at_least(ids))
+        features: Tensor = getattr(output, "pooler_output", output)  # the former since transformers 5
         return features[: len(ids)]
 
     def checkpoint_blocks(self, on: bool) -> None:
@@ -137,7 +137,7 @@ class TransformersModel(_Foreign):
             getattr(self.model, f"{kind}_checkpointing_disable")()
 
     def save(self, path: Path, with_text: bool, about: Mapping[str, str], tokenize: Tokenize) -> None:
-        """As `save_pretrained` does, with the tokenizer if it is known; each file is renamed into place when whole."""
+        """Save as `save_pretrained` does, and the tokenizer if it can be saved; files are renamed when whole."""
         folder = path.with_suffix("")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{folder.name}.") as part:
@@ -149,12 +149,12 @@ class TransformersModel(_Foreign):
 
 
 def _one_at_least(batch: Tensor) -> Tensor:
-    """The batch, or one row of zeros in place of none, which not every tower takes."""
+    """The batch, or one row of zeros if it is empty, since not every tower takes an empty batch."""
     return batch if len(batch) else batch.new_zeros(1, *batch.shape[1:])
 
 
 class _ImageFeatures(nn.Module):
-    """What makes a model's image features, and no more of it; the modules are the model's."""
+    """The image tower and projection of a model, whose modules they stay."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is trained, in which groups, and the learning rate over time."""
+"""Which weights are trained, with which optimizer, and the learning rate over time."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from .config import TrainConfig
 from .foreign import trainable
 from .trainable import Trainable
 
-# Weights that stand for a place or a query, where they are no module's "weight".
+# Names of positions and queries that are parameters themselves, not the "weight" of an embedding module.
 _EMBEDDINGS = {"positional_embedding", "pos_embed", "cls_token", "reg_token", "probe", "latent"}
 _IN_A_BLOCK = re.compile(r"\.(resblocks|layers|blocks)\.\d")  # in the names of any library
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of what `config` trains; everything else is frozen.
+    """Freeze what `config` does not train, and make the optimizers of the rest.
 
-    The alpha convolution starts from zero and gets a learning rate of its own (paper, appendix: 2e-4 beside 2e-6).
+    The alpha convolution starts from zero and has a learning rate of its own (paper, appendix: 2e-4 beside 2e-6).
 
     Raises:
-        ValueError: ``config.unlock_blocks`` is more than the image tower has, or it has none that are known.
+        ValueError: ``config.unlock_blocks`` exceeds the blocks of the image tower, or its blocks are not known.
 
     Warns:
-        UserWarning: the alpha convolution alone is trained.
+        UserWarning: only the alpha convolution is trained.
     """
-    seen = trainable(model)
-    _unlock(seen, config)
-    alpha = seen.alpha
+    adapter = trainable(model)
+    _unlock(adapter, config)
+    alpha = adapter.alpha
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
@@ -55,22 +55,22 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)  # CLIP's, arXiv 2103.00020 table 19
     ]
     if hidden:
-        # Updates as large as AdamW's, so that one learning rate serves both (arXiv 2502.16982, section 2.2).
+        # Its updates are scaled to AdamW's, so that both use the same learning rate (arXiv 2502.16982, section 2.2).
         optimizers.append(
             torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
     return optimizers
 
 
-def _unlock(seen: Trainable, config: TrainConfig) -> None:
+def _unlock(adapter: Trainable, config: TrainConfig) -> None:
     """Freeze all that `config` does not train."""
     unlocked = config.unlock_blocks
-    seen.model.requires_grad_(config.train_text)
-    seen.visual.requires_grad_(unlocked is None)
-    seen.alpha.requires_grad_(True)
+    adapter.model.requires_grad_(config.train_text)
+    adapter.visual.requires_grad_(unlocked is None)
+    adapter.alpha.requires_grad_(True)
     if unlocked is None:
         return
-    blocks = seen.blocks(seen.visual, "unlock_blocks")
+    blocks = adapter.blocks(adapter.visual, "unlock_blocks")
     if not 0 <= unlocked <= len(blocks):
         raise ValueError(f"TrainConfig.unlock_blocks is {unlocked}, expected 0 to {len(blocks)}, the blocks there are")
     if unlocked == 0:
@@ -80,12 +80,12 @@ def _unlock(seen: Trainable, config: TrainConfig) -> None:
             stacklevel=2,
         )
         return
-    for parameter in (*chain(*(block.parameters() for block in blocks[-unlocked:])), *seen.tail()):
+    for parameter in (*chain(*(block.parameters() for block in blocks[-unlocked:])), *adapter.tail()):
         parameter.requires_grad_(True)
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at `step`: linear warm-up, then a cosine down to 0 at the last step."""
+    """Factor on the peak learning rates at `step`: linear warm-up, then a cosine down to 0 at the last step."""
     warmup = min(200, config.steps // 10) if config.warmup is None else config.warmup
     if step < warmup:
         return (step + 1) / warmup

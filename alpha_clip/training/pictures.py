@@ -1,43 +1,37 @@
-"""Pictures with their regions, read from a folder or from tar shards, and written to shards."""
+"""Pictures with their regions, read from a folder or from tar shards."""
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import posixpath
-from collections.abc import Iterable, Sequence
-from itertools import chain, islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import rle
-from ..atomic import replacing
-from ..transforms import mask_box
 from . import shards
 from .records import BadSample, Picture, Region, make_picture, parsed
 
-__all__ = ["BadSample", "Picture", "Region", "RegionFolder", "RegionShards", "open_data", "write_shards"]
+__all__ = ["BadSample", "Picture", "Region", "RegionFolder", "RegionShards", "open_data"]
 
 LIST = "regions.jsonl"
-QUALITY = 95  # of the JPEGs in shards that we write
 
 
 class RegionFolder:
-    """A folder with a `regions.jsonl`, each line of which is one region::
+    """A data set in a folder with a `regions.jsonl`, one region a line::
 
         {"image": "cats/1.jpg", "text": "a sleeping cat", "mask": "masks/1.png", "caption": "two cats on a sofa"}
 
-    ``mask`` is the path of a picture that `Preprocess` takes as a mask, a COCO RLE, or a box [x0, y0, x1, y1]; it is of
-    the upright picture. The caption, of the whole picture, may be left out, or the region: a line with neither text
-    nor mask. Lines of one image form one `Picture`, in the order of first appearance, with its path as key.
+    ``mask`` is the path of a picture that `Preprocess` takes as a mask, a COCO RLE, or a box [x0, y0, x1, y1], and
+    belongs to the upright picture. The caption, of the whole picture, is optional. A line may also have a caption
+    only, with neither text nor mask. Lines of one image form one `Picture`, whose key is the image's path; pictures
+    are in the order of their first lines.
 
-    Paths are relative to the folder and stay within it, or absolute. Only where the lines begin is kept in memory.
+    Relative paths start in the folder and must stay within it. Only the offsets of the lines are kept in memory.
 
     Raises:
-        FileNotFoundError: the folder holds no `regions.jsonl`.
+        FileNotFoundError: the folder has no `regions.jsonl`.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -64,7 +58,11 @@ class RegionFolder:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Picture:
-        """Raises BadSample: the picture, or a region of it, cannot be read or is not as it should be."""
+        """Read one picture.
+
+        Raises:
+            BadSample: the picture or one of its regions cannot be read or is not valid.
+        """
         key = self.keys[index]
         if key in self._wrong:
             raise BadSample(key, self._wrong[key], "malformed record")
@@ -107,19 +105,21 @@ def _image(record: dict[str, Any]) -> str:
 
 
 class RegionShards:
-    """Tar shards in the WebDataset layout: for each sample `KEY.jpg` (or .jpeg, .png, .webp) and `KEY.json`::
+    """A data set in tar shards of the WebDataset layout: each sample is `KEY.jpg` (.jpeg, .png, .webp) and `KEY.json`::
 
         {"caption": "two cats", "regions": [{"phrase": "a cat", "mask": RLE or null, "box": [...], "score": 0.9}]}
 
-    A region's mask is a COCO RLE of the upright picture, or null, and then its box [x0, y0, x1, y1] is filled.
+    A region's mask is a COCO RLE of the upright picture, or null for its filled box, [x0, y0, x1, y1].
 
-    ``source`` is a folder of ``*.tar``, one shard, a brace range such as ``shards/{000..009}.tar``, or a list of such.
-    Shards at http(s) URLs are fetched into ``cache`` first. Each shard's headers are read once, into an index file
-    beside it, or in ``cache`` where that cannot be written; after that a sample costs one open, two seeks and reads.
-    No file stays open, so that the data set can go to other processes.
+    ``source`` is a folder of ``*.tar``, a shard, a brace range such as ``shards/{000..009}.tar``, or a list of these.
+    Shards at http(s) URLs are fetched into ``cache`` first. The headers of each shard are read once and stored in an
+    index file, beside the shard or, if that cannot be written, in ``cache``. After that a sample costs one open, two
+    seeks and two reads. No file stays open, so that the data set can be sent to other processes.
 
     Raises:
-        FileNotFoundError, ValueError, ConnectionError: as `shards.local`.
+        FileNotFoundError: a shard does not exist, or a folder has none.
+        ValueError: a brace range is empty.
+        ConnectionError: a shard cannot be fetched.
     """
 
     def __init__(
@@ -147,7 +147,11 @@ class RegionShards:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Picture:
-        """Raises BadSample: the picture, or a region of it, cannot be read or is not as it should be."""
+        """Read one picture.
+
+        Raises:
+            BadSample: the picture or one of its regions cannot be read or is not valid.
+        """
         index = range(len(self))[index]
         key = self.keys[index]
         number, image_at, image_size, json_at, json_size = self._spans[index].tolist()
@@ -184,7 +188,9 @@ def open_data(path: str | os.PathLike[str]) -> RegionFolder | RegionShards:
     """The data set at `path`: a folder with `regions.jsonl`, or what `RegionShards` takes as one source.
 
     Raises:
-        FileNotFoundError: there is neither. ValueError: there are both. ConnectionError: a shard cannot be fetched.
+        FileNotFoundError: there is neither.
+        ValueError: a folder has both, or a brace range is empty.
+        ConnectionError: a shard cannot be fetched.
     """
     name, folder = os.fspath(path), Path(path)
     if folder.name == LIST:
@@ -200,67 +206,3 @@ def open_data(path: str | os.PathLike[str]) -> RegionFolder | RegionShards:
     raise FileNotFoundError(
         f"{name} {what}: expected a folder of one, a shard, {{000..009}}.tar, or http(s) URLs of it"
     )
-
-
-def write_shards(pictures: Iterable[Picture], folder: str | os.PathLike[str], per_shard: int = 1000) -> list[Path]:
-    """Write `folder`/000000.tar, 000001.tar, ..., as `RegionShards` and webdataset read them. Return their paths.
-
-    The same pictures give the same bytes. Pictures become JPEGs of quality `QUALITY`, masks are cut at 0.5, dots in
-    keys become `_`. A shard has a temporary name until it is whole; what an error leaves are whole shards.
-
-    Raises:
-        ValueError: `per_shard` is below 1; the folder holds shards already; two keys are equal; a mask is not of its
-            picture's size, or has nothing above 0.5.
-        ImportError: webdataset or pycocotools is not installed.
-    """
-    if per_shard < 1:
-        raise ValueError(f"per_shard is {per_shard}, expected at least 1")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.glob("*.tar")):
-        raise ValueError(f"{folder} holds shards already: delete them, or name another folder")
-    source, keys, paths = iter(pictures), set[str](), list[Path]()
-    while first := next(source, None):
-        path = folder / f"{len(paths):06d}.tar"
-        _write_shard(path, first, islice(source, per_shard - 1), keys)
-        paths.append(path)
-    return paths
-
-
-def _write_shard(path: Path, first: Picture, others: Iterable[Picture], keys: set[str]) -> None:
-    try:
-        from webdataset import TarWriter
-    except ImportError as error:
-        raise ImportError('writing shards needs webdataset: pip install "alpha-clip[train]"') from error
-    with (
-        replacing(path) as part,
-        part.open("wb") as file,
-        TarWriter(file, mtime=0, encoder=False) as writer,
-    ):
-        for picture in chain([first], others):
-            writer.write(_sample(picture, keys))
-
-
-def _sample(picture: Picture, keys: set[str]) -> dict[str, str | bytes]:
-    key = picture.key.lstrip("/").replace(".", "_")  # WebDataset ends a key at the first dot of its base name
-    if key in keys:
-        raise ValueError(f"{picture.key} would be the second sample with the key {key}: give each a key of its own")
-    keys.add(key)
-    regions: list[dict[str, Any]] = []
-    size = picture.image.size[::-1]
-    for region in picture.regions:
-        if region.mask.shape != size:
-            shape = region.mask.shape
-            raise ValueError(
-                f"{picture.key}, {region.phrase!r}: the mask has shape {shape}, expected {size}: resize it"
-            )
-        try:
-            box = list(mask_box(region.mask))
-        except ValueError as error:
-            raise ValueError(f"{picture.key}, {region.phrase!r}: {error}") from error
-        mask = rle.encode(region.mask > 0.5)
-        regions.append({"phrase": region.phrase, "mask": mask, "box": box, "score": region.score})
-    jpg = io.BytesIO()
-    picture.image.save(jpg, "JPEG", quality=QUALITY)
-    record = {"caption": picture.caption, "regions": regions}
-    return {"__key__": key, "jpg": jpg.getvalue(), "json": json.dumps(record, ensure_ascii=False).encode()}

@@ -1,4 +1,4 @@
-"""One process or many: the same loss, to be written once."""
+"""Collective operations that also work without a process group, so that the loss is written once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 
 def rank_and_world() -> tuple[int, int]:
-    """(0, 1) outside of a process group."""
+    """Rank of this process and number of processes; (0, 1) outside of a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group that `torchrun` describes in the environment, if it does: NCCL on CUDA, Gloo elsewhere.
+    """Under `torchrun`, join its process group: NCCL on CUDA, Gloo elsewhere. Otherwise do nothing.
 
     Raises:
-        ValueError: `device` is another process's.
+        ValueError: `device` is the GPU of another process.
     """
     if "RANK" not in os.environ or dist.is_initialized():
         yield
@@ -43,7 +43,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def row_counts(rows: int, device: torch.device) -> list[int]:
-    """How many rows each process holds, in the order of their ranks."""
+    """The number of rows of each process, in the order of ranks."""
     _, world = rank_and_world()
     if world == 1:
         return [rows]
@@ -53,7 +53,7 @@ def row_counts(rows: int, device: torch.device) -> list[int]:
 
 
 def gather(x: Tensor, counts: list[int]) -> Tensor:
-    """The rows of all processes, (A, ...), of which each holds its number in `counts`; gradients flow through."""
+    """Concatenate the rows of all processes to (A, ...), differentiably; `counts` is how many each has."""
     if len(counts) == 1:
         return x
     import torch.distributed.nn.functional as distributed
@@ -68,7 +68,7 @@ def gather(x: Tensor, counts: list[int]) -> Tensor:
 
 
 def gather_objects(mine: list[Any]) -> list[Any]:
-    """The items of all processes, in the order of their ranks."""
+    """The items of all processes, in the order of ranks."""
     _, world = rank_and_world()
     if world == 1:
         return mine

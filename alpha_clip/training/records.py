@@ -1,4 +1,4 @@
-"""A picture with regions, and how it comes to be from what was written about it."""
+"""A picture with regions, and how it is made of a stored record."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ CHECK = "`python -m alpha_clip.training.check DATA` lists them all."
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used; the others can. ``problem`` is the kind of it, for counting."""
+    """One sample that cannot be used, while others can. ``problem`` is its kind, for counting."""
 
     def __init__(self, key: str, reason: str, problem: str = "unusable sample") -> None:
-        super().__init__(key, reason, problem)  # all of them, so that it can be pickled
+        super().__init__(key, reason, problem)  # all three, so that it can be pickled
         self.key, self.reason, self.problem = key, reason, problem
 
     def __str__(self) -> str:
@@ -37,16 +37,16 @@ class UnreadableData(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Where to look, and what is there."""
+    """A region of a picture: where it is, and what is there."""
 
     phrase: str
     mask: NDArray[np.float32]  # (H, W) in [0, 1], with some above 0.5, of the upright picture's size
-    score: float | None = None  # of whoever or whatever made it
+    score: float | None = None  # confidence of whatever made it
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture as it is looked at: RGB, turned upright by its EXIF orientation, and its masks are of that."""
+    """An RGB picture, turned upright by its EXIF orientation, and its regions, whose masks fit the upright picture."""
 
     key: str  # its name in its data set
     image: Image.Image
@@ -55,18 +55,18 @@ class Picture:
 
 
 def parsed(text: bytes) -> dict[str, Any]:
-    """One JSON record.
+    """Parse one JSON record.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not JSON, or not a record.
     """
     try:
-        found = json.loads(text)
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:  # among them UnicodeDecodeError
         raise ValueError(f"{text[:40]!r} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{text[:40]!r} is {type(found).__name__}, expected a record, {{...}}")
-    return found
+    if not isinstance(record, dict):
+        raise ValueError(f"{text[:40]!r} is {type(record).__name__}, expected a record, {{...}}")
+    return record
 
 
 def make_picture(
@@ -76,13 +76,13 @@ def make_picture(
     regions: Sequence[Mapping[str, Any]],
     path_of: Callable[[str], Path] | None = None,
 ) -> Picture:
-    """The picture in the file `data`, with regions of "phrase", "mask", and perhaps "box" and "score".
+    """Make a `Picture` of the image file `data` and of records with "phrase", "mask", and perhaps "box" and "score".
 
     Args:
-        path_of: from the name of a mask to its file; None: masks cannot be files.
+        path_of: maps the name of a mask to its file; None: masks cannot be files.
 
     Raises:
-        BadSample: something of it cannot be read, or is not as it should be.
+        BadSample: the picture or one of its regions cannot be read or is not valid.
     """
     image, stored = _upright(key, data)
     if not regions and caption is None:
@@ -95,12 +95,12 @@ def make_picture(
 
 
 def _upright(key: str, data: bytes) -> tuple[Image.Image, tuple[int, int]]:
-    """The picture in RGB, turned upright, and the (H, W) that it is stored with."""
+    """The picture in RGB, turned upright, and the (H, W) it is stored with."""
     try:
         with Image.open(io.BytesIO(data)) as stored:
             stored.load()
             return upright(stored), stored.size[::-1]
-    except UnidentifiedImageError as error:  # which says no more than where in memory the file was
+    except UnidentifiedImageError as error:  # its message names nothing but an address in memory
         reason = "the picture cannot be read: its file is of no format that Pillow knows"
         raise BadSample(key, reason, "unreadable picture") from error
     except Exception as error:  # Pillow's decoders raise nearly anything when a file is broken
@@ -125,7 +125,7 @@ def _region(
         values = _mask_values(region, size, path_of)
     except ImportError:
         raise
-    except Exception as error:  # a mask may be a picture too
+    except Exception as error:  # nearly anything, since a mask may be a picture too
         claimed = region["mask"].get("size", [*size]) if isinstance(region.get("mask"), dict) else [*size]
         problem = "unusable mask" if claimed == [*size] else "mask of another size"
         raise BadSample(key, f"{name} cannot be used: {error}", problem) from error

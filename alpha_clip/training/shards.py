@@ -1,4 +1,4 @@
-"""Tar shards in the WebDataset layout: which there are, fetching them, and where in them each sample lies."""
+"""Tar shards in the WebDataset layout: listing, fetching and indexing them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ..atomic import replacing
 
 CACHE = "~/.cache/alpha_clip/shards"
 IMAGES = ("jpg", "jpeg", "png", "webp")
-TIMEOUT = 20  # seconds without a byte, after which a server counts as hanging
+TIMEOUT = 20  # seconds without a byte after which a server counts as hanging
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_BLOCK = 512  # bytes; a tar archive is made of them, and ends with two of zeros
+_BLOCK = 512  # bytes of a block of a tar archive, which ends with two blocks of zeros
 _VERSION = 1  # of the index files
 
 
 class Entry(NamedTuple):
-    """Where one sample lies in its shard, in bytes; or why it cannot be read."""
+    """Where a sample is in its shard, in bytes, or why it cannot be read."""
 
     key: str
     image_at: int = 0
@@ -46,15 +46,15 @@ def is_url(path: str) -> bool:
 
 
 def local(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], cache: Path) -> list[Path]:
-    """The files of a folder of ``*.tar``, a shard, a brace range of them such as ``{000..009}.tar``, or a list of such.
+    """The local files of a folder of ``*.tar``, a shard, a brace range such as ``{000..009}.tar``, or a list of these.
 
-    Those at a URL are fetched into `cache` first, if they are not there. A shard that changes at the same URL is not
-    fetched anew: delete it there.
+    Shards at URLs are fetched into `cache` unless they are there. If a shard changes at the same URL, it is not fetched
+    again: delete it from `cache`.
 
     Raises:
-        FileNotFoundError: a shard does not exist, or a folder holds none.
+        FileNotFoundError: a shard does not exist, or a folder has none.
         ValueError: a brace range is empty.
-        ConnectionError: a shard could not be fetched.
+        ConnectionError: a shard cannot be fetched.
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     names = [name for item in sources for name in _expanded(os.fspath(item))]
@@ -74,20 +74,20 @@ def local(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], cac
 def _expanded(name: str) -> list[str]:
     if not is_url(name) and Path(name).is_dir():
         return [str(path) for path in sorted(Path(name).glob("*.tar"))]
-    if (found := _RANGE.search(name)) is None:
+    if (span := _RANGE.search(name)) is None:
         return [name]
-    first, last = found.groups()
+    first, last = span.groups()
     if int(first) > int(last):
-        raise ValueError(f"the range {found[0]} in {name} is empty, expected {{{last}..{first}}}")
+        raise ValueError(f"the range {span[0]} in {name} is empty, expected {{{last}..{first}}}")
     middle = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
-    return [more for m in middle for more in _expanded(name[: found.start()] + m + name[found.end() :])]
+    return [more for m in middle for more in _expanded(name[: span.start()] + m + name[span.end() :])]
 
 
 def fetched(url: str, cache: Path) -> Path:
-    """The file in `cache` that holds what is at `url`; under a temporary name until it is whole.
+    """The file in `cache` of what is at `url`, fetched if needed, under a temporary name until it is whole.
 
     Raises:
-        ConnectionError: it could not be fetched, or its end did not come. Nothing is left of it.
+        ConnectionError: it cannot be fetched, or not to its end. Then nothing of it is left.
     """
     basename = re.sub(r"[^\w.-]", "_", url.partition("?")[0].rpartition("/")[2])
     path = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{basename}"
@@ -96,17 +96,17 @@ def fetched(url: str, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     try:
-        with FileLock(lock):  # of many processes one fetches
+        with FileLock(lock):  # only one of many processes fetches
             return path if path.is_file() else _fetch(url, path)
     finally:
-        lock.unlink(missing_ok=True)  # whoever waits has it open; at worst a shard is fetched twice
+        lock.unlink(missing_ok=True)  # a waiting process has it open; at worst a shard is fetched twice
 
 
 def _fetch(url: str, path: Path) -> Path:
     cache = path.parent
     request = urllib.request.Request(url, headers={"User-Agent": "alpha-clip"})
     try:
-        # Not torch.hub's download, nor urlretrieve's: of a connection that breaks, the first keeps what came.
+        # Not torch.hub's download nor urlretrieve: when a connection breaks, the former keeps what came.
         with (
             replacing(path) as part,
             urllib.request.urlopen(request, timeout=TIMEOUT) as answer,
@@ -126,16 +126,16 @@ def _fetch(url: str, path: Path) -> Path:
 
 
 def index(shard: Path, cache: Path) -> list[Entry]:
-    """The samples of a shard in its order, read from the index file beside it, or in `cache`, or worked out.
+    """The samples of a shard, in order, from its index file beside it or in `cache`.
 
-    An index of another size or time of change of the shard is made anew.
+    The index is made if there is none, or if the shard's size or modification time changed.
     """
     stat = shard.stat()
     stamp = {"version": _VERSION, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     digest = hashlib.sha256(os.fsencode(shard.resolve())).hexdigest()[:16]
     places = [shard.with_name(f".{shard.name}.index.json"), cache / f"{digest}.index.json"]
     for place in places:
-        with suppress(OSError, ValueError, TypeError, LookupError):  # there is none, or it is damaged
+        with suppress(OSError, ValueError, TypeError, LookupError):  # no index, or a damaged one
             record = json.loads(place.read_text(encoding="utf-8"))
             if {name: record[name] for name in stamp} == stamp:
                 return [Entry(*entry) for entry in record["samples"]]
@@ -146,18 +146,17 @@ def index(shard: Path, cache: Path) -> list[Entry]:
 
 def _remember(text: str, places: list[Path]) -> None:
     for place in places:
-        with suppress(OSError):  # nowhere to write costs a second scan, no more
+        with suppress(OSError):  # if it cannot be written anywhere, the next run scans again
             place.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_text(place, text)
             return
 
 
 def scanned(shard: Path, needed: Sequence[str] = ("image", "json")) -> list[Entry]:
-    """The samples of a shard, worked out from its headers alone; of each the files that are `needed`.
+    """Find the samples of a shard by reading its headers only; each must have the files that are `needed`.
 
-    What is wrong is an entry that says so: a sample without its picture or its json, with two of one, with a dot in its
-    base name (WebDataset ends the key at the first) or cut off; and the shard itself, under its name, where it is
-    damaged.
+    What is wrong becomes an entry that says so: a sample without its picture or json, with two of one kind, with a dot
+    in its base name (WebDataset ends the key at the first) or cut off. A damaged shard is an entry of the shard's name.
     """
     size = shard.stat().st_size
     samples: dict[str, dict[str, tuple[int, int]]] = {}
@@ -166,9 +165,9 @@ def scanned(shard: Path, needed: Sequence[str] = ("image", "json")) -> list[Entr
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                if member.isfile() and (found := _split(member.name)):
-                    _add(samples, wrong, found, (member.offset_data, member.size), size)
-                end = tar.offset  # where the next header must be
+                if member.isfile() and (name := _split(member.name)):
+                    _add(samples, wrong, name, (member.offset_data, member.size), size)
+                end = tar.offset  # the next header must be here
     except (tarfile.TarError, ValueError, OverflowError) as raised:
         error = str(raised)
     else:
@@ -184,7 +183,7 @@ def scanned(shard: Path, needed: Sequence[str] = ("image", "json")) -> list[Entr
 
 
 def _split(name: str) -> tuple[str, str, bool] | None:
-    """The key, "image" or "json", and whether the base name has a dot; None for what is neither."""
+    """The key, "image" or "json", and whether the base name has a dot; None for any other file."""
     folder, slash, base = name.rpartition("/")
     stem, _, suffixes = base.partition(".")
     more, _, suffix = suffixes.lower().rpartition(".")
@@ -197,11 +196,11 @@ def _split(name: str) -> tuple[str, str, bool] | None:
 def _add(
     samples: dict[str, dict[str, tuple[int, int]]],
     wrong: dict[str, str],
-    found: tuple[str, str, bool],
+    name: tuple[str, str, bool],
     span: tuple[int, int],
     size: int,
 ) -> None:
-    key, kind, dotted = found
+    key, kind, dotted = name
     parts = samples.setdefault(key, {})
     if dotted:
         better = key.rpartition("/")[2].replace(".", "_")

@@ -1,4 +1,4 @@
-"""The files of a run: its state, its best weights, its log. All are written under temporary names and renamed."""
+"""The files of a run: its state, best weights and log. State and weights are renamed into place when whole."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Subset
 
 from .. import atomic
-from .config import FREE, TrainConfig
+from .config import MAY_CHANGE_ON_RESUME, TrainConfig
 from .data import Dataset
 from .foreign import trainable
 from .processes import gather_objects
@@ -29,27 +29,27 @@ LAST, BEST, METRICS, BAD_BATCH = "last.pt", "best.safetensors", "metrics.jsonl",
 
 @dataclass
 class Progress:
-    """How far a run is, and what it has met."""
+    """How far a run is, and what it has counted."""
 
     step: int = 0  # optimizer steps taken
     best: float = -math.inf  # score of the best weights
     unreadable: int = 0  # pictures that could not be read, over all processes
-    too_small: int = 0  # regions left out for that, over all processes
+    too_small: int = 0  # regions left out because they are too small, over all processes
     origin: str = ""  # what the run began with: a digest of the weights, and the size of the data set
 
 
 def save_state(
     folder: Path, model: nn.Module, optimizers: list[Optimizer], config: TrainConfig, progress: Progress
 ) -> None:
-    """Everything that the rest of the run depends on; a run that is killed in here keeps its last checkpoint."""
-    seen = trainable(model)
+    """Save everything that the rest of the run depends on. If this is killed, the last checkpoint stays."""
+    adapter = trainable(model)
     state = {
-        "model": seen.trained(config.train_text),
+        "model": adapter.trained(config.train_text),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "config": asdict(config),
         **asdict(progress),
         "random": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-        "alpha_clip": seen.metadata,  # so that `load` takes the file as it is
+        "alpha_clip": adapter.metadata,  # so that `load` takes the file as it is
     }
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{LAST}.part"
@@ -63,11 +63,11 @@ def save_state(
 def load_state(
     folder: Path, model: nn.Module, optimizers: list[Optimizer], config: TrainConfig, dataset: Dataset
 ) -> Progress:
-    """How far the run in `folder` is, its weights and optimizer states put in place; the beginning, if none is there.
+    """Restore weights and optimizer states of the run in `folder`, if there is one. Returns how far it is.
 
     Raises:
-        ValueError: it is a run with other settings, from other weights or on other data; or it is damaged; or it is
-            not there for every process.
+        ValueError: the run has other settings, other data or began with other weights; its file is damaged; or only
+            some of the processes see it.
     """
     path = folder / LAST
     origin = (
@@ -82,7 +82,7 @@ def load_state(
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it to begin anew, or name another folder") from error
     saved, wanted = state["config"], asdict(config)
-    if other := [k for k in wanted if k not in FREE and saved.get(k) != wanted[k]]:
+    if other := [k for k in wanted if k not in MAY_CHANGE_ON_RESUME and saved.get(k) != wanted[k]]:
         differences = ", ".join(f"{k}: {saved.get(k)} there, {wanted[k]} here" for k in other)
         remedy = "name another folder"
         if "steps" in other:
@@ -113,7 +113,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _names(dataset: Any) -> str:
-    """A digest of what the pictures are called, as far as the data set says."""
+    """A digest of the keys of the pictures, if the data set has `keys`."""
     if isinstance(dataset, Subset):
         return hashlib.sha256(f"{_names(dataset.dataset)} {list(dataset.indices)}".encode()).hexdigest()[:12]
     return hashlib.sha256(repr(list(getattr(dataset, "keys", []))).encode()).hexdigest()[:12]
@@ -122,13 +122,13 @@ def _names(dataset: Any) -> str:
 def save_best(
     folder: Path, model: nn.Module, config: TrainConfig, metrics: Mapping[str, float], tokenize: Tokenize
 ) -> None:
-    """What was trained, for `load` or `open_tower`, with the settings and the step's metrics in a file's metadata."""
+    """Save what was trained, for `load` or `open_tower`, with settings and metrics in the metadata of the file."""
     about = {"config": json.dumps(asdict(config)), "metrics": json.dumps(metrics)}
     trainable(model).save(folder / BEST, config.train_text, about, tokenize)
 
 
 class Log:
-    """``metrics.jsonl``, and TensorBoard's file if it is wanted; what is there of steps after `step` is forgotten."""
+    """Writes ``metrics.jsonl``, and with `tensorboard` an event file. Lines of steps after `step` are dropped."""
 
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ class Log:
 
 
 def save_bad_batch(folder: Path, step: int, terms: Mapping[str, float], keys: list[str], texts: list[str]) -> None:
-    """Which pictures a loss that is not finite came from, and all their texts."""
+    """Save the keys and texts of the pictures of a loss or gradient that is not finite."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"step": step, "terms": {k: repr(v) for k, v in terms.items()}, "pictures": keys, "texts": texts}
     atomic.write_text(folder / BAD_BATCH, json.dumps(content, indent=1))
@@ -163,5 +163,5 @@ def save_bad_batch(folder: Path, step: int, terms: Mapping[str, float], keys: li
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line that was cut short when the run was killed
+    except (ValueError, KeyError, TypeError):  # the run was killed while it wrote the line
         return math.inf

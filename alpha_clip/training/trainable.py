@@ -1,4 +1,4 @@
-"""What the trainer needs of a model, and how this package's own gives it; `foreign` has those of other libraries."""
+"""The interface that the trainer needs of a model, and this package's own; `foreign` has other libraries'."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ..transforms import Preprocess
 
 Tokenize = Callable[[Sequence[str]], Tensor]  # texts, in lower case, to (U, L) token ids
 
-# Modules and parameters behind the last block of an image tower, in the names of every library.
+# Modules and parameters behind the last block of an image tower, as the libraries name them.
 _TAIL = {"ln_post", "proj", "post_layernorm", "visual_projection", "norm", "fc_norm", "attn_pool", "head"}
 
 
 class Trainable(ABC):
-    """A model as the trainer sees it. It holds no weights: all are the model's own, under the model's own names."""
+    """Adapter of a model for the trainer. It has no weights: all are the model's, under the model's own names."""
 
     model: Any
-    visual: nn.Module  # the image tower; of a copy of it `see` takes the features too
+    visual: nn.Module  # the image tower; `encode_image` takes copies of it too
     alpha: Tensor  # the weights of the alpha channel
     preprocess: Preprocess  # of the model's size, mean and deviation
-    image_names: tuple[str, ...] = ("visual.",)  # how the names of the image tower's weights begin
-    blocks_at: str | None = "transformer.resblocks"  # in the image tower; None: it has no blocks that are known
-    metadata: Mapping[str, str] | None = None  # for `last.pt`, so that `load` takes that too
+    image_names: tuple[str, ...] = ("visual.",)  # prefixes of the names of the image tower's weights
+    blocks_at: str | None = "transformer.resblocks"  # in the image tower; None: its blocks are not known
+    metadata: Mapping[str, str] | None = None  # for `last.pt`, so that `load` takes that file too
 
     @property
     def device(self) -> torch.device:
@@ -39,51 +39,51 @@ class Trainable(ABC):
 
     @property
     def is_sigmoid(self) -> bool:
-        """It was trained with the sigmoid loss (SigLIP, arXiv 2303.15343), to which a bias belongs."""
+        """Whether it was trained with the sigmoid loss (SigLIP, arXiv 2303.15343), which has a bias."""
         return getattr(self.model, "logit_bias", None) is not None
 
     def temperature(self) -> tuple[Tensor, ...]:
-        """() factor on the cosines, and () bias where the model has one."""
+        """() factor on the cosines, and () bias if the model has one."""
         scale: Tensor = self.model.logit_scale.exp().reshape(())
         return (scale, self.model.logit_bias.reshape(())) if self.is_sigmoid else (scale,)
 
     @abstractmethod
-    def see(self, visual: Any, image: Tensor, alpha: Tensor | None) -> Tensor:
-        """(B, 3, n, n) pixels and (B, 1, n, n) alpha, or None for whole images, to (B, D), on the tower's device."""
+    def encode_image(self, visual: Any, image: Tensor, alpha: Tensor | None) -> Tensor:
+        """Features (B, D) of pixels (B, 3, n, n) and alpha (B, 1, n, n), or None for whole images."""
 
     @abstractmethod
-    def see_with_tokens(self, visual: Any, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same, and what the last block but one makes of the patches, (B, N, width)."""
+    def encode_image_with_tokens(self, visual: Any, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The features, and the output of the penultimate block for the patches, (B, N, width)."""
 
     @abstractmethod
-    def read(self, ids: Tensor) -> Tensor:
-        """(U, L) token ids to (U, D)."""
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Features (U, D) of (U, L) token ids."""
 
     @abstractmethod
-    def ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
-        """(U, L) token ids of texts, perhaps of none."""
+    def token_ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
+        """Token ids (U, L) of U texts; U may be 0."""
 
     @abstractmethod
     def tokenizer(self) -> Tokenize:
-        """The model's own.
+        """The tokenizer that comes with the model.
 
         Raises:
-            ValueError: it has none that is known.
+            ValueError: no tokenizer comes with it.
         """
 
     @abstractmethod
     def checkpoint_blocks(self, on: bool) -> None:
-        """Work out the blocks' activations twice, or no longer."""
+        """Switch activation checkpointing of the blocks on or off."""
 
     @abstractmethod
     def save(self, path: Path, with_text: bool, about: Mapping[str, str], tokenize: Tokenize) -> None:
-        """What was trained, to `path`, or to a folder of its name without the ending; `about` is for its metadata."""
+        """Save what was trained to `path`, or to the folder `path` without its suffix, with `about` as metadata."""
 
     def blocks(self, visual: nn.Module, option: str) -> list[nn.Module]:
         """The blocks of the image tower or of a copy, first to last.
 
         Raises:
-            ValueError: it has none that are known; `option` is the setting that needs them.
+            ValueError: its blocks are not known; `option` is the setting that needs them.
         """
         if self.blocks_at is None:
             remedy = "set it to 0 (--distill-tokens 0)" if option == "distill_tokens" else "leave it out"
@@ -94,15 +94,15 @@ class Trainable(ABC):
         return list(visual.get_submodule(self.blocks_at).children())
 
     def tail(self) -> list[nn.Parameter]:
-        """The parameters behind the blocks of the image tower."""
-        found = []
+        """The parameters of the image tower that follow its blocks."""
+        parameters = []
         for name, parameter in self.visual.named_parameters():
             if name.removeprefix("trunk.").removeprefix("vision_model.").partition(".")[0] in _TAIL:
-                found.append(parameter)
-        return found
+                parameters.append(parameter)
+        return parameters
 
     def trained(self, with_text: bool) -> dict[str, Tensor]:
-        """The image tower's weights, and all the rest `with_text`, in the model's own names."""
+        """The weights of the image tower, or `with_text` of the whole model, in the model's own names."""
         state: dict[str, Tensor] = self.model.state_dict()
         return {k: v for k, v in state.items() if with_text or k.startswith(self.image_names)}
 
@@ -119,19 +119,21 @@ class OwnModel(Trainable):
         self.preprocess = Preprocess(model.visual.input_resolution)
         self.metadata = checkpoints.METADATA if model.confirmed else None
 
-    def see(self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None) -> Tensor:
+    def encode_image(self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None) -> Tensor:
         features: Tensor = visual(image, alpha)
         return features
 
-    def see_with_tokens(self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+    def encode_image_with_tokens(
+        self, visual: VisionTransformer, image: Tensor, alpha: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         tokens = visual.tokens(image, alpha, layer=-2)  # (B, 1 + N, width)
         last = visual.transformer.run([visual.transformer.blocks[-1].first], tokens.permute(1, 0, 2))[0]
         return visual.project(last), tokens[:, 1:]
 
-    def read(self, ids: Tensor) -> Tensor:
+    def encode_text(self, ids: Tensor) -> Tensor:
         return self.model.encode_text(ids)
 
-    def ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
+    def token_ids(self, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
         if not texts:
             return torch.zeros(0, 1, dtype=torch.int64)
         ids = tokenize(texts)

@@ -1,4 +1,4 @@
-"""What training shows of a picture: its regions under changed masks, several at once, the picture as a whole."""
+"""The training samples of a picture: its regions under changed masks, several at once, and the whole picture."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ from .config import TrainConfig
 from .records import BadSample, Picture, Region
 
 REGIONS_PER_PICTURE = 8  # drawn anew each epoch from pictures that have more
-MOST_AT_ONCE = 3  # regions under one mask
+MOST_AT_ONCE = 3  # most regions under one mask
 
 
 @dataclass(frozen=True)
 class SecondText:
-    """Another text that holds for a sample, where alpha says so in part."""
+    """Another text that describes a sample in part."""
 
     text: str
     weight: float  # in [0, 1], its share of the sample's loss; the first text has the rest
-    whole: bool = False  # it is of the whole picture
+    whole: bool = False  # whether it describes the whole picture
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, where to look in it, and what is there."""
+    """A picture, where to look in it, and what is there."""
 
     image: Tensor  # (3, n, n), normalised as by `preprocess`
-    text: str | None  # None: a whole picture without words, to be held where the starting model puts it
+    text: str | None  # None: a whole picture without a caption, used for distillation only
     alpha: Tensor | None = None  # (1, n, n), (mask - 0.5) / 0.26; None: the whole image
     second: SecondText | None = None
-    rivals: tuple[str, ...] = ()  # texts of the same picture's regions and sets of them, from which its own is told
+    hard_negatives: tuple[str, ...] = ()  # of the same picture: names of its regions, and of sets of them
 
 
 class Views(NamedTuple):
-    """What one epoch shows of a picture."""
+    """The samples that one epoch makes of a picture."""
 
     samples: list[Sample]
-    too_small: int  # regions left out, since at the model's size their mask is nowhere above half
+    too_small: int  # regions left out: at the model's size their mask is nowhere above 0.5
 
 
 def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np.random.Generator) -> Views:
-    """The samples that one epoch makes of a picture; the shares of their kinds are those of `config`.
+    """Make the samples of one epoch of a picture, in the shares that `config` sets.
 
     Raises:
-        BadSample: the picture has neither a region nor a caption, or a mask that no geometry can use.
+        BadSample: the picture has neither a region nor a caption, or cannot be preprocessed.
     """
     chosen = rng.permutation(len(picture.regions))[:REGIONS_PER_PICTURE]
     regions = [picture.regions[i] for i in chosen]
@@ -73,10 +73,10 @@ def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np
                 rgb, alpha = preprocess(picture.image, changed, geometry=config.geometry)
             large = [i for i in range(len(regions)) if (alpha[i] > 0).any()]
             too_small = len(regions) - len(large)
-            seen = _Seen(rgb, alpha[large], [regions[i] for i in large], picture.caption)
-            samples = [seen.sample(i, config, rng) for i in range(min(count, len(large)))]
-            if any(sample.rivals for sample in samples):  # then they are every region's too
-                samples = [s if s.second else replace(s, rivals=seen.sets) for s in samples]
+            drawn = _Preprocessed(rgb, alpha[large], [regions[i] for i in large], picture.caption)
+            samples = [drawn.sample(i, config, rng) for i in range(min(count, len(large)))]
+            if any(sample.hard_negatives for sample in samples):  # then every region of it is told from the sets too
+                samples = [s if s.second else replace(s, hard_negatives=drawn.sets) for s in samples]
         if whole:
             full = np.ones((1, picture.image.height, picture.image.width), np.float32)
             rgb, _ = preprocess(picture.image, full, geometry=config.geometry)
@@ -89,7 +89,7 @@ def views(picture: Picture, preprocess: Preprocess, config: TrainConfig, rng: np
 def _shared_out(share: float, regions: int, rng: np.random.Generator) -> tuple[int, bool]:
     """How many regions to show, and whether the whole picture: of all samples, `share` are whole pictures on average.
 
-    A picture is never whole in two samples, which would have the same text; for a large share it shows fewer regions.
+    A picture gives at most one whole sample, since two would have the same text; a large share means fewer regions.
     """
     if regions == 0:
         return 0, True
@@ -109,8 +109,8 @@ def _changed(mask: np.ndarray, config: TrainConfig, rng: np.random.Generator) ->
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A picture whose regions have gone through `preprocess`."""
+class _Preprocessed:
+    """A picture and its regions after `preprocess`."""
 
     rgb: Tensor  # (3, n, n)
     alpha: Tensor  # (K, 1, n, n)
@@ -118,7 +118,7 @@ class _Seen:
     caption: str | None
 
     def sample(self, i: int, config: TrainConfig, rng: np.random.Generator) -> Sample:
-        """Region i, alone or with others. A kind of sample that this picture cannot give is region i alone."""
+        """Region i, alone or with others; alone too if the kind drawn is one that this picture cannot give."""
         kind = rng.random()
         others = [j for j in range(len(self.regions)) if self.regions[j].phrase != self.regions[i].phrase]
         if kind < config.graded:
@@ -135,34 +135,34 @@ class _Seen:
         return Sample(self.rgb, self.regions[i].phrase, self.alpha[i])
 
     def _graded(self, i: int, caption: str, b: float) -> Sample:
-        """Alpha is 1 on the region and b in [0, 1] elsewhere, the padding included: b = 1 is the whole picture."""
+        """Region i at 1 and the rest at b in [0, 1], padding included; b = 1 is the whole picture."""
         alpha = self.alpha[i].clamp_min(normalised(torch.tensor(b)))
         return Sample(self.rgb, self.regions[i].phrase, alpha, SecondText(caption, b, whole=True))
 
     def _weighted(self, i: int, j: int, w: float) -> Sample:
-        """Two regions of weights 1 and w in (0, 1]: alpha is the weight, the loss is shared out in proportion."""
+        """Region i at 1 and region j at w in (0, 1], which share the loss in this proportion."""
         mask = torch.maximum(denormalised(self.alpha[i]), w * denormalised(self.alpha[j]))
         second = SecondText(self.regions[j].phrase, w / (1 + w))
         return Sample(self.rgb, self.regions[i].phrase, normalised(mask), second)
 
     def _union(self, i: int, others: list[int], more: int, config: TrainConfig) -> Sample:
-        """Region i and `more` of the others, all phrases different, under one mask."""
+        """Region i and `more` of the others under one mask; all phrases differ."""
         members = {self.regions[i].phrase: i}
         for j in others:
             if len(members) <= more:
                 members.setdefault(self.regions[j].phrase, j)
         return Sample(
-            self.rgb, joined(sorted(members)), self.alpha[list(members.values())].amax(dim=0), rivals=self.sets
+            self.rgb, joined(sorted(members)), self.alpha[list(members.values())].amax(dim=0), hard_negatives=self.sets
         )
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The names of all sets of regions that may be under one mask; sorted, so that a set has one name anywhere."""
+        """The names of all sets of regions that may be under one mask, members sorted, so that a set has one name."""
         phrases, sizes = sorted({region.phrase for region in self.regions}), range(1, MOST_AT_ONCE + 1)
         return tuple(joined(some) for size in sizes for some in combinations(phrases, size))
 
 
 @lru_cache(1)
 def _warn_of_no_caption() -> None:
-    """Once in each process that reads."""
+    """Warn once in each process that loads data."""
     warnings.warn("the share of graded masks is not reached: pictures without a caption cannot have them", stacklevel=3)

@@ -1,8 +1,8 @@
-"""The paper's ablations in small: from the base of `tiny`, as many steps each, one thing changed, several seeds.
+"""The paper's ablations in small: runs from the base of `tiny`, with one thing changed in each, several seeds.
 
     python examples/tiny/ablations.py --out runs/ablations
 
-Prints mean and standard deviation over the seeds. Results lie in --out; the same command goes on with what is missing.
+Prints mean and standard deviation over the seeds. Results are kept in --out; the same command does what is missing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import alpha_clip
 from alpha_clip import masks
+from alpha_clip.errors import MasksIgnored, WordsNeverRead, ZeroAlpha
 from alpha_clip.model import CLIP, FOREGROUND
 from alpha_clip.scenes import HELD_OUT, draw_scene
 from alpha_clip.training import Picture, Region, Sample, TrainConfig, finetune
@@ -41,14 +42,19 @@ Use = Literal["alpha", "phrases", "crops", "whole is 0", "nothing"]
 
 @dataclass(frozen=True)
 class Row:
-    """What is changed."""
+    """What a run changes."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     use: Use = "alpha"
-    pictures: int = 40_000  # 100,000 pairs, of which a short run sees a part; fewer are seen over and over
+    pictures: int = 40_000  # 100,000 pairs, of which a short run sees only some; smaller sets are repeated
 
 
-PLAIN: dict[str, Any] = {"same_image": 0.0, "box": 0.0, "ellipse": 0.0, "jitter": 0.0}  # beside TrainConfig's defaults
+PLAIN: dict[str, Any] = {
+    "same_image": 0.0,
+    "box": 0.0,
+    "ellipse": 0.0,
+    "jitter": 0.0,
+}  # instead of TrainConfig's defaults
 ROWS: dict[str, Row] = {
     "the base, untrained": Row(use="nothing"),
     "reference": Row(),
@@ -71,12 +77,12 @@ ROWS: dict[str, Row] = {
     "+ graded masks": Row({"graded": 0.15}),
     "+ weighted masks": Row({"weighted": 0.15}),
 }
-OPEN = ("reference", "+ unions", "+ graded masks", "+ weighted masks")  # whom the open questions are put to
+OPEN = ("reference", "+ unions", "+ graded masks", "+ weighted masks")  # rows that are asked the open questions
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Scenes whose region phrases are the training pairs; `use` makes the controls."""
+    """Scenes whose region phrases are the training pairs; `use` chooses the controls."""
 
     length: int
     seed: int
@@ -95,11 +101,11 @@ class Scenes:
         for region in regions:
             picture = crop(scene.image, region.mask) if self.use == "crops" else scene.image
             mask = region.mask if self.use == "whole is 0" else np.ones_like(region.mask)
-            # Without masks the regions of a picture look alike, and must not be each other's negatives.
+            # Without masks, the regions of a picture look the same, and must not be each other's negatives.
             alpha = None if self.use == "phrases" else alpha_tensor(mask)
             samples.append(Sample(image_tensor(picture), with_article(region.phrase), alpha))
         if not samples or np.random.default_rng([self.seed, index]).random() < 0.1 * len(samples):
-            # Of another picture, so that its caption is no negative that holds.
+            # Another picture, so that its caption is no negative that is true of these regions.
             other = draw_scene(self.seed + self.length + index, SIZE, objects=(1, 5), scale=(0.28, 0.6), attributes=0.2)
             nothing = torch.full((1, SIZE, SIZE), -FOREGROUND)
             samples = samples[1:]
@@ -122,7 +128,7 @@ def train(row: Row, seed: int, steps: int) -> CLIP:
 
 
 def measure(model: CLIP, count: int) -> dict[str, float]:
-    """Figures on `count` unseen scenes; shares, but for the cosine."""
+    """Figures on `count` unseen scenes: all are shares, except for the cosine."""
     base, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=None)
     scenes = [draw_scene(FIRST_SEED + i, SIZE, objects=(2, 4)) for i in range(count)]
     shown, wholes, noun = Regions(), Regions(), []
@@ -139,10 +145,10 @@ def measure(model: CLIP, count: int) -> dict[str, float]:
     texts = noun_features(base).T
     named = {view: (features(model, v) @ texts).argmax(dim=1).numpy() for view, v in shown.views.items()}
     held_out = np.isin(noun, [NUMBER[n] for n in HELD_OUT])
-    figures = {view: float((found == noun).mean()) for view, found in named.items()}
+    figures = {view: float((nouns == noun).mean()) for view, nouns in named.items()}
     figures["held-out, mask"] = float((named["mask"] == noun)[held_out].mean())
-    for view, seen in wholes.views.items():
-        best = (features(model, seen) @ texts).argsort(dim=1, descending=True).tolist()
+    for view, pictures in wholes.views.items():
+        best = (features(model, pictures) @ texts).argsort(dim=1, descending=True).tolist()
         there = [{NUMBER[r.noun] for r in scene.regions} for scene in scenes]
         recall = [len(t & set(order[: len(t)])) / len(t) for t, order in zip(there, best, strict=True)]
         figures[f"recall, {view}"] = float(np.mean(recall))
@@ -152,11 +158,12 @@ def measure(model: CLIP, count: int) -> dict[str, float]:
 
 
 def run(name: str, seed: int, steps: int, scenes: int, out: Path) -> None:
-    """One row with one seed, from the base to its figures on disk."""
+    """Train and measure one row with one seed, and write its figures."""
     torch.set_num_threads(1)
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # of all progress bars, one is enough
-        for message in (".*alpha weights of zero", ".*every mask is ignored", "unlock_blocks=0", ".*has never read"):
-            warnings.filterwarnings("ignore", message)
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # only the outer progress bar is shown
+        for category in (ZeroAlpha, MasksIgnored, WordsNeverRead):
+            warnings.simplefilter("ignore", category)
+        warnings.filterwarnings("ignore", "unlock_blocks=0")  # one of the rows
         model = train(ROWS[name], seed, steps)
         figures: dict[str, Any] = {"figures": measure(model, scenes)}
         if name in OPEN:
@@ -172,17 +179,17 @@ def _path(out: Path, name: str, seed: int) -> Path:
 
 
 def report(out: Path, seeds: int) -> str:
-    """Two tables in Markdown: the ablations, and the open questions."""
+    """Two Markdown tables: the ablations, and the open questions."""
     results = {name: [json.loads(_path(out, name, s).read_text()) for s in range(seeds)] for name in ROWS}
     columns = list(results["reference"][0]["figures"])
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, found in results.items():
-        cells = [_spread([r["figures"][c] for r in found], percent=c != "cosine to base") for c in columns]
+    for name, runs in results.items():
+        cells = [_spread([r["figures"][c] for r in runs], percent=c != "cosine to base") for c in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", f"| | {' | '.join(f'{name} | single masks' for name in OPEN)} |", "|---" * (2 * len(OPEN) + 1) + "|"]
     for question in results["reference"][0]["questions"]:
         answers = [[r["questions"][question][k] for r in results[name]] for name in OPEN for k in (0, 1)]
-        cells = [_spread(found, percent="distance" not in question) for found in answers]
+        cells = [_spread(values, percent="distance" not in question) for values in answers]
         lines.append(f"| {question} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -197,7 +204,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder for the results")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--steps", type=int, default=200, help="optimizer steps of each run, of 20 pictures with some 50 region phrases"
+        "--steps",
+        type=int,
+        default=200,
+        help="optimizer steps of each run; a step has 20 pictures with some 50 region phrases",
     )
     parser.add_argument("--scenes", type=int, default=200, help="unseen scenes that each run is measured on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a core each")
@@ -208,8 +218,8 @@ def main() -> None:
     for name, seed in ((name, seed) for seed in range(args.seeds) for name in ROWS):
         if not (path := _path(args.out, name, seed)).exists():
             missing.append((name, seed))
-        elif (found := {k: json.loads(path.read_text())[k] for k in wanted}) != wanted:
-            parser.error(f"{path} is of a run with {found}, not {wanted}: name another --out")
+        elif (made := {k: json.loads(path.read_text())[k] for k in wanted}) != wanted:
+            parser.error(f"{path} is of a run with {made}, not {wanted}: name another --out")
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         runs = [pool.submit(run, name, seed, args.steps, args.scenes, args.out) for name, seed in missing]
         for done in tqdm(as_completed(runs), "runs", total=len(runs)):

@@ -1,8 +1,8 @@
-"""The bundled model, broken on purpose in many ways and degrees, and what the doctor says of each.
+"""Break the bundled model in many ways and degrees, and print what the doctor says of each.
 
     python examples/tiny/broken.py
 
-The thresholds of `alpha_clip.evaluation.doctor` stand between these figures.
+The thresholds of `alpha_clip.evaluation.doctor` were chosen between these figures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from alpha_clip.evaluation.probes.attention import CHANGES
 from alpha_clip.model import CLIP
 
 Break = Callable[[CLIP], object]
-SHOWN = {  # figures, and what the table calls them
+SHOWN = {  # figures and their columns
     "... by the mask": "mask",
     "... by what is under the mask": "under it",
     "kept of plain CLIP's features": "kept",
@@ -43,7 +43,7 @@ def faint_picture(strength: float) -> Break:
 
 
 def noise(strength: float) -> Break:
-    """On all matrices of the image tower, as a multiple of their own deviation."""
+    """Add noise to all matrices of the image tower, `strength` times the deviation of each."""
 
     def add(model: CLIP) -> None:
         random = torch.Generator().manual_seed(0)
@@ -55,7 +55,7 @@ def noise(strength: float) -> Break:
 
 
 def shuffled(modules: Callable[[CLIP], nn.Module]) -> Break:
-    """All numbers of each parameter in another order."""
+    """Shuffle the numbers of each parameter."""
 
     def shuffle(model: CLIP) -> None:
         random = torch.Generator().manual_seed(0)
@@ -66,7 +66,7 @@ def shuffled(modules: Callable[[CLIP], nn.Module]) -> Break:
 
 
 def other_space(projection: Callable[[CLIP], Tensor | None]) -> Break:
-    """Features as good as before, whose numbers mean something else, as in a CLIP trained from another seed."""
+    """Permute the features: as good as before, but of another space, like those of a CLIP trained from another seed."""
 
     def turn(model: CLIP) -> None:
         weight = projection(model)
@@ -85,7 +85,7 @@ def heads(count: int) -> Break:
 
 
 def mask_comes(change: str) -> Break:
-    """One of the doctor's `CHANGES` happens to every mask on its way into the tower."""
+    """Apply one of the doctor's `CHANGES` to every mask before the tower sees it."""
 
     def watch(model: CLIP) -> None:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
@@ -97,7 +97,7 @@ def mask_comes(change: str) -> Break:
     return watch
 
 
-BROKEN: dict[str, tuple[str, Break]] = {  # what it is, to what the doctor should say, and how to get there
+BROKEN: dict[str, tuple[str, Break]] = {  # name: what the doctor should say, and how to break the model
     "as it is": ("healthy", lambda model: None),
     "alpha weights of a third": ("healthy", faint_alpha(0.3)),
     "alpha weights of a twentieth": ("mask-blind", faint_alpha(0.05)),
@@ -118,7 +118,7 @@ BROKEN: dict[str, tuple[str, Break]] = {  # what it is, to what the doctor shoul
 
 @torch.no_grad()
 def broken(name: str, whole: Subject) -> Subject:
-    """A subject broken in the way `name`, beside the base of the whole one."""
+    """The subject, broken in the way `name`, with the base of the whole one."""
     model = copy.deepcopy(whole.model)
     assert isinstance(model, CLIP)
     BROKEN[name][1](model)
@@ -134,9 +134,9 @@ def main() -> None:
     whole = find("tiny", "cpu")
     print(f"| tiny | {' | '.join(SHOWN.values())} | the doctor says |\n|---{'|---' * len(SHOWN)}|---|")
     for name in BROKEN:
-        found = examine(broken(name, whole))
-        cells = [f"{found.figures[key]:.2f}" if key in found.figures else "" for key in SHOWN]
-        print(f"| {name} | {' | '.join(cells)} | {found.name} |", flush=True)
+        diagnosis = examine(broken(name, whole))
+        cells = [f"{diagnosis.figures[key]:.2f}" if key in diagnosis.figures else "" for key in SHOWN]
+        print(f"| {name} | {' | '.join(cells)} | {diagnosis.name} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The training sets of the bundled model: scenes drawn on the fly. Item i is a pure function of (seed, i)."""
+"""The training sets of the bundled model: scenes drawn on the fly, item i as a pure function of (seed, i)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from alpha_clip.tokenizer import tokenize
 from alpha_clip.training import Sample
 from alpha_clip.transforms import IMAGE_MEAN, IMAGE_STD, mask_box
 
-SIZE = 48  # pixels, of the pictures and of the model
-CONTEXT_LENGTH = 40  # tokens of the longest caption; the model itself keeps CLIP's 77
-WHOLE_SHARE = 0.1  # of the samples of region training, as in the paper
+SIZE = 48  # pixels a side, of the pictures and the model's input
+CONTEXT_LENGTH = 40  # tokens of the longest caption; the model has CLIP's 77
+WHOLE_SHARE = 0.1  # share of whole pictures in region training, as in the paper
 RECOLOURED_SHARE = 0.3  # of all pictures
 TEMPLATES = ("{}", "{}", "{}.", "a photo of {}", "a photo of {}.", "a drawing of {}", "a picture of {}")
 _MEAN, _STD = np.array(IMAGE_MEAN, np.float32), np.array(IMAGE_STD, np.float32)
 
 
 def image_tensor(image: np.ndarray) -> Tensor:
-    """(n, n, 3) uint8 to (3, n, n), as `preprocess` gives it for a picture that needs no resizing."""
+    """(n, n, 3) uint8 to (3, n, n), as `preprocess` does without resizing."""
     return torch.from_numpy((image.astype(np.float32) / 255 - _MEAN) / _STD).permute(2, 0, 1).contiguous()
 
 
 def alpha_tensor(mask: np.ndarray) -> Tensor:
-    """(n, n) in [0, 1] to (1, n, n), as `preprocess` gives it."""
+    """(n, n) in [0, 1] to (1, n, n), as `preprocess` does."""
     return torch.from_numpy((mask - ALPHA_MEAN) / ALPHA_STD).float()[None]
 
 
@@ -50,7 +50,7 @@ class Captions:
     scale: tuple[float, float] = (0.5, 0.95)
     attributes: float = 0.0
     alone: float = 1.0  # share of pictures of one object, whatever `objects` says
-    close_ups: float = 0.3  # share of pictures that are cut out of a larger scene, as users cut theirs
+    close_ups: float = 0.3  # share of pictures that are cropped from a larger scene, as users crop theirs
 
     def __len__(self) -> int:
         return self.length
@@ -61,30 +61,30 @@ class Captions:
         if rng.random() < self.close_ups:
             picture, text = close_up(seed, rng)
         else:
-            attributes = 0.0 if recoloured else self.attributes  # no caption names a colour that is gone
+            attributes = 0.0 if recoloured else self.attributes  # a caption must not name a colour that was changed
             alone = rng.random() < self.alone
             objects = (1, 1) if alone else self.objects
             scene = draw_scene(seed, SIZE, objects=objects, scale=self.scale, attributes=attributes)
-            # One spelling for one object: "a car" and "car" would be each other's negatives.
+            # A single spelling for an object: "a car" and "car" would be each other's negatives.
             picture, text = scene.image, with_article(scene.regions[0].phrase) if alone else scene.caption
         return Sample(image_tensor(recolour(picture, rng) if recoloured else picture), text)
 
 
 def scene_captions(length: int, seed: int) -> Captions:
-    """Pictures of a smaller object, or of several."""
+    """Pictures of a smaller object or of several objects, for the second part of stage 1."""
     return Captions(length, seed, scale=(0.25, 0.6), attributes=0.4, alone=0.6)
 
 
 def close_up(seed: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """One object of a scene, enlarged, and its noun; half the time without what is around it."""
+    """An enlarged object of a scene and its noun; half of the time without its surroundings."""
     scene = draw_scene(seed, SIZE, objects=(1, 4), scale=(0.3, 0.6))
-    region = scene.regions[-1]  # in front of the others
+    region = scene.regions[-1]  # the frontmost
     fill = int(rng.integers(256)) if rng.random() < 0.5 else None
     return crop(scene.image, region.mask, context=1 + 0.5 * rng.random(), fill=fill), with_article(region.noun)
 
 
 def recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture with less colour, other contrast, noise, and at times its negative: form has to tell the noun."""
+    """Change colour and contrast, add noise, sometimes invert: the noun must be recognised by its form."""
     picture = image.astype(np.float32)
     grey = picture.mean(axis=2, keepdims=True)
     saturation = max(0.0, rng.uniform(-0.5, 1))
@@ -99,11 +99,11 @@ def recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Regions:
-    """All regions of a scene but the held-out nouns', each under a mask of some kind, and in part a whole picture.
+    """Samples of all regions of a scene but those of held-out nouns, each under some mask, and of some whole pictures.
 
-    The kinds keep the mask from saying what it covers: next to the exact mask there are boxes, ellipses, jittered
-    masks, other objects' silhouettes, and silhouettes with nothing but background under them.
-    `use` makes the controls: "alpha" is the real thing, "phrases" drops the masks, "crops" cuts the regions out.
+    The kinds keep the mask from telling what it covers: besides exact masks there are boxes, ellipses, jittered masks,
+    silhouettes of other objects, and silhouettes over nothing but background.
+    `use`: "alpha" trains the model; the controls are "phrases", without masks, and "crops", of the regions.
     """
 
     length: int
@@ -128,7 +128,7 @@ class Regions:
             scene = replace(scene, image=recolour(scene.image, rng))
         image = image_tensor(scene.image)
         samples = []
-        if rng.random() < WHOLE_SHARE * 3:  # of about 3 samples a scene
+        if rng.random() < WHOLE_SHARE * 3:  # a scene has about 3 samples
             other = scene_captions(self.length, 3_500_000_000)
             samples.append(Sample(image, scene.caption) if rng.random() < 0.5 else other[index])
         for region in scene.regions:
@@ -148,7 +148,7 @@ class Regions:
 
 
 def some_mask(scene: Scene, region: Region, rng: np.random.Generator) -> np.ndarray:
-    """A mask of `region`, of a random kind."""
+    """A mask of a random kind for `region`."""
     kind = rng.choice(["exact", "jitter", "box", "ellipse", "swap"], p=[0.3, 0.2, 0.15, 0.15, 0.2])
     if kind == "box":
         return masks.box(region.mask)
@@ -160,14 +160,14 @@ def some_mask(scene: Scene, region: Region, rng: np.random.Generator) -> np.ndar
 
 
 def silhouette(rng: np.random.Generator) -> np.ndarray:
-    """The mask of some object of some other scene."""
+    """The mask of a random object."""
     return draw_scene(int(rng.integers(2**40)), 32, objects=(1, 1), scale=(0.8, 0.9)).regions[0].mask
 
 
 def background_sample(scene: Scene, rng: np.random.Generator) -> list[Sample]:
-    """A silhouette laid where no object is, named after the background; none if there is no room.
+    """A silhouette where no object is, named after the background; none if there is no room.
 
-    Half of the pictures are nothing but the background's colour, or its grey: the outline is all there is to see.
+    Half of the pictures are only the colour of the background, or its grey, so that only the outline is left to see.
     """
     free = 1 - scene.masks.max(axis=0)
     side = int(rng.integers(SIZE // 4, SIZE // 2))
@@ -186,9 +186,9 @@ def background_sample(scene: Scene, rng: np.random.Generator) -> list[Sample]:
 
 
 def crop(image: np.ndarray, mask: np.ndarray, context: float = 1.2, fill: int | None = None) -> np.ndarray:
-    """The square around the mask's box, `context` times its longer side, at the size of `image`.
+    """Crop the square around the mask's box, `context` times its longer side, and resize it to the size of `image`.
 
-    With `fill`, everything outside the mask gets that grey value first: a cut-out.
+    With `fill`, a cut-out: everything outside the mask gets this grey value first.
     """
     x0, y0, x1, y1 = mask_box(mask)
     if fill is not None:
@@ -208,14 +208,14 @@ def crop(image: np.ndarray, mask: np.ndarray, context: float = 1.2, fill: int | 
 
 
 class Vocabulary:
-    """CLIP's token ids, packed: 0 for every token not seen in training, then the seen ones in their order.
+    """Packs CLIP's token ids: 0 for all tokens not seen in training, then the seen ones in order.
 
-    The order keeps end-of-text the highest, where the text tower looks for it.
+    In this order end-of-text stays the highest id, where the text tower looks for it.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
         seen = torch.cat([tokenize(t)[0] for t in texts]).unique()
-        self.token_ids = seen[seen > 0]  # 0 pads, behind the end of the text; as a word it is "!", not seen
+        self.token_ids = seen[seen > 0]  # 0 is the padding; as a word it is "!", which is not seen
         self._packed = torch.zeros(49408, dtype=torch.int64)
         self._packed[self.token_ids.long()] = torch.arange(1, len(self.token_ids) + 1)
 
@@ -227,10 +227,10 @@ class Vocabulary:
         return self._packed[tokenize(texts, context_length=CONTEXT_LENGTH).long()]
 
     def varied(self, texts: Sequence[str]) -> Tensor:
-        """As a call, with 5% of the words unknown, and one template for the batch.
+        """Packed ids with a random template, and 5% of the words made unknown.
 
-        One for the batch, since "a car" and "a photo of a car" must not be each other's negatives. All randomness
-        comes from the texts themselves, so that a resumed run repeats it.
+        The batch has one template, since "a car" and "a photo of a car" must not be each other's negatives. All
+        randomness follows from the texts, so that a resumed run repeats it.
         """
         rng = np.random.default_rng(zlib.crc32("\n".join(texts).encode()))
         bare = rng.random() < 0.15
@@ -242,7 +242,7 @@ class Vocabulary:
 
 
 def vocabulary() -> Vocabulary:
-    """Every token of the scenes' captions and phrases, and of the templates."""
+    """The vocabulary of the scenes' captions and phrases, and of the templates."""
     texts = {t.format("") for t in TEMPLATES} | set(NOUNS) | {"an"}
     for seed in range(4000):
         scene = draw_scene(seed, 32, objects=(1, 4), attributes=0.8)

@@ -1,4 +1,4 @@
-"""What the bundled model can and cannot do, on drawn scenes it has never seen.
+"""Measure what the bundled model can and cannot do, on drawn scenes it has never seen.
 
     python examples/tiny/evaluate.py                          # the model in the package
     python examples/tiny/evaluate.py --controls runs/tiny     # and the controls that train.py made there
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import alpha_clip
 from alpha_clip import masks
+from alpha_clip.errors import MasksIgnored, ZeroAlpha
 from alpha_clip.model import CLIP, FOREGROUND
 from alpha_clip.scenes import HELD_OUT, NOUNS, STYLES, Scene, draw_scene
 
@@ -33,13 +34,13 @@ NUMBER = {noun: i for i, noun in enumerate(NOUNS)}
 
 @dataclass
 class Regions:
-    """R regions of scenes, each in several views; a view is the pictures and masks that a model is shown."""
+    """R regions of scenes, each in several views. A view is a picture and mask as a model is shown them."""
 
     noun: list[int] = field(default_factory=list)
     others: list[set[int]] = field(default_factory=list)  # nouns of the scene's other objects
-    silhouette: list[int] = field(default_factory=list)  # whose outline the view "swap" has
+    silhouette: list[int] = field(default_factory=list)  # the noun whose outline the view "swap" has
     scene: list[int] = field(default_factory=list)
-    on_background: list[bool] = field(default_factory=list)  # the view "on background" covers background alone
+    on_background: list[bool] = field(default_factory=list)  # whether the view "on background" covers only background
     views: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def add(self, view: str, image: np.ndarray, mask: np.ndarray | None = None) -> None:
@@ -48,7 +49,7 @@ class Regions:
 
 
 def scene_regions(scenes: Sequence[Scene]) -> Regions:
-    """All views of all objects."""
+    """All views of all objects of the scenes."""
     regions = Regions()
     for number, scene in enumerate(scenes):
         rng = np.random.default_rng(number)
@@ -77,7 +78,7 @@ def scene_regions(scenes: Sequence[Scene]) -> Regions:
 
 @torch.no_grad()
 def features(model: CLIP, views: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """(R, D), of unit length."""
+    """Features (R, D), of unit length."""
     chunks = []
     for i in range(0, len(views), 256):
         images, alphas = zip(*views[i : i + 256], strict=True)
@@ -91,7 +92,7 @@ def noun_features(model: CLIP) -> Tensor:
 
 
 def interval(hits: np.ndarray, scene: np.ndarray | Sequence[int]) -> str:
-    """Mean in percent and its 95% bootstrap interval; whole scenes are drawn, for their regions are alike."""
+    """Mean in percent and its 95% bootstrap interval over scenes, since regions of one scene are not independent."""
     number = np.unique(scene, return_inverse=True)[1]
     sums = np.bincount(number, weights=hits)
     counts = np.bincount(number)
@@ -153,7 +154,7 @@ def single_objects(model: CLIP, base: CLIP, texts: Tensor, style: str, count: in
 
 
 def whole_pictures(model: CLIP, base: CLIP, texts: Tensor, scenes: Sequence[Scene]) -> dict[str, str]:
-    """Drift from the base at alpha = 1, and how many of a picture's k objects are among its k best nouns."""
+    """Drift from the base at alpha = 1, and the share of a picture's k objects among its k best nouns."""
     shown = Regions()
     for s in scenes:
         shown.add("whole", s.image)
@@ -162,8 +163,8 @@ def whole_pictures(model: CLIP, base: CLIP, texts: Tensor, scenes: Sequence[Scen
     apart = before @ before.T
     off_diagonal = ~torch.eye(len(apart), dtype=torch.bool)
     rows["cosine of different pictures, base"] = f"{apart[off_diagonal].mean():.3f}"
-    for name, found in (("before", before), ("after", after)):
-        best = (found @ texts).argsort(dim=1, descending=True).tolist()
+    for name, pictures in (("before", before), ("after", after)):
+        best = (pictures @ texts).argsort(dim=1, descending=True).tolist()
         recall = []
         for s, order in zip(scenes, best, strict=True):
             there = {NUMBER[r.noun] for r in s.regions}
@@ -173,7 +174,7 @@ def whole_pictures(model: CLIP, base: CLIP, texts: Tensor, scenes: Sequence[Scen
 
 
 def control_report(folder: Path, base_file: Path, count: int) -> dict[str, str]:
-    """The controls on the first style: trained as long, from the same base, without masks and on crops."""
+    """Accuracy, on the first style, of the controls: trained as long from the same base, without masks or on crops."""
     regions = scene_regions([draw_scene(FIRST_SEED + i, SIZE, objects=(2, 4)) for i in range(count)])
     rows = {}
     for control, view in (("phrases", "whole"), ("crops", "crop")):
@@ -191,11 +192,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="tiny", help="name or file of the base model")
     parser.add_argument("--alpha", default="auto", help="tag or file of the alpha weights")
-    parser.add_argument("--scenes", type=int, default=1000, help="scenes a style")
-    parser.add_argument("--controls", type=Path, help="folder in which train.py left its controls")
+    parser.add_argument("--scenes", type=int, default=1000, help="scenes of each style")
+    parser.add_argument("--controls", type=Path, help="folder with the controls that train.py made")
     args = parser.parse_args()
-    for message in (".*alpha weights of zero", ".*every mask is ignored"):  # the base and the controls are plain CLIP
-        warnings.filterwarnings("ignore", message)
+    for category in (ZeroAlpha, MasksIgnored):  # the base and the controls are plain CLIP
+        warnings.simplefilter("ignore", category)
 
     model, _ = load(args.base, args.alpha)
     base, _ = load(args.base, None)

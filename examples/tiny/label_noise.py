@@ -1,8 +1,8 @@
-"""How far label noise matters: the alpha stage of `tiny` on shards whose masks and phrases are more or less right.
+"""How much label noise matters: train the alpha stage of `tiny` on shards with more or less correct masks and phrases.
 
     python examples/tiny/label_noise.py --out runs/label_noise
 
-Prints what is in the shards and a table, and draws a figure. The same command goes on with what is missing in --out.
+Prints what is in the shards and a table, and draws a figure. The same command does what is missing in --out.
 Needs the extras `pipeline` and `eval`.
 """
 
@@ -32,12 +32,14 @@ from tqdm import tqdm
 
 import alpha_clip
 from alpha_clip import atomic
+from alpha_clip.errors import MasksIgnored, WordsNeverRead, ZeroAlpha
 from alpha_clip.model import CLIP
 from alpha_clip.pipeline import AnnotateGrounding, inspect, run
 from alpha_clip.scenes import HELD_OUT, STYLES, draw_scene
 from alpha_clip.training import Picture, TrainConfig, finetune
 from alpha_clip.training.check import check
-from alpha_clip.training.pictures import RegionShards, write_shards
+from alpha_clip.training.pictures import RegionShards
+from alpha_clip.training.writing import write_shards
 
 BATCH = 20  # pictures
 EXACT, COLOUR, GRIT = "exact", "masks by colour", "grit"
@@ -45,7 +47,7 @@ EXACT, COLOUR, GRIT = "exact", "masks by colour", "grit"
 
 @dataclass(frozen=True)
 class Arm:
-    """Where labels come from: of the scenes, with shares of them made wrong, or of a pipeline."""
+    """Where labels come from: from the scenes, some of them made wrong, or from a pipeline."""
 
     masks: float = 0.0
     phrases: float = 0.0
@@ -66,17 +68,17 @@ ARMS: dict[str, Arm] = {
 }
 View = Literal["mask", "crop", "whole"]
 UNTRAINED: dict[str, View] = {"plain `tiny`, shown the crop": "crop", "plain `tiny`, shown the picture": "whole"}
-LINES = ("wrong masks", "wrong phrases", "wrong masks and phrases")  # of the figure, from 0 to 10 and 30%
+LINES = ("wrong masks", "wrong phrases", "wrong masks and phrases")  # lines of the figure, at 0, 10 and 30%
 
 
 @dataclass(frozen=True)
 class Study:
-    """Where all of it lies, and how large it is."""
+    """The files of the study, and its size."""
 
     out: Path
     pictures: int  # in the shards of each arm
-    steps: int  # of 20 pictures; where these are fewer than there are, none is seen twice
-    scenes: int  # of each style that it is measured on
+    steps: int  # of 20 pictures each; with enough pictures, none is seen twice
+    scenes: int  # of each style, to measure on
 
     def shards(self, name: str) -> Path:
         return self.out / "shards" / _slug(name)
@@ -90,7 +92,7 @@ class Study:
     # --- the shards ---
 
     def draw(self) -> None:
-        """The exact labels, and what the pipeline is given."""
+        """Write the shards with exact labels, and the input of the pipeline."""
         once(self.shards(EXACT), lambda part: write_shards(drawn(self.pictures), part, PER_SHARD))
         once(self.shards(GRIT), lambda part: write_grit(drawn(self.pictures), part))
 
@@ -104,20 +106,22 @@ class Study:
             once(self.shards(name), lambda part: write_shards(wrong(drawn(self.pictures)), part, PER_SHARD))
 
     def describe(self, name: str) -> None:
-        """Note what the checker says and how good the labels are; make the pipeline's pages to look at."""
+        """Write what the checker says and how good the labels are, and the inspection page of a pipeline's shards."""
         folder, exact = self.shards(name), RegionShards(self.shards(EXACT))
         number = {key: k for k, key in enumerate(exact.keys)}
-        # Captions come after everything that may leave a region out.
+        # The captioner comes after every stage that may drop a region, so that regions correspond.
         named = stored(self.shards(COLOUR if ARMS[name].work else EXACT))
-        found = quality(stored(folder), named, lambda key: exact[number[key]])
+        measured = quality(stored(folder), named, lambda key: exact[number[key]])
         if ARMS[name].work:
             inspect(folder)
-        atomic.write_text(self.labels(name), json.dumps({"check": str(check(RegionShards(folder))), **asdict(found)}))
+        atomic.write_text(
+            self.labels(name), json.dumps({"check": str(check(RegionShards(folder))), **asdict(measured)})
+        )
 
     # --- the runs ---
 
     def train(self, name: str, seed: int) -> None:
-        """One arm with one seed, from plain `tiny` to what it names, on disk."""
+        """Train one arm with one seed from plain `tiny`, and write what it names."""
         base, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=None)
         model, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=None)
         view = UNTRAINED.get(name, "mask")
@@ -141,7 +145,7 @@ def _slug(name: str) -> str:
 
 
 def seen_regions(model: CLIP, view: View, style: str, count: int) -> dict[str, list[int]]:
-    """For each region of `count` unseen scenes: whether it is named right among all nouns, and where it is from."""
+    """For each region of `count` unseen scenes: whether it is named right among all nouns, and its scene."""
     shown = Regions()
     for number in range(count):
         scene = draw_scene(FIRST_SEED + number, SIZE, objects=(2, 4), style=style)
@@ -160,7 +164,7 @@ def seen_regions(model: CLIP, view: View, style: str, count: int) -> dict[str, l
 
 
 def kept(model: CLIP, base: CLIP, count: int) -> float:
-    """Mean cosine of whole pictures (alpha = 1) before and after."""
+    """Mean cosine between the features of whole pictures (alpha = 1) before and after training."""
     shown = Regions()
     for number in range(count):
         shown.add("whole", draw_scene(FIRST_SEED + number, SIZE, objects=(2, 4)).image)
@@ -168,11 +172,11 @@ def kept(model: CLIP, base: CLIP, count: int) -> float:
     return float((before * after).sum(dim=1).mean())
 
 
-# --- what is said of them ---
+# --- the report ---
 
 
 class Results:
-    """What all runs named, read from disk."""
+    """The results of all runs, read from disk."""
 
     def __init__(self, study: Study, seeds: int) -> None:
         self.seeds = seeds
@@ -182,11 +186,11 @@ class Results:
         }
 
     def of(self, name: str, style: str, what: str = "right") -> np.ndarray:
-        """(R,) of the regions of a style: the share of the seeds in which they are named right, or where they are."""
+        """(R,) of the regions of a style: the mean over seeds of `what`, "right", "scene" or "held out"."""
         return np.mean([run["seen"][style][what] for run in self.runs[name]], axis=0)
 
     def cells(self, name: str) -> list[str]:
-        """Of a row: accuracy in each style, difference to exact labels, held-out nouns, cosine, deviation of seeds."""
+        """The cells of a row: accuracy in each style, difference to exact labels, held-out nouns, cosine, deviation."""
         right = {style: self.of(name, style) for style in STYLES}
         scene, held_out = (self.of(name, STYLES[0], what) for what in ("scene", "held out"))
         plain, new = right[STYLES[0]], held_out > 0
@@ -201,10 +205,11 @@ class Results:
 
 
 def table(study: Study, results: Results) -> str:
-    """Markdown: how right the labels are, and what came of them."""
+    """A Markdown table of how correct the labels are, and how well the models trained on them."""
     columns = ["labels", "regions", "IoU of masks", "IoU < 0.5", "wrong phrases", *STYLES]
     columns += [f"{STYLES[0]}, minus exact", "held-out nouns", "cosine to base"]
-    columns += ["deviation of seeds"] * (results.seeds > 1)
+    if results.seeds > 1:
+        columns.append("deviation of seeds")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in results.runs:
         said = [""] * 4
@@ -217,9 +222,9 @@ def table(study: Study, results: Results) -> str:
 
 
 def draw(study: Study, results: Results, path: Path) -> None:
-    """Accuracy against the share of wrong labels, a panel for each style.
+    """Draw accuracy against the share of wrong labels, in a panel for each style.
 
-    A pipeline's arm is where its wrong masks (IoU below 0.5) or phrases are, whichever are more.
+    The share of a pipeline's arm is that of its wrong masks (IoU below 0.5) or wrong phrases, whichever is larger.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     panels = figure.subplots(1, len(STYLES), sharey=True)
@@ -248,11 +253,11 @@ def draw(study: Study, results: Results, path: Path) -> None:
 
 
 def _quietly(function: Callable[..., None], *arguments: Any) -> None:
-    """In a process of its own: one thread, and of all progress bars none."""
+    """Run in a worker process: with one thread, and without progress bars."""
     torch.set_num_threads(1)
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-        for message in (".*alpha weights of zero", ".*every mask is ignored", ".*has never read"):
-            warnings.filterwarnings("ignore", message)
+        for category in (ZeroAlpha, MasksIgnored, WordsNeverRead):
+            warnings.simplefilter("ignore", category)
         function(*arguments)
 
 
@@ -260,19 +265,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/label_noise"), help="folder for shards and results")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each arm; %(default)s")
-    parser.add_argument("--pictures", type=int, default=12_000, help="in the shards of each arm; %(default)s")
-    parser.add_argument("--steps", type=int, default=400, help=f"of each run, {BATCH} pictures each; %(default)s")
-    parser.add_argument("--scenes", type=int, default=1000, help="unseen, of each style; %(default)s")
+    parser.add_argument("--pictures", type=int, default=12_000, help="pictures in the shards of each arm; %(default)s")
+    parser.add_argument(
+        "--steps", type=int, default=400, help=f"steps of each run, of {BATCH} pictures each; %(default)s"
+    )
+    parser.add_argument(
+        "--scenes", type=int, default=1000, help="unseen scenes of each style to measure on; %(default)s"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; %(default)s")
-    parser.add_argument("--quick", action="store_true", help="one seed, a few pictures: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="one seed and a few pictures, to see that it works")
     args = parser.parse_args()
     wanted = {"pictures": args.pictures, "steps": args.steps, "scenes": args.scenes}
     if args.quick:
         wanted, args.seeds = {"pictures": 60, "steps": 3, "scenes": 6}, 1
     study = Study(args.out, **wanted)
     args.out.mkdir(parents=True, exist_ok=True)
-    if (claim := args.out / "settings.json").exists() and (found := json.loads(claim.read_text())) != wanted:
-        parser.error(f"{args.out} is of a study with {found}, not {wanted}: name another --out")
+    if (claim := args.out / "settings.json").exists() and (made := json.loads(claim.read_text())) != wanted:
+        parser.error(f"{args.out} is of a study with {made}, not {wanted}: name another --out")
     atomic.write_text(claim, json.dumps(wanted))
 
     runs = [(name, seed) for seed in range(args.seeds) for name in (*ARMS, *UNTRAINED) if seed == 0 or name in ARMS]

@@ -1,6 +1,6 @@
-"""Drawn scenes as training shards: with exact labels, with labels that a pipeline made, with labels that are wrong.
+"""Drawn scenes as training shards, with exact labels, labels made by a pipeline, and wrong labels.
 
-Phrases and captions hold nouns alone, so that a phrase is right or wrong.
+Phrases and captions have nouns only, so that a phrase is either right or wrong.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from alpha_clip.pipeline.caption import Background
 from alpha_clip.pipeline.grounding import Grounding
 from alpha_clip.scenes import HELD_OUT, NOUNS, draw_scene
 from alpha_clip.training import Picture, Region
-from alpha_clip.training.pictures import QUALITY
+from alpha_clip.training.writing import QUALITY
 from alpha_clip.transforms import mask_box
 
 FIRST_SEED = 6_000_000_000  # neither train.py nor ablations.py nor evaluate.py draws there
 PER_SHARD = 500  # pictures
 
-Phrases = Sequence[Sequence[str]]  # of each picture's regions
+Phrases = Sequence[Sequence[str]]  # the phrases of each picture's regions
 
 
 def drawn(count: int) -> Iterator[Picture]:
-    """So many pictures with exact masks; their keys are the scenes' seeds.
+    """Draw `count` pictures with exact masks; their keys are the seeds of the scenes.
 
-    Held-out nouns are in captions only, as in the training of `tiny`; a scene of nothing else is left out.
+    Held-out nouns are in captions only, as in the training of `tiny`; scenes with no other nouns are left out.
     """
     seed = FIRST_SEED
     while count:
@@ -55,7 +55,7 @@ def drawn(count: int) -> Iterator[Picture]:
 
 
 def once(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill the folder under a temporary name, unless it is there."""
+    """Let `write` fill the folder, under a temporary name, unless it exists."""
     if not folder.exists():
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)  # of a run that was stopped
@@ -64,11 +64,11 @@ def once(folder: Path, write: Callable[[Path], object]) -> None:
         os.replace(part, folder)
 
 
-# --- what the pipeline is given, and what it makes of it ---
+# --- input of the pipeline, and its labels ---
 
 
 def write_grit(pictures: Iterable[Picture], folder: Path) -> None:
-    """As img2dataset writes GRIT: the words' places in the caption with their boxes, and no masks."""
+    """Write shards as img2dataset writes GRIT: places of words in the caption with boxes, and no masks."""
     source, number = iter(pictures), 0
     while some := list(islice(source, PER_SHARD)):
         with TarWriter(str(folder / f"{number:06d}.tar"), mtime=0, encoder=False) as writer:
@@ -92,9 +92,9 @@ def _of_grit(picture: Picture) -> dict[str, str | bytes]:
 
 @dataclass(frozen=True)
 class AnnotateAndCaption(AnnotateGrounding):
-    """Annotate grounding, and then forget the phrases: plain `tiny` says which noun each region's crop is nearest to.
+    """Annotate grounding, then replace each phrase by the noun that plain `tiny` finds nearest to the region's crop.
 
-    The crop's background is as of `Caption`.
+    `background` is that of `Caption`.
     """
 
     background: Background = "white"
@@ -128,21 +128,21 @@ class _Captioned(Grounding):
 
 @dataclass(frozen=True)
 class Wrong:
-    """Gives shares of all regions another region's mask, and another region's phrase. Which ones follows from the seed.
+    """Gives some regions, which follow from the seed, the mask or the phrase of another region.
 
-    A wrong mask is that of another region of the picture, as of a segmenter that took the neighbour; in a picture of
-    one region it is the region's own, moved to where it covers least of it. A wrong phrase is one of other pictures'
-    that is not true of anything here. Masks and phrases are drawn apart from each other. Who is wrong at a low share is
-    wrong at a higher one, and in the same way.
+    A wrong mask is that of another region of the picture, as if a segmenter took the neighbour; in a picture of one
+    region it is the region's own, moved to cover as little of the region as possible. A wrong phrase is one of another
+    picture that is true of nothing in this one. Masks and phrases are drawn independently. A region that is wrong at a
+    low share is wrong in the same way at a higher one.
     """
 
-    phrases: Phrases  # of all pictures, in their order
+    phrases: Phrases  # of all pictures, in order
     masks_share: float = 0.0
     phrases_share: float = 0.0
     seed: int = 0
 
     def __call__(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
-        """The pictures, in the order of the phrases; all masks are theirs, and none is changed."""
+        """Relabel the pictures, which must be in the order of `phrases`."""
         first = 0
         for number, picture in enumerate(pictures):
             rng = np.random.default_rng([self.seed, number])
@@ -168,7 +168,7 @@ class Wrong:
         return self._chosen(self.phrases_share, 1)
 
     def _chosen(self, share: float, kind: int) -> set[int]:
-        """Numbers of regions, counted through all pictures; the first so many of an order that is always the same."""
+        """Numbers of the chosen regions, counted over all pictures: the first in an order that is always the same."""
         count = sum(map(len, self.phrases))
         order = np.random.default_rng([self.seed, kind, count]).permutation(count)
         return set(order[: round(share * count)].tolist())
@@ -195,21 +195,21 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Quality:
-    """What is right of a set of labels."""
+    """How correct a set of labels is."""
 
     regions: int
     overlap: float  # mean IoU of the masks with the exact ones
-    misplaced: float  # share of the masks that overlap the exact ones by less than half
+    misplaced: float  # share of the masks whose IoU with the exact ones is below 0.5
     misnamed: float  # share of the phrases that are not the region's
 
 
 def quality(labelled: Iterable[Picture], named: Iterable[Picture], exact: Callable[[str], Picture]) -> Quality:
-    """Of `labelled`, whose regions are those of `named`, which has the true phrases; `exact` finds a picture by key."""
+    """Measure `labelled`. `named` has the same regions with true phrases; `exact` finds the exact picture of a key."""
     overlaps, wrong = [], 0
     for picture, same in zip(labelled, named, strict=True):
         true = {region.phrase: region.mask for region in exact(picture.key).regions}
         for region, names in zip(picture.regions, same.regions, strict=True):
             overlaps.append(masks.iou(region.mask, true[names.phrase]))
             wrong += region.phrase != names.phrase
-    found = np.array(overlaps)
-    return Quality(len(found), float(found.mean()), float((found < 0.5).mean()), wrong / len(found))
+    iou = np.array(overlaps)
+    return Quality(len(iou), float(iou.mean()), float((iou < 0.5).mean()), wrong / len(iou))

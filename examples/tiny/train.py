@@ -1,12 +1,12 @@
-"""Train the bundled model `tiny` from nothing, on drawn scenes, in two stages as in the paper.
+"""Train the bundled model `tiny` from scratch, on drawn scenes, in two stages as in the paper.
 
     python examples/tiny/train.py --out runs/tiny
 
 1. Plain CLIP: single large objects and their nouns, then whole scenes and their captions.
 2. Alpha-CLIP: zero alpha weights in, text tower frozen, region phrases with a tenth of whole pictures.
 
-A stopped run resumes when the same command is given again. `--control phrases` and `--control crops` repeat stage 2
-from the same base without masks, and on crops instead of masks, for comparison. `--base FILE` leaves stage 1 out.
+A stopped run resumes when the same command is given again. For comparison, `--control phrases` and `--control crops`
+repeat stage 2 from the same base without masks, and on crops instead of masks. `--base FILE` skips stage 1.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SHAPE = {
     "transformer_heads": 2,
     "transformer_layers": 2,
 }
-BATCH = 64  # pictures; so small a model learns more from many steps than from large batches
+BATCH = 64  # pictures; a model this small learns more from many steps than from large batches
 STEPS = {"objects": 1800, "scenes": 2200, "regions": 6400}
 
 
 def train_base(out: Path, words: Vocabulary, device: str) -> CLIP:
-    """Stage 1: CLIP from scratch. Contrastive training from nothing has a plateau, which single objects shorten."""
+    """Stage 1: CLIP from scratch. Contrastive training starts with a plateau, which single objects shorten."""
     torch.manual_seed(0)
     model = CLIP(**SHAPE, vocab_size=len(words)).to(device)
     settings = partial(
@@ -58,7 +58,7 @@ def train_base(out: Path, words: Vocabulary, device: str) -> CLIP:
 
 
 def train_regions(model: CLIP, out: Path, words: Vocabulary, use: str) -> CLIP:
-    """Stage 2: the image tower learns to look where alpha says."""
+    """Stage 2: the image tower learns to look where alpha is 1."""
     steps = STEPS["regions"]
     config = TrainConfig(
         steps, batch_size=BATCH // 3, optimizer="muon", lr=1e-3, alpha_lr=3e-3, weight_decay=0.05, distill=3.0, seed=3
@@ -68,20 +68,20 @@ def train_regions(model: CLIP, out: Path, words: Vocabulary, use: str) -> CLIP:
 
 
 def read_base(path: Path) -> CLIP:
-    """What `save_base` wrote."""
+    """Read what `save_base` wrote."""
     state = {k: v.float() for k, v in load_file(path).items() if k != "token_ids"}
     state["visual.conv1_alpha.weight"] = torch.zeros_like(state["visual.conv1.weight"][:, :1])
     return build_model(state)
 
 
 def save_base(model: CLIP, words: Vocabulary, path: Path) -> None:
-    """Both towers of plain CLIP, and the ids of the tokens that its embedding has rows for."""
+    """Save both towers of plain CLIP, and the ids of the tokens that its embedding has rows for."""
     state = {k: v for k, v in model.state_dict().items() if k != "visual.conv1_alpha.weight"}
     save(state | {"token_ids": words.token_ids}, path)
 
 
 def save(state: dict[str, Tensor], path: Path) -> None:
-    """Floats in half precision."""
+    """Save weights in half precision."""
     write({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, path)
 
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder for checkpoints and the results")
     parser.add_argument("--control", choices=["phrases", "crops"], help="train this control instead of the model")
-    parser.add_argument("--base", type=Path, help="a base.safetensors of before, in place of stage 1")
+    parser.add_argument("--base", type=Path, help="base.safetensors of an earlier run, instead of stage 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
