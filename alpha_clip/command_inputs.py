@@ -21,7 +21,7 @@ from torch import Tensor
 from .search.indexing import KINDS, UNREADABLE
 from .transforms import box_mask, read, upright
 
-PART = 64  # masks in memory at a time
+PART = 64  # masks in memory, and texts encoded, at a time
 _LISTED = 8  # names or values that a message lists at most
 
 
@@ -39,6 +39,7 @@ def picture_and_regions(args: argparse.Namespace, tell: Callable[[str], None]) -
     The first `PART` masks stay in memory. `tell` gets a line on files that are left out.
     """
     picture = _shown(args.image, _content(args.image))
+    _check_shades(args.image, picture)
     regions = _regions(args, tell)
     for i, region in enumerate(regions):
         mask = region.mask(picture)
@@ -138,9 +139,15 @@ def _remedy(path: str, given: Image.Image, picture: Image.Image) -> str | None:
 
 def lines_of(given: Sequence[str]) -> list[str]:
     """The texts that are not empty, with the lines of the standard input in place of "-"."""
-    mark = "\ufeff"  # byte order mark, which begins some files
-    lines = (_standard_input().read().removeprefix(mark).splitlines() if text == "-" else [text] for text in given)
+    lines = (_text(_content("-")).splitlines() if text == "-" else [text] for text in given)
     return [text.strip() for some in lines for text in some if text.strip()]
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"-: byte {error.start} is not UTF-8, expected a text: save it as UTF-8") from error
 
 
 def _content(path: str | Path) -> bytes:
@@ -160,6 +167,18 @@ def _shown(path: str | Path, content: bytes) -> Image.Image:
         raise ValueError(f"{path}: too large: {error}") from error
     except UNREADABLE as error:
         raise ValueError(f"{path}: {len(content)} bytes that are no picture, or a damaged one") from error
+
+
+def _check_shades(path: str | Path, picture: Image.Image) -> None:
+    if picture.mode != "F":
+        return
+    try:
+        upright(picture)
+    except ValueError as error:
+        values = np.asarray(picture)
+        raise ValueError(
+            f"{path}: holds {values.min():g} to {values.max():g}, expected 0 to 255: save it with 8 bits"
+        ) from error
 
 
 def _standard_input() -> Any:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from .search import load as load_for_search
 from .tokenizer import shared_tokenizer, tokenize
 from .transforms import NoForeground, Preprocess, upright
 from .zero_shot import zero_shot_classifier
+
+_Input = TypeVar("_Input")
 
 
 def classify(args: argparse.Namespace) -> None:
@@ -73,8 +75,7 @@ def embed(args: argparse.Namespace) -> None:
             raise ValueError("no text was given, expected one or more")
         model, _ = _load(args)
         _check_lengths(model, names)
-        with torch.no_grad():
-            features = F.normalize(model.encode_text(tokenize(names, model.context_length)).float(), dim=-1)
+        features = _in_parts(names, "text", lambda some: _embed_texts(model, some))
     else:
         picture, regions = picture_and_regions(args, _tell)
         model, _ = _load(args)
@@ -160,13 +161,27 @@ def _load(args: argparse.Namespace) -> tuple[CLIP, Preprocess]:
 
 
 def _features(model: CLIP, picture: Image.Image, regions: Sequence[Region], method: str | None) -> Tensor:
-    """Features (K, D), with a progress bar on the standard error for many regions."""
+    """Features (K, D) of K regions."""
+
+    def embed(some: Sequence[Region]) -> Tensor:
+        return embed_regions(model, picture, [region.mask(picture) for region in some], method or "alpha").float()
+
+    return _in_parts(regions, "region", embed)
+
+
+@torch.no_grad()
+def _embed_texts(model: CLIP, texts: Sequence[str]) -> Tensor:
+    return F.normalize(model.encode_text(tokenize(texts, model.context_length)).float(), dim=-1)
+
+
+def _in_parts(inputs: Sequence[_Input], unit: str, embed: Callable[[Sequence[_Input]], Tensor]) -> Tensor:
+    """Features (K, D) of K inputs, a few at a time, with a progress bar on the standard error for many."""
     found = []
-    with tqdm(total=len(regions), unit="region", leave=False, disable=None if len(regions) > PART else True) as bar:
-        for start in range(0, len(regions), PART):
-            masks = [region.mask(picture) for region in regions[start : start + PART]]
-            found.append(embed_regions(model, picture, masks, method or "alpha").float())
-            bar.update(len(masks))
+    with tqdm(total=len(inputs), unit=unit, leave=False, disable=None if len(inputs) > PART else True) as bar:
+        for start in range(0, len(inputs), PART):
+            some = inputs[start : start + PART]
+            found.append(embed(some))
+            bar.update(len(some))
     return torch.cat(found)
 
 

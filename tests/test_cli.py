@@ -132,10 +132,44 @@ def test_texts_are_embedded_too(capsys, tiny):
     torch.testing.assert_close(torch.tensor([row["feature"] for row in rows]), expected)
 
 
+def pipe_in(monkeypatch, text: str | bytes) -> None:
+    content = text.encode() if isinstance(text, str) else text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))  # as in LC_ALL=C
+
+
 def test_texts_come_from_a_pipe(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\na dog\n"))
+    pipe_in(monkeypatch, "a cat\na dog\n")
     assert [row["name"] for row in json.loads(run(capsys, "embed", "--text", "-"))] == ["a cat", "a dog"]
     assert "no text was given" in refused(capsys, "embed", "--text", "-")  # nothing is left in it
+
+
+def test_many_texts_are_taken_in_parts(capsys, monkeypatch):
+    texts = ["a cat", "a dog", "a tree"]
+    expected = json.loads(run(capsys, "embed", "--text", *texts))
+    monkeypatch.setattr(commands, "PART", 2)
+    encode, counts = alpha_clip.model.CLIP.encode_text, []
+    monkeypatch.setattr(
+        alpha_clip.model.CLIP, "encode_text", lambda model, ids: counts.append(len(ids)) or encode(model, ids)
+    )
+    assert cli.main(["embed", "--text", *texts]) == 0
+    assert counts == [2, 1]
+    found, whole = ([row["feature"] for row in rows] for rows in (json.loads(capsys.readouterr().out), expected))
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(whole))
+
+
+def test_texts_of_a_pipe_are_utf_8_whatever_the_locale_and_nothing_else_is_guessed(capsys, monkeypatch):
+    pipe_in(monkeypatch, "Kätzchen\n")
+    assert cli.main(["embed", "--text", "-"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)[0]["name"] == "Kätzchen" and "has never read 'kätzchen'" in captured.err
+    pipe_in(monkeypatch, "a cat\n".encode("utf-16"))
+    assert "-: byte 0 is not UTF-8, expected a text: save it as UTF-8" in refused(capsys, "classify", SAMPLE, "-")
+
+
+def test_a_picture_of_fractions_is_named_with_what_to_do(capsys, tmp_path):
+    Image.fromarray(np.linspace(0.1, 0.8, 64 * 64, dtype=np.float32).reshape(64, 64)).save(tmp_path / "f.tif")
+    said = refused(capsys, "classify", str(tmp_path / "f.tif"), "a cat", "a dog")
+    assert "f.tif: holds 0.1 to 0.8, expected 0 to 255: save it with 8 bits" in said
 
 
 def test_attention_is_drawn_where_the_mask_is(capsys, masks, tmp_path):
@@ -291,7 +325,7 @@ def test_the_next_search_looks_at_what_is_new_and_forgets_what_is_gone(capsys, p
 def test_without_masks_a_grid_is_searched_and_that_is_said(capsys, photos, monkeypatch):
     for file in photos.rglob("*.npz"):
         file.unlink()
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\n"))
+    pipe_in(monkeypatch, "a cat\n")
     assert cli.main(["search", str(photos), "-", "-k", "3", "--json"]) == 0
     captured = capsys.readouterr()
     assert "are searched by a grid of boxes; --sam NAME" in captured.err
@@ -319,7 +353,7 @@ def test_an_interrupted_command_that_keeps_nothing_promises_nothing(capsys, monk
 
 def test_what_cannot_be_searched(capsys, photos, tmp_path, monkeypatch):
     assert "nowhere is no folder: expected one of pictures" in refused(capsys, "search", "nowhere", "a cat")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    pipe_in(monkeypatch, " \n")
     assert "the text is empty" in refused(capsys, "search", str(photos), "-")
     (tmp_path / "none").mkdir()
     assert "could be found: add pictures, give --sam, or" in refused(capsys, "search", str(tmp_path / "none"), "a cat")
@@ -700,10 +734,10 @@ def test_a_full_disk_is_an_error(arguments, unbuffered):
 
 
 def test_labels_come_from_a_pipe(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffa cat\n\n a car \n"))  # with the mark some editors write
+    pipe_in(monkeypatch, "\ufeffa cat\n\n a car \n")  # with the mark some editors write
     (row,) = json.loads(run(capsys, "classify", SAMPLE, "-", "--json"))
     assert list(row["labels"]) == ["a cat", "a car"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\na cat\n"))
+    pipe_in(monkeypatch, "a cat\na cat\n")
     assert "the label 'a cat' was given twice" in refused(capsys, "classify", SAMPLE, "-")
 
 

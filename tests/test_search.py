@@ -179,7 +179,7 @@ def test_what_is_no_index_is_refused(index, tmp_path):
         RegionIndex.open(tmp_path)
     part = next((index.folder / "parts").glob("*.npy"))
     np.save(part, np.load(part)[:5])
-    with pytest.raises(ValueError, match="holds 5 regions, expected 12"):
+    with pytest.raises(ValueError, match=r"is damaged \(5 regions where 12 are expected\): delete "):
         RegionIndex.open(index.folder)
     file = index.folder / "index.json"
     file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
@@ -216,6 +216,45 @@ def test_faiss_s_graph_is_made_anew_when_a_picture_changed_or_a_write_was_cut(in
     assert approximate.search(index, features[:3], 5) is None
     approximate.update(index)
     assert names(approximate.search(index, features[:3], 10)) == names(index.search(features[:3], 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("covered.json", b"{}"), ("covered.json", b"junk"), ("covered.json", b"[1]"), ("regions.faiss", b"junk")],
+)
+def test_a_damaged_graph_is_made_again(index, features, name, content):
+    pytest.importorskip("faiss", reason="pip install faiss-cpu")
+    approximate.update(index)
+    (index.folder / name).write_bytes(content)
+    assert approximate.search(index, features[:3], 5) is None
+    assert approximate.is_behind(index)
+    approximate.update(index)
+    assert names(approximate.search(index, features[:3], 10)) == names(index.search(features[:3], 10))
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"junk", b"[]", b'{"version": 1, "model": 2}'])
+def test_a_damaged_index_is_named_with_what_to_do(index, content):
+    (index.folder / "index.json").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"index\.json of the index is damaged .*: delete|of version None"
+    ):
+        RegionIndex.open(index.folder)
+
+
+@pytest.mark.parametrize("kind", ["json", "npy"])
+@pytest.mark.parametrize("content", [b"", b"junk", None])
+def test_a_damaged_part_is_named_and_without_it_the_rest_is_found(index, kind, content):
+    part = sorted((index.folder / "parts").glob("*.json"))[-1]
+    damaged = part.with_suffix(f".{kind}")
+    damaged.unlink()
+    if content is not None:
+        damaged.write_bytes(content)
+    elif kind == "json":
+        return  # it is as if it had never been added
+    with pytest.raises(ValueError, match=rf"{part.name} of the index is damaged .*: delete .*{part.name}"):
+        RegionIndex.open(index.folder)
+    part.unlink(missing_ok=True)
+    assert len(RegionIndex.open(index.folder)) < len(index)
 
 
 # --- indexing a folder, and the commands ---

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,12 @@ def _read(index: RegionIndex) -> Any:
     covered = _covered(index)
     if not _path(index).exists() or covered["live"] != _digest(index, covered["rows"]):
         return None
-    graph = faiss.read_index(str(_path(index)))
+    try:
+        graph = faiss.read_index(str(_path(index)))
+    except RuntimeError:  # damaged: delete it, so that it is made again
+        with suppress(OSError):
+            _path(index).unlink()
+        return None
     return graph if graph.ntotal == index.live[: covered["rows"]].sum() else None
 
 
@@ -84,8 +90,10 @@ def _path(index: RegionIndex) -> Path:
 
 
 def _covered(index: RegionIndex) -> dict[str, Any]:
-    path = index.folder / "covered.json"
-    return dict(json.loads(path.read_bytes())) if path.exists() else {"rows": 0, "live": ""}
+    with suppress(OSError, ValueError, TypeError, LookupError):  # there is none, or it is damaged
+        covered = json.loads((index.folder / "covered.json").read_bytes())
+        return {"rows": int(covered["rows"]), "live": str(covered["live"])}
+    return {"rows": 0, "live": ""}
 
 
 def _digest(index: RegionIndex, rows: int) -> str:

@@ -126,10 +126,16 @@ class RegionIndex:
         """
         if not (folder / "index.json").exists():
             raise ValueError(f"{folder} holds no index of regions: make one with `RegionIndex.create`")
-        record = json.loads((folder / "index.json").read_bytes())
+        try:
+            record = dict(json.loads((folder / "index.json").read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(_damaged(folder / "index.json", folder, error)) from error
         if (version := record.pop("version", None)) != 1:
             raise ValueError(f"{folder} is an index of version {version}, expected 1: make it again")
-        return cls(folder, Settings(**record))
+        try:
+            return cls(folder, Settings(**record))
+        except TypeError as error:
+            raise ValueError(_damaged(folder / "index.json", folder, error)) from error
 
     def check(self, settings: Settings) -> None:
         """Raise ValueError if `settings` differ from the index's, as its regions could not be compared with theirs."""
@@ -179,14 +185,22 @@ class RegionIndex:
                 self._take(part)
 
     def _take(self, part: Path) -> None:
-        """Read one more part."""
-        listed = json.loads(part.read_bytes())
-        if count := sum(one["rows"] or 0 for one in listed):
-            rows = np.load(part.with_suffix(".npy"), mmap_mode="r")
+        """Read one more part.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        try:
+            listed = json.loads(part.read_bytes())
+            count = sum(one["rows"] or 0 for one in listed)
+            rows = np.load(part.with_suffix(".npy"), mmap_mode="r") if count else None
+        except PermissionError:
+            raise
+        except (OSError, EOFError, ValueError, TypeError, LookupError) as error:
+            raise ValueError(_damaged(part, part, error)) from error
+        if rows is not None:
             if len(rows) != count:
-                raise ValueError(
-                    f"{part.with_suffix('.npy')} holds {len(rows)} regions, expected {count}: delete {part}"
-                )
+                raise ValueError(_damaged(part, part, f"{len(rows)} regions where {count} are expected"))
             self._rows.append(rows)
         self._note(listed)
         self._parts.add(part.name)
@@ -305,6 +319,10 @@ class RegionIndex:
             [hit(score, row) for score, row in zip(*pair, strict=True) if score > -np.inf]
             for pair in zip(scores.tolist(), rows.tolist(), strict=True)
         ]
+
+
+def _damaged(path: Path, left: Path, why: object) -> str:
+    return f"{path} of the index is damaged ({why}): delete {left}, and what it knew is indexed again"
 
 
 def write(path: Path, content: bytes | NDArray[Any]) -> None:
