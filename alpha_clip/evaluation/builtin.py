@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..scenes import BACKGROUNDS, HELD_OUT, NOUNS, Region, Scene, draw_scene, relation
+from ..scenes import BACKGROUNDS, HELD_OUT, NOUNS, Region, Scene, draw_scene, relation, with_article
 from .samples import Column, Naming, Referring, Sample, Task
 
 SIZE = 144  # pixels a side: three times the input of `tiny`, so that a crop shows more of an object than the whole
@@ -32,10 +32,6 @@ class Set:
     ask: Callable[[Scene], Sequence[Naming | Referring]]  # returns none if the set cannot use the scene
     drawn: Mapping[str, Any]  # arguments of `draw_scene`
     kinds: Sequence[str] = field(default_factory=tuple)  # of questions, a column each; empty: one column for the set
-
-
-def with_article(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 NAMES = tuple(with_article(noun) for noun in NOUNS)

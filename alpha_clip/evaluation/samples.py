@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..zero_shot import TEMPLATES
 from .records import Record
 from .subjects import Subject
 from .ways import Way
-
-TEMPLATES = ("a photo of a {}.",)  # around names, by default
 
 
 def unique_keys(names: Sequence[str]) -> list[str]:

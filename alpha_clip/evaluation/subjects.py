@@ -18,6 +18,7 @@ from ..hashes import fingerprint
 from ..integrations import holds_alpha, open_tower
 from ..model import CLIP
 from ..tokenizer import tokenize_cut
+from ..towers import features_of
 
 _TEXTS = 256  # texts that go through a text tower at a time
 
@@ -122,15 +123,9 @@ def _with_alpha(name: str, device: str | torch.device | None) -> Subject:
 
     def encode(texts: list[str]) -> Tensor:
         ids = words(texts).to(where)
-        return _features_of(model.get_text_features(input_ids=ids)) if is_transformers else model.encode_text(ids)
+        return features_of(model.get_text_features(input_ids=ids)) if is_transformers else model.encode_text(ids)
 
     return Subject(name, model, encode, takes_masks=True, identity={"name": name, "weights": fingerprint(model)})
-
-
-def _features_of(output: Any) -> Tensor:
-    """The tensor in what a model of transformers returns, which is an output object since transformers 5."""
-    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
-    return features
 
 
 def _of_open_clip(name: str, rest: str, device: str | torch.device | None) -> Subject:
@@ -161,6 +156,6 @@ def _of_transformers(name: str, folder: str, device: str | torch.device | None) 
         known = {key: ids[key].to(model.device) for key in ("input_ids", "attention_mask") if key in ids}
         if model.config.model_type == "siglip":
             known.pop("attention_mask", None)
-        return _features_of(model.get_text_features(**known))
+        return features_of(model.get_text_features(**known))
 
     return Subject(name, model, encode, identity={"name": name, "weights": fingerprint(model)})

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...model import ALPHA_MEAN, ALPHA_STD, CLIP, FOREGROUND, VisionTransformer
+from ...inputs import FOREGROUND, denormalised
+from ...model import CLIP, VisionTransformer
 from ...towers import tower_of
-from ..samples import TEMPLATES, Sample
+from ...zero_shot import TEMPLATES
+from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Cell, Curves, Finding, Table
 from ..ways import Way
@@ -52,7 +54,7 @@ def class_attention(visual: VisionTransformer, rgb: Tensor, alpha: Tensor | None
 
 def covered(alpha: Tensor, grid: int) -> Tensor:
     """(K, N) in [0, 1]: how much of each patch the masks (K, 1, n, n) cover, as `Preprocess` gives them."""
-    mask = (alpha.float().cpu() * ALPHA_STD + ALPHA_MEAN).clamp(0, 1)
+    mask = denormalised(alpha.float().cpu()).clamp(0, 1)
     return F.adaptive_avg_pool2d(mask, grid).flatten(1)
 
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...zero_shot import joined
-from ..samples import TEMPLATES, Sample
+from ...zero_shot import TEMPLATES, joined
+from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Curves, Finding, Table
 from ..ways import Way

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...model import CLIP
+from ...zero_shot import TEMPLATES
 from .. import metrics
 from ..metrics import Hits
-from ..samples import TEMPLATES, Sample
+from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Finding, Table
 from ..ways import Way

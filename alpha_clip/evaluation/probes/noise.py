@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from ... import masks
 from ...transforms import NoForeground, RegionLost
+from ...zero_shot import TEMPLATES
 from ..metrics import Estimate
 from ..run import ranking
-from ..samples import TEMPLATES, Sample
+from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Cell, Curves, Finding, Table
 from ..ways import RegionFeatures, Way, look

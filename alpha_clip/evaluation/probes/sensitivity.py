@@ -18,7 +18,8 @@ from torch import Tensor
 from ... import masks
 from ...regions import GREY
 from ...towers import tower_of
-from ..samples import TEMPLATES, Naming, Sample
+from ...zero_shot import TEMPLATES
+from ..samples import Naming, Sample
 from ..subjects import Subject
 from ..tables import Cell, Finding, Table
 from ..ways import Way

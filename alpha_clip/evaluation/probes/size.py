@@ -14,9 +14,10 @@ import numpy as np
 from ...model import CLIP
 from ...towers import Tower
 from ...transforms import Preprocess
+from ...zero_shot import TEMPLATES
 from ..metrics import Estimate
 from ..run import ranking
-from ..samples import TEMPLATES, Sample
+from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Cell, Curves, Finding, Table
 from ..ways import Way, look

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from ...scenes import relation
 from ...transforms import mask_box
-from ...zero_shot import joined
+from ...zero_shot import TEMPLATES, joined
 from ..metrics import Estimate
-from ..samples import TEMPLATES, Sample
+from ..samples import Sample
 from ..subjects import Subject
 from ..tables import Cell, Finding, Table
 from ..ways import Way
