@@ -235,9 +235,7 @@ def test_a_damaged_graph_is_made_again(index, features, name, content):
 @pytest.mark.parametrize("content", [b"[1]", b"junk", b"[]", b'{"version": 1, "model": 2}'])
 def test_a_damaged_index_is_named_with_what_to_do(index, content):
     (index.folder / "index.json").write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"index\.json of the index is damaged .*: delete|of version None"
-    ):
+    with pytest.raises(ValueError, match=r"index\.json of the index is damaged .*: delete|of version None"):
         RegionIndex.open(index.folder)
 
 
