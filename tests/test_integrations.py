@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import copy
 import io
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
 
@@ -486,6 +487,98 @@ def test_many_threads_see_through_masks_of_their_own():
 
     in_threads([partial(look, i) for i in range(6)])
     assert wrong == []
+
+
+# --- blocks left elsewhere, or in another order ---
+
+left_elsewhere = r"focus was left in another context than it was entered in.*: do not yield inside focus, but enter it"
+
+
+def steps(tower: nn.Module, mask: torch.Tensor, count: int = 2) -> Iterator[torch.Tensor]:
+    with focus(tower, mask):
+        for _ in range(count):
+            yield seen(tower, pixels()).detach()
+
+
+def stepped(steps: Iterator[torch.Tensor]) -> list[torch.Tensor]:
+    """As a server does it: each step in a thread, and in a fresh copy of the context."""
+
+    async def run() -> list[torch.Tensor]:
+        found = []
+        while (step := await asyncio.to_thread(next, steps, None)) is not None:
+            found.append(step)
+        return found
+
+    return asyncio.run(run())
+
+
+def test_a_block_that_a_server_leaves_in_another_context_says_so():
+    tower = wake(add_alpha(made("clip_vision")))
+    whole = seen(tower, pixels())
+    with pytest.raises(RuntimeError, match=left_elsewhere):
+        stepped(steps(tower, left()))
+    assert torch.equal(seen(tower, pixels()), whole)
+
+    def again_at_each_step() -> Iterator[torch.Tensor]:  # what the docs say to do
+        for _ in range(2):
+            with focus(tower, left()):
+                found = seen(tower, pixels()).detach()
+            yield found
+
+    masked = seen(tower, torch.cat([pixels(), left()], dim=1))
+    assert all(torch.equal(found, masked) for found in stepped(again_at_each_step()))
+
+
+def test_a_block_left_elsewhere_hides_no_other_error_and_leaves_no_mask():
+    tower = wake(add_alpha(made("clip_vision")))
+    whole = seen(tower, pixels())
+
+    def fails() -> Iterator[None]:
+        with focus(tower, left()):
+            yield
+            raise KeyError("mine")
+
+    generator = fails()
+    next(generator)  # in this context, and the rest in a copy, which has the mask too
+    with pytest.warns(UserWarning, match=left_elsewhere) as caught, pytest.raises(KeyError, match="mine"):
+        contextvars.copy_context().run(next, generator)
+    assert caught[0].filename == __file__
+    assert torch.equal(seen(tower, pixels()), whole)
+    generator = steps(tower, left())
+    next(generator)
+    with pytest.warns(UserWarning, match=left_elsewhere):
+        contextvars.Context().run(generator.close)
+    assert torch.equal(seen(tower, pixels()), whole)
+
+
+@torch.no_grad()
+def test_blocks_may_be_left_in_any_order():
+    tower = wake(add_alpha(made("clip_vision")))
+    masks = left(), -left()
+    whole, (one, other) = seen(tower, pixels()), (seen(tower, torch.cat([pixels(), mask], dim=1)) for mask in masks)
+    first, second = (focus(tower, mask) for mask in masks)
+    first.__enter__()
+    second.__enter__()
+    assert torch.equal(seen(tower, pixels()), other)
+    first.__exit__(None, None, None)
+    assert torch.equal(seen(tower, pixels()), other)
+    second.__exit__(None, None, None)
+    assert torch.equal(seen(tower, pixels()), whole)
+    with focus(tower, masks[0]):
+        with focus(tower, masks[1]):
+            assert torch.equal(seen(tower, pixels()), other)
+        assert torch.equal(seen(tower, pixels()), one)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("counts", [(2, 2), (2, 3), (3, 2)])
+def test_generators_in_turn_leave_no_mask_behind(counts):
+    tower = wake(add_alpha(made("clip_vision")))
+    masks = left(), -left()
+    whole, expected = seen(tower, pixels()), [seen(tower, torch.cat([pixels(), mask], dim=1)) for mask in masks]
+    first, *_ = zip(*(steps(tower, mask, count) for mask, count in zip(masks, counts, strict=True)), strict=False)
+    assert all(map(torch.equal, first, expected))
+    assert torch.equal(seen(tower, pixels()), whole)
 
 
 # --- weights ---

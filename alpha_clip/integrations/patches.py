@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+from contextvars import ContextVar, Token
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +14,47 @@ from torch import Tensor, nn
 
 from ..inputs import FOREGROUND
 
-# Alphas by the id of the patch embedding that they are for. A new thread begins without: run it in `copy_context()`.
-_FOCUS: ContextVar[Mapping[int, Tensor]] = ContextVar("alpha", default={})  # noqa: B039 - never changed in place
+_Block: TypeAlias = dict[int, Tensor]  # of one `given`: alpha by the id of the patch embedding it is for
+# The blocks entered and not yet left, the latest last. A new thread has none: run it in `copy_context()`.
+_FOCUS: ContextVar[tuple[_Block, ...]] = ContextVar("focus", default=())
+
+_LEFT_ELSEWHERE = (
+    "focus was left in another context than it was entered in, as when a server steps a generator, so the tower may "
+    "have seen whole pictures: do not yield inside focus, but enter it again at each step, or pass the mask as a "
+    "fourth channel of the pixels"
+)
 
 
 @contextmanager
 def given(patches: Iterable[nn.Module], alpha: Tensor) -> Iterator[None]:
-    """Give the input of each of `patches` this alpha while this lasts, unless it brings its own."""
-    token = _FOCUS.set({**_FOCUS.get(), **{id(each): alpha for each in patches}})
+    """Within this block, `patches` see this alpha, unless their input brings its own. Of several, the latest counts.
+
+    Raises:
+        RuntimeError: the block is left in another context than it was entered in. Beside another error, a warning.
+    """
+    block = {id(each): alpha for each in patches}
+    token = _FOCUS.set((*_FOCUS.get(), block))
     try:
         yield
+    except BaseException:
+        if not _leave(block, token):
+            warnings.warn(_LEFT_ELSEWHERE, stacklevel=5)  # `given` and `focus`, each within contextlib
+        raise
+    if not _leave(block, token):
+        raise RuntimeError(_LEFT_ELSEWHERE)
+
+
+def _leave(block: _Block, token: Token[tuple[_Block, ...]]) -> bool:
+    """Take back this block alone, as blocks may be left in any order; return whether it was entered in this context."""
+    rest = tuple(each for each in _FOCUS.get() if each is not block)
+    try:
+        _FOCUS.reset(token)  # only to ask whose it is
+    except ValueError:
+        block.clear()  # the context that still holds it cannot be reached
+        return False
     finally:
-        _FOCUS.reset(token)
+        _FOCUS.set(rest)
+    return True
 
 
 class AlphaConv2d(nn.Conv2d):
@@ -114,8 +144,10 @@ def _sizes(conv: nn.Conv2d) -> dict[str, Any]:
 
 
 def focused(patches: nn.Module, rgb: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor | None:
-    """Return the alpha that `given` set for `patches`, checked against the pixels; None: it set none."""
-    alpha = _FOCUS.get().get(id(patches))
+    """The alpha that `given` holds for `patches`, checked against what they see; None: it holds none."""
+    alpha: Tensor | None = None
+    for block in _FOCUS.get():
+        alpha = block.get(id(patches), alpha)
     if alpha is None:
         return None
     if len(alpha) not in (1, len(rgb)) or tuple(alpha.shape[-2:]) != tuple(size):

@@ -86,7 +86,8 @@ def focus(tower: nn.Module, alpha: Tensor) -> Iterator[None]:
     ``with focus(pipe.image_encoder, alpha): pipe(image)``.
 
     The mask is that of this thread, and of the `contextvars.copy_context` that a new thread is run in; one that is
-    started otherwise sees the whole image.
+    started otherwise sees the whole image. So do the later steps of a generator that a server runs in a fresh context
+    each: do not ``yield`` inside. Where several masks are in focus, the latest counts.
 
     Args:
         tower: one with an alpha channel, or a model around it.
@@ -96,6 +97,7 @@ def focus(tower: nn.Module, alpha: Tensor) -> Iterator[None]:
     Raises:
         TypeError: alpha is no tensor of floats or bools.
         ValueError: the tower has no alpha channel; or alpha has another shape, or does not fit when it is used.
+        RuntimeError: it is left in another context than it was entered in; beside another error, that is a warning.
     """
     _, patches = alpha_of(tower)
     if not isinstance(alpha, Tensor):
