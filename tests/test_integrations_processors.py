@@ -186,6 +186,48 @@ def test_a_processor_with_sizes_of_its_own_gives_the_mask_those(patch, count):
     assert processor.image_processor is of_images
 
 
+# --- several pictures in a chat ---
+
+NESTING = {
+    "CLIPImageProcessor": {"size": {"shortest_edge": SIDE}, "crop_size": SIDE},
+    "LlavaNextImageProcessor": {
+        "size": {"shortest_edge": SIDE},
+        "crop_size": SIDE,
+        "image_grid_pinpoints": [[SIDE, 2 * SIDE], [2 * SIDE, SIDE]],
+    },
+}
+
+
+@pytest.mark.parametrize("name", NESTING)
+def test_pictures_and_masks_may_be_nested(name, tmp_path):
+    own = image_processor(name, **NESTING[name])
+    made_with, image, mask = processor_with_mask(own), photo(), np.zeros((48, 80), bool)
+    mask[:, :40] = True
+    (other := photo().transpose(Image.Transpose.ROTATE_180)).save(path := tmp_path / "photo.png")
+    flat = made_with([image, other, image], [mask, None, ~mask])["pixel_values"]
+    nested = [[image, other], [image]]
+    for given in ([[mask, None], [~mask]], ((mask, None), [~mask])):
+        assert torch.equal(made_with(nested, given)["pixel_values"], flat)
+    assert torch.equal(made_with([[image, path], (image,)], [[mask, None], ~mask[None]])["pixel_values"], flat)
+    only = made_with(nested, [None, [~mask]])["pixel_values"]
+    assert torch.equal(only, made_with([image, other, image], [None, None, ~mask])["pixel_values"])
+    plain = own(nested, return_tensors="pt")["pixel_values"]
+    assert torch.equal(made_with(nested)["pixel_values"], plain)
+
+
+def test_nested_masks_of_other_pictures_are_refused():
+    made_with, mask = processor_with_mask(transformers.CLIPImageProcessor()), np.ones((48, 80), bool)
+    nested = [[photo(), photo()], [photo()]]
+    with pytest.raises(
+        ValueError, match=r"3 masks of 2 lists of pictures, .*: nest the masks as the pictures are, \[\["
+    ):
+        made_with(nested, [mask, None, mask])
+    with pytest.raises(ValueError, match="1 masks of 2 pictures, expected one each, or None for the whole"):
+        made_with(nested, [[mask], [mask, None]])
+    with pytest.raises(ValueError, match="1 masks of 2 pictures, expected one each"):
+        made_with([photo(), photo()], Image.fromarray(mask))
+
+
 # --- turned pictures ---
 
 

@@ -202,6 +202,20 @@ def test_padding_is_background_in_a_mask_and_foreground_without():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_chats_of_several_pictures_have_their_masks(name):
+    model, _ = speaker(name)
+    load_alpha_weights(model, "tiny", "scenes")
+    prepare = processor_with_mask(SPEAKERS[name]()[1])
+    pictures, masks = [picture(seed) for seed in range(3)], [mask(), None, ~mask()]
+    texts = ["what is in <image> picture <image> ?", "what is <image> ?"]
+    found = prepare([pictures[:2], pictures[2:]], [masks[:2], masks[2:]], text=texts, padding=True)
+    flat = prepare(pictures, masks, text=texts, padding=True)
+    assert found.keys() == flat.keys() and all(torch.equal(found[key], flat[key]) for key in flat)
+    assert found["pixel_values"].shape[-3] == 4 and torch.equal(model(**found).logits, model(**flat).logits)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["llava", "llava_next", "blip2"])
 def test_a_saved_model_comes_back_with_its_alpha_weights(name, tmp_path):
     model, prepare = speaker(name)

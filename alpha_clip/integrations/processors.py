@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,32 +29,31 @@ class ProcessorWithMask:
         self.processor = processor
         self._of_images = getattr(processor, "image_processor", processor)
 
-    def __call__(self, images: Picture | Sequence[Picture], masks: Any = None, **options: Any) -> Any:
+    def __call__(
+        self, images: Picture | Sequence[Picture | Sequence[Picture]], masks: Any = None, **options: Any
+    ) -> Any:
         """Prepare pictures and one mask for each.
 
         Args:
-            images: one picture or a list, as `alpha_clip.Preprocess` takes them. One with a mask is turned upright, as
-                its EXIF orientation says; one without goes to the processor as it is.
-            masks: one mask of the upright picture, or as many as pictures, None among them for a whole one. None: no
-                alpha at all, which is the whole of all, and what the processor makes by itself, to the last bit.
+            images: one picture, a list, or a list of lists, one for each chat; pictures as `alpha_clip.Preprocess`
+                takes them. One with a mask is turned upright, as its EXIF orientation says; one without goes to the
+                processor as it is.
+            masks: one mask of the upright picture, or as many as pictures, in the same lists. None in place of a mask
+                or of a list stands for whole pictures. None alone: no alpha at all, but what the processor makes by
+                itself, to the last bit.
             options: for the processor, such as ``text`` or ``padding``; ``return_tensors`` is ``"pt"``.
 
         Raises:
             ValueError: there are not as many masks as pictures, or one does not fit its picture; the processor's crop
                 leaves nothing of one; it makes pixels of another kind than these, or no tensors.
         """
-        several = isinstance(images, (list, tuple))
-        pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
-        given = [None] * len(pictures) if masks is None else list(masks) if several else [masks]
-        if len(given) != len(pictures):
-            raise ValueError(
-                f"{len(given)} masks of {len(pictures)} pictures, expected one each, or None for the whole"
-            )
+        pairs = list(_pairs(images, masks))
+        given = [mask for _, mask in pairs]
         options = {"return_tensors": "pt"} | options
         if options["return_tensors"] != "pt":
             raise ValueError(f"return_tensors is {options['return_tensors']!r}, expected 'pt': masks become tensors")
-        shown = [_shown(picture, mask) for picture, mask in zip(pictures, given, strict=True)]
-        made, chosen = self._made(shown if several else shown[0], options)
+        shown = [_shown(picture, mask) for picture, mask in pairs]
+        made, chosen = self._made(_nested_as(images, iter(shown)), options)
         if any(mask is not None for mask in given):
             pixels = self._with_alpha(_pixels(made), shown, given, chosen)
             made["pixel_values"] = pixels
@@ -130,6 +129,30 @@ class _Heard:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.processor, name)
+
+
+def _pairs(images: Any, masks: Any) -> Iterator[tuple[Any, Mask | None]]:
+    """Each picture with its mask, from lists that are nested alike."""
+    if not isinstance(images, (list, tuple)):
+        yield images, masks
+        return
+    if masks is None:
+        given = [None] * len(images)
+    else:
+        given = list(masks) if isinstance(masks, (list, tuple, np.ndarray, Tensor)) else [masks]
+    if len(given) != len(images):
+        nested = any(isinstance(image, (list, tuple)) for image in images)
+        raise ValueError(
+            f"{len(given)} masks of {len(images)} {'lists of ' if nested else ''}pictures, expected one each, or None "
+            f"for the whole{': nest the masks as the pictures are, [[mask, None], [mask]]' if nested else ''}"
+        )
+    for image, mask in zip(images, given, strict=True):
+        yield from _pairs(image, mask)
+
+
+def _nested_as(images: Any, flat: Iterator[Any]) -> Any:
+    """The pictures of `flat` in such lists as `images` is made of."""
+    return [_nested_as(image, flat) for image in images] if isinstance(images, (list, tuple)) else next(flat)
 
 
 def _shown(picture: Any, mask: Mask | None) -> Any:
