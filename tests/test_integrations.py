@@ -351,6 +351,20 @@ def test_a_mask_is_for_one_picture_of_a_tower_that_counts_channels(wrong):
     assert torch.equal(seen(tower, pixels()), whole)
 
 
+@pytest.mark.parametrize("name", ["clip_vision", "dinov2", "siglip2"])
+def test_alpha_that_was_added_in_inference_mode_can_be_trained(name):
+    tower = siglip2() if name == "siglip2" else made(name)
+    with torch.inference_mode():
+        add_alpha(tower)
+    if name == "siglip2":
+        found = packed(tower, torch.randn(2, 16, 4 * PATCH**2))
+    else:
+        found = seen(tower, torch.cat([pixels(), left()], dim=1))
+    found.square().sum().backward()
+    torch.optim.SGD(tower.parameters(), lr=1.0).step()
+    assert alpha_weight(tower).any() and not alpha_weight(tower).is_inference()
+
+
 # --- what is refused ---
 
 

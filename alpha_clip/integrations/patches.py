@@ -67,7 +67,8 @@ class AlphaConv2d(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(**_sizes(conv), device="meta")
         self.weight, self.bias = conv.weight, conv.bias
-        self.alpha = nn.Parameter(torch.zeros_like(conv.weight[:, :1]).contiguous())
+        with torch.inference_mode(False):  # what is made in it can never be trained
+            self.alpha = nn.Parameter(torch.zeros_like(conv.weight[:, :1]).contiguous())
         _stand_in(self, conv)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -94,7 +95,8 @@ class AlphaLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, by_pixel: bool = False) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self.alpha = nn.Parameter(linear.weight.new_zeros(linear.out_features, linear.in_features // 3))
+        with torch.inference_mode(False):  # as above
+            self.alpha = nn.Parameter(linear.weight.new_zeros(linear.out_features, linear.in_features // 3))
         self.by_pixel = by_pixel
         _stand_in(self, linear)
 
