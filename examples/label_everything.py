@@ -102,14 +102,28 @@ def _colour(k: int, one: Found) -> str:
     return GREY if one.label == NONE else COLOURS[k % len(COLOURS)]
 
 
+def _label(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no label, expected some words: 'a dog'")
+    return text.strip()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count, expected 1 or more")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help=f"one of {alpha_clip.available_models()}, or a file")
     parser.add_argument("--image", type=Path, help="a picture; without it, a drawn scene")
     parser.add_argument("--scene", type=int, default=9_900_000_058, help="seed of the drawn scene")
     parser.add_argument("--sam", help="facebook/sam-vit-base, facebook/sam2.1-hiera-small, facebook/sam3 or a folder")
-    parser.add_argument("--points", type=int, default=32, help="that SAM is asked at, along each side of the picture")
-    parser.add_argument("--labels", nargs="+", default=LABELS)
+    parser.add_argument(
+        "--points", type=_count, default=32, help="that SAM is asked at, along each side of the picture"
+    )
+    parser.add_argument("--labels", nargs="+", type=_label, default=LABELS)
     parser.add_argument("--label-file", type=Path, help="a label a line, instead of --labels")
     parser.add_argument("--least", type=float, help=f"below this cosine: {NONE}; {LEAST} for tiny, else 0: never")
     parser.add_argument("--method", default="alpha", help="of embed_regions: alpha, crop, masked_crop, ...")
@@ -126,6 +140,8 @@ def run(args: argparse.Namespace) -> None:
     labels = args.labels
     if args.label_file:
         labels = [line.strip() for line in args.label_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not labels:
+            raise ValueError(f"{args.label_file} holds no label, expected one on each line")
     segmenter = SamMasks(args.sam, args.points, args.device) if args.sam else None
     if args.image:
         path, picture = args.image, upright(args.image)

@@ -214,8 +214,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.texts, args.seeds, args.steps = args.texts[:1], 1, 3
-    if args.seeds < 1:
-        parser.error(f"--seeds is {args.seeds}, expected 1 or more")
+    for name in ("seeds", "steps"):
+        if (count := getattr(args, name)) < 1:
+            parser.error(f"--{name} is {count}, expected 1 or more")
     for text in args.texts:
         if (text.split() or [""])[-1] not in NOUNS:
             parser.error(f"{text!r} ends in no noun that tiny knows: choose from {', '.join(NOUNS)}")

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import label_everything
 import numpy as np
 import patch_grid
 import pytest
@@ -123,6 +124,7 @@ def test_render3d_writes_frames_and_a_table(tmp_path, monkeypatch, capsys):
         (["--texts", "a red zebra"], "'a red zebra' ends in no noun that tiny knows"),
         (["--texts", ""], "'' ends in no noun"),
         (["--seeds", "0"], "--seeds is 0, expected 1 or more"),
+        (["--steps", "0"], "--steps is 0, expected 1 or more"),
     ],
 )
 def test_render3d_says_in_a_line_what_is_wrong(arguments, message, monkeypatch, capsys):
@@ -186,3 +188,24 @@ def test_patch_grid_says_in_a_line_what_is_wrong(arguments, status, message, mon
     with pytest.raises(SystemExit, match=status):
         patch_grid.main()
     assert re.search(message, capsys.readouterr().err)
+
+
+# --- labels ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--labels", "a cat", " "], "2", "argument --labels: ' ' is no label, expected some words"),
+        (["--points", "0"], "2", "argument --points: '0' is no count, expected 1 or more"),
+        (["--label-file", "empty.txt"], "1", "label_everything: empty.txt holds no label, expected one on each line"),
+    ],
+)
+def test_label_everything_needs_something_to_choose_from(arguments, status, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n \n")
+    monkeypatch.setattr(sys, "argv", ["label_everything", *arguments])
+    with pytest.raises(SystemExit, match=status):
+        label_everything.main()
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]

@@ -456,6 +456,22 @@ def test_the_examples_say_what_does_not_fit_or_is_missing(folder, capsys):
     assert "give --alpha" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("example", "option"),
+    [
+        *(("ask_region", "--tokens"), ("caption_region", "--tokens")),
+        *(("swap_clip", "--pictures"), ("vary_region", "--steps")),
+    ],
+)
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_a_count_of_none_is_refused_before_anything_is_made(example, option, count, capsys):
+    module = pytest.importorskip(example, reason='pip install "alpha-clip[diffusion]"')
+    with pytest.raises(SystemExit, match="2"):
+        module.main([f"{option}={count}"])
+    printed, complaint = capsys.readouterr()
+    assert not printed and f"argument {option}: '{count}' is no count, expected 1 or more" in complaint
+
+
 def test_a_region_that_the_crop_takes_away_is_said_to_be(folder, capsys):
     shown = ["--image", str(folder / "photo.png"), "--box", "0", "0", "9", "60", "--device", "cpu"]
     llava = ["--model", str(folder / "llava"), "--weights", "tiny", "--alpha", "scenes", "--tokens", "6"]

@@ -31,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="in place of a mask")
 
 
+def count(text: str) -> int:
+    """The type of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count, expected 1 or more")
+    return int(text)
+
+
 def read(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Image.Image, np.ndarray]:
     """An upright RGB picture, and a mask of its size: floats from 0 to 1, or bools."""
     if args.image is None:

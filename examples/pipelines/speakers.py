@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", help="tag of alpha weights; without it, those in the folder that --model is")
     parser.add_argument("--weights", default="ViT-L/14@336px", help="of which model --alpha is a tag")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tokens", type=int, default=12, help="of an answer, at most")
+    parser.add_argument("--tokens", type=region.count, default=12, help="of an answer, at most")
 
 
 def load(args: argparse.Namespace, small: Callable[[], tuple[Any, Any]]) -> tuple[Any, ProcessorWithMask]:

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     region.add_arguments(parser)
     speakers.add_arguments(parser)
-    parser.add_argument("--pictures", type=int, default=20, help="drawn scenes, where no --image is given")
+    parser.add_argument("--pictures", type=region.count, default=20, help="drawn scenes, where no --image is given")
     parser.add_argument("--prompt", default="what is in this picture?")
     args = parser.parse_args(argv)
     if args.model and args.alpha is None:

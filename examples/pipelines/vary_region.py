@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--adapter", default="h94/IP-Adapter", help="for --kind ip-adapter")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--prompt", default="a photo")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=region.count, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("vary_region.png"))
     args = parser.parse_args(argv)
