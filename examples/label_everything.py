@@ -1,4 +1,4 @@
-"""What is each thing in the picture? Masks of everything, a label for each, a figure and a table.
+"""Label each thing in a picture: find masks of everything, choose a label for each, draw a figure, print a table.
 
 python examples/label_everything.py
 python examples/label_everything.py --model ViT-L/14@336px --image photo.jpg --sam facebook/sam-vit-base \\
@@ -26,9 +26,9 @@ from alpha_clip.transforms import mask_box, upright
 
 NONE = "none of these"
 LABELS = ["a rocket", "a car", "a dog", "a crown", "a tree", "a boat", "a bird", "a balloon", "a house", "a fish"]
-LEAST = 0.45  # cosine, for the model "tiny": between the right label and the others of drawn scenes
+LEAST = 0.45  # cosine for "tiny": right labels of drawn scenes are above it, others below
 HEIGHT, TABLE = 460, 390  # pixels of the figure
-CROWD = 12
+CROWD = 12  # masks, above which those without a label are not drawn
 
 
 class Found(NamedTuple):
@@ -41,7 +41,7 @@ class Found(NamedTuple):
 def label(
     model: alpha_clip.model.CLIP, picture: Image.Image, masks: Masks, labels: list[str], least: float, method: str
 ) -> list[Found]:
-    """The nearest label of each region, (K, H, W) masks; none where even that one's cosine is below `least`."""
+    """Choose the nearest label for each of the (K, H, W) masks, or `NONE` where its cosine is below `least`."""
     features = alpha_clip.embed_regions(model, picture, masks, method).float()  # (K, D)
     weights = alpha_clip.zero_shot_classifier(model, labels, ("{}",)).float()  # (N, D): the labels are whole phrases
     cosines = features @ weights.T  # (K, N)
@@ -61,10 +61,7 @@ def table(found: list[Found], masks: Masks) -> str:
 
 
 def figure(picture: Image.Image, masks: Masks, found: list[Found]) -> Image.Image:
-    """The picture with its masks and labels; beside it the labels in a list, surest first, as far as there is room.
-
-    Among more than `CROWD` masks those without a label are not drawn.
-    """
+    """Draw the picture with masks and labels, and beside it a list of the labels, surest first, as far as it fits."""
     named = [k for k, one in enumerate(found) if one.label != NONE]
     drawn = named if len(found) > CROWD else range(len(found))
     shown = picture.resize((round(picture.width * HEIGHT / picture.height), HEIGHT), Image.Resampling.LANCZOS)
@@ -117,17 +114,15 @@ def _count(text: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help=f"one of {alpha_clip.available_models()}, or a file")
-    parser.add_argument("--image", type=Path, help="a picture; without it, a drawn scene")
-    parser.add_argument("--scene", type=int, default=9_900_000_058, help="seed of the drawn scene")
+    parser.add_argument("--image", type=Path, help="a picture [a drawn scene]")
+    parser.add_argument("--scene", type=int, default=9_900_000_058, help="the seed of the drawn scene")
     parser.add_argument("--sam", help="facebook/sam-vit-base, facebook/sam2.1-hiera-small, facebook/sam3 or a folder")
-    parser.add_argument(
-        "--points", type=_count, default=32, help="that SAM is asked at, along each side of the picture"
-    )
+    parser.add_argument("--points", type=_count, default=32, help="SAM prompt points along each side")
     parser.add_argument("--labels", nargs="+", type=_label, default=LABELS)
-    parser.add_argument("--label-file", type=Path, help="a label a line, instead of --labels")
-    parser.add_argument("--least", type=float, help=f"below this cosine: {NONE}; {LEAST} for tiny, else 0: never")
-    parser.add_argument("--method", default="alpha", help="of embed_regions: alpha, crop, masked_crop, ...")
-    parser.add_argument("--device", help="default: CUDA, else MPS, else the CPU")
+    parser.add_argument("--label-file", type=Path, help="a file with a label on each line, instead of --labels")
+    parser.add_argument("--least", type=float, help=f"the cosine below which it is {NONE} [{LEAST} for tiny, else 0]")
+    parser.add_argument("--method", default="alpha", help="a method of embed_regions: alpha, crop, masked_crop, ...")
+    parser.add_argument("--device", help="such as cpu or cuda [CUDA, else MPS, else the CPU]")
     parser.add_argument("--out", type=Path, default=Path("label_everything.png"))
     args = parser.parse_args()
     try:

@@ -495,7 +495,7 @@ def test_what_is_wrong_with_a_picture_a_mask_or_a_name_is_one_line(example, fold
     module = pytest.importorskip(example, reason='pip install "alpha-clip[diffusion]"')
     monkeypatch.chdir(folder)
     for name, width in (("black", 96), ("odd", 50)):
-        Image.new("L", (width, 60), 255 * (name == "odd")).save(f"{name}.png")
+        Image.new("L", (width, 60), 255 if name == "odd" else 0).save(f"{name}.png")
     for args, message in (
         (["--image", "nope.png", "--mask", "mask.png"], "No such file or directory: 'nope.png'"),
         (["--image", "photo.png", "--mask", "nope.png"], "No such file or directory: 'nope.png'"),

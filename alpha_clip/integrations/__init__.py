@@ -1,8 +1,8 @@
-"""An alpha channel for the image towers that people run already, and for the pipelines around them.
+"""Give image towers of other libraries an alpha channel, alone or inside the pipelines that use them.
 
-`add_alpha(tower)` puts it in place; the mask comes as a fourth channel of the pixels, as `processor_with_mask` makes
-them, or through `focus`. `load_alpha_weights` brings the authors' weights; `from_pretrained` brings back what was
-saved, and `open_tower` a CLIP or SigLIP by name. None of the libraries is imported here.
+`add_alpha(tower)` adds it. A mask then comes as the fourth channel of the pixels, which `processor_with_mask` makes,
+or through `focus`. `load_alpha_weights` loads the authors' weights, `from_pretrained` opens what was saved, and
+`open_tower` opens a CLIP or SigLIP by name. None of these libraries is imported here.
 """
 
 from .files import from_pretrained as from_pretrained

@@ -1,4 +1,4 @@
-"""Load models and pipelines with an alpha channel from folders that their own `save_pretrained` wrote."""
+"""Open models and pipelines from folders that `save_pretrained` wrote, with their alpha channel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .towers import add_alpha, alpha_of, alpha_weight, has_alpha
 Made = TypeVar("Made")
 
 _KEY = ".alpha"
-# What transformers and diffusers call their files.
+# File names of transformers and diffusers, and the endings of each.
 _NAMES = {
     ("model", "diffusion_pytorch_model"): ".safetensors",
     ("pytorch_model", "diffusion_pytorch_model"): ".bin",
@@ -27,22 +27,21 @@ _NAMES = {
 
 
 def from_pretrained(cls: type[Made], folder: str | os.PathLike[str], **options: Any) -> Made:
-    """Call ``cls.from_pretrained(folder)``, of a model or a diffusers pipeline, and restore the alpha channel.
+    """Call ``cls.from_pretrained(folder)`` and restore the alpha channel, for models and for diffusers pipelines.
 
-    Without alpha weights in the folder, they are zero. (``from_pretrained`` of a class that has the parameter would
-    leave it uninitialised there, and that of a plain class drops it.)
+    Alpha weights are zero if the folder holds none. (In ``from_pretrained`` alone, a class with the parameter would
+    leave it uninitialised then, and a plain class drops the weights.)
 
     Args:
         folder: as ``save_pretrained`` wrote it.
-        options: for ``cls.from_pretrained``; alpha comes from the same ``subfolder`` and ``variant``, and from
-            safetensors or not by the same ``use_safetensors``. With ``output_loading_info=True`` the result is the
-            model and that, without alpha among the unexpected keys. A part of a pipeline that is passed keeps the
-            alpha that it has.
+        options: passed to ``cls.from_pretrained``. Alpha is read from the same ``subfolder`` and ``variant``, in the
+            format that ``use_safetensors`` chooses. With ``output_loading_info=True`` the result is the model and the
+            loading info, in which alpha is no unexpected key. A part of a pipeline that is passed keeps its own alpha.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: the folder holds alpha weights of another size; the model has no patch embedding of RGB, or several;
-            a part that is passed has no alpha channel, and that of the folder has.
+        FileNotFoundError: the folder does not exist.
+        ValueError: the folder holds alpha weights of another size; the model has no RGB patch embedding, or several;
+            a part that is passed has no alpha channel, but the folder holds alpha weights for it.
     """
     root = Path(folder) / options.get("subfolder", "")
     if not root.is_dir():
@@ -94,28 +93,28 @@ def _restore(model: nn.Module, folder: Path, **chosen: Any) -> None:
 
 
 def _last(model: nn.Module) -> str:
-    """Return the end of its alpha weight's name; further up, names on disk and in memory differ."""
+    """The end of the alpha weight's name; its beginning may differ between disk and memory."""
     return alpha_of(model)[0].rpartition(".")[2] + _KEY
 
 
 def alphas(
     folder: Path, variant: str | None = None, use_safetensors: bool | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and values of the alpha weights in the files that a model is loaded from."""
+    """Yield the names and values of the alpha weights in the files that a model is loaded from."""
     for file in _weight_files(folder, variant, use_safetensors):
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as weights:
                 yield from ((key, weights.get_tensor(key)) for key in weights.keys() if key.endswith(_KEY))  # noqa: SIM118
         else:
-            mapped = zipfile.is_zipfile(file)  # not so the oldest
+            mapped = zipfile.is_zipfile(file)  # the oldest format is not, and cannot be mapped
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
             yield from ((key, tensor) for key, tensor in state.items() if key.endswith(_KEY))
 
 
 def _weight_files(folder: Path, variant: str | None, use_safetensors: bool | None) -> list[Path]:
-    """Return the files of weights that transformers and diffusers choose where there are several.
+    """The weight files that transformers and diffusers choose where a folder holds several.
 
-    safetensors come first, and a whole file before shards. A part of a pipeline without the variant is loaded plain.
+    They prefer safetensors, and a whole file to shards. A pipeline's part that lacks the variant is loaded without it.
     """
     marks = [f".{variant}", ""] if variant else [""]
     kinds = [names for names in _NAMES.items() if use_safetensors in (None, names[1] == ".safetensors")]

@@ -19,15 +19,15 @@ from ..api import as_device
 from .files import alphas, from_pretrained
 from .towers import add_alpha
 
-KINDS = ("hf", "open_clip")  # what stands before the colon
-_PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # transformers' of how pixels are made: 5's first
-OPEN_CLIP = "open_clip"  # in the metadata of a file: options of its `create_model`, which the weights do not tell
+KINDS = ("hf", "open_clip")  # the part of a name before the colon
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # of transformers; version 5 writes the first
+OPEN_CLIP = "open_clip"  # key in a file's metadata, of the options for `create_model` that the weights do not show
 
 
 class Words:
-    """A tokenizer of transformers, which cuts and pads texts to (N, L) ids of full length, as SigLIP was trained.
+    """A transformers tokenizer: turns texts into (N, L) ids, cut and padded to full length, as SigLIP was trained.
 
-    `processors` are the image processor's files beside it, which are saved with it.
+    `processors` are the image processor's files that lie beside it; `save_pretrained` writes them too.
     """
 
     def __init__(self, tokenizer: Any, length: int, processors: Sequence[Path] = ()) -> None:
@@ -52,19 +52,20 @@ def open_tower(
 ) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
     """Open a CLIP or SigLIP of another library, in ``eval()`` and float32, with an alpha channel, and its tokenizer.
 
-    Alpha weights come from the files if they hold any, and are zero otherwise. `alpha_clip.embed_regions` and the
-    trainer normalise pixels by the mean and deviation that the files name.
+    Alpha weights come from the files, and are zero if these hold none. `alpha_clip.embed_regions` and the trainer
+    normalise pixels by the mean and standard deviation that the files name.
 
     Args:
-        name: ``"hf:FOLDER"``, a CLIPModel or SiglipModel with its tokenizer, and its image processor where that has
-            another mean or deviation than CLIP's or SigLIP's own, as ``save_pretrained`` wrote them;
-            ``"open_clip:NAME"``, or ``"open_clip:NAME:PRETRAINED"`` with a tag of open_clip or a file.
+        name: ``"hf:FOLDER"``, where ``save_pretrained`` wrote a CLIPModel or SiglipModel and its tokenizer, and its
+            image processor if mean or deviation are not CLIP's or SigLIP's own; ``"open_clip:NAME"``; or
+            ``"open_clip:NAME:PRETRAINED"`` with a tag of open_clip or a file.
         device: None means CUDA if there is one, else MPS, else the CPU.
 
     Raises:
         ImportError: the library is not installed.
-        ValueError, RuntimeError, OSError: there is no such model, as its library says; the weights are not of it; or
-            the name is of another form.
+        ValueError: the name has another form, the library knows no such model, or the weights do not fit it.
+        OSError: there is no such folder, or a file cannot be read.
+        RuntimeError: the library cannot load the weights, or there is no such device.
     """
     kind, _, rest = name.partition(":")
     if kind not in KINDS or not rest:
@@ -95,17 +96,17 @@ def _of_transformers(name: str, folder: str) -> tuple[nn.Module, Callable[[Seque
         raise ValueError(f"{name!r} is transformers' {kind!r}, expected a model of images and texts, CLIP or SigLIP")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:  # of many lines, and not of the folder
+    except (OSError, ValueError, TypeError) as error:  # many lines, without the folder
         raise ValueError(
             f"{folder} holds no tokenizer: put the model's there, tokenizer.save_pretrained(...)"
         ) from error
     files = [Path(folder) / file for file in _PROCESSORS if (Path(folder) / file).is_file()]
-    model.preprocess_cfg = _pixels(files)  # where open_clip keeps its own
+    model.preprocess_cfg = _pixels(files)  # as open_clip names its own
     return model, Words(tokenizer, text.max_position_embeddings, files)
 
 
 def _pixels(files: Sequence[Path]) -> dict[str, tuple[float, ...]]:
-    """Read mean and deviation (std) from the first of an image processor's files that names them."""
+    """The mean and standard deviation of pixels, from the first image processor's file that names any."""
     for file in files:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -142,14 +143,14 @@ def _of_open_clip(name: str, rest: str) -> tuple[nn.Module, Callable[[Sequence[s
         else:
             model = add_alpha(open_clip.create_model(architecture, **made))
             model.load_state_dict(load_file(pretrained))
-    except (RuntimeError, AssertionError) as error:  # torch's lists every weight
+    except (RuntimeError, AssertionError) as error:  # torch's message lists every weight
         reason = shorten(str(error), 300, placeholder=" ...")
         raise ValueError(f"{pretrained} does not fit {architecture}, expected weights of it: {reason}") from error
     return model, open_clip.get_tokenizer(architecture)
 
 
 def _made_with(path: Path) -> dict[str, Any] | None:
-    """Read `create_model`'s options from a file saved after `add_alpha`; None: it is no such file."""
+    """Options of `create_model` for weights that were saved after `add_alpha`; None: the file holds no such weights."""
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     with safe_open(path, framework="pt") as weights:

@@ -58,10 +58,10 @@ def _leave(block: _Block, token: Token[tuple[_Block, ...]]) -> bool:
 
 
 class AlphaConv2d(nn.Conv2d):
-    """A patch convolution over RGB with one over alpha beside it, which has no bias, and zero weights at the start.
+    """A patch convolution over RGB plus one over alpha, which has no bias and starts at zero.
 
-    It holds the weights of the convolution that it stands in for, the same tensors under the same names, and one more,
-    ``alpha``, (width, 1, height, width of a patch). Alpha is +1.923 where the model should look, and -1.923 elsewhere.
+    It holds the weights of the convolution that it replaces, the same tensors under the same names, and one more,
+    ``alpha``, (width, 1, p, p) for patches of p pixels. Alpha is +1.923 where the model should look, -1.923 elsewhere.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -69,27 +69,27 @@ class AlphaConv2d(nn.Conv2d):
         self.weight, self.bias = conv.weight, conv.bias
         with torch.inference_mode(False):  # what is made in it can never be trained
             self.alpha = nn.Parameter(torch.zeros_like(conv.weight[:, :1]).contiguous())
-        _stand_in(self, conv)
+        _replace(self, conv)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Embed pixels (B, 3, H, W), or (B, 4, H, W) with alpha after RGB; without any alpha, the whole image."""
+        """Embed pixels (B, 3, H, W), or (B, 4, H, W) with alpha behind RGB. Without alpha, it is the whole image."""
         rgb = pixels[:, :3]
         if pixels.shape[1] > 4:
             raise ValueError(f"pixels are {tuple(pixels.shape)}, expected 3 channels, or 4 with alpha as the last")
         alpha = pixels[:, 3:] if pixels.shape[1] == 4 else focused(self, rgb, rgb.shape[-2:])
-        return super().forward(rgb) + self._looked_at(alpha, rgb)
+        return super().forward(rgb) + self._embed_alpha(alpha, rgb)
 
-    def _looked_at(self, alpha: Tensor | None, rgb: Tensor) -> Tensor:
-        if alpha is None:  # one patch gives what every patch would, unless the edges are others
+    def _embed_alpha(self, alpha: Tensor | None, rgb: Tensor) -> Tensor:
+        if alpha is None:  # without padding, all patches give the same: one is enough
             size = self.kernel_size if self.padding == (0, 0) else rgb.shape[-2:]
             alpha = rgb.new_full((1, 1, *size), FOREGROUND)
         return F.conv2d(alpha.to(self.alpha.dtype), self.alpha, None, self.stride, self.padding, self.dilation)
 
 
 class AlphaLinear(nn.Linear):
-    """`AlphaConv2d` for towers of packed patches (B, N, 3pp), such as SigLIP 2: alpha comes last in (B, N, 4pp).
+    """`AlphaConv2d` for packed patches, (B, N, 3pp), as in SigLIP 2: alpha is the last pp values of (B, N, 4pp).
 
-    `by_pixel` is for towers that pack pictures of four channels themselves: alpha is then each pixel's last value.
+    `by_pixel` is for towers that pack pictures of four channels themselves: alpha is then the last value of each pixel.
     """
 
     def __init__(self, linear: nn.Linear, by_pixel: bool = False) -> None:
@@ -98,10 +98,10 @@ class AlphaLinear(nn.Linear):
         with torch.inference_mode(False):  # as above
             self.alpha = nn.Parameter(linear.weight.new_zeros(linear.out_features, linear.in_features // 3))
         self.by_pixel = by_pixel
-        _stand_in(self, linear)
+        _replace(self, linear)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Embed patches (B, N, 3pp), or (B, N, 4pp) with alpha after RGB; without any alpha, the whole image."""
+        """Embed patches (B, N, 3pp), or (B, N, 4pp) with alpha behind RGB. Without alpha, it is the whole image."""
         pixels = self.in_features // 3
         if patches.shape[-1] not in (3 * pixels, 4 * pixels):
             raise ValueError(
@@ -122,22 +122,22 @@ class AlphaLinear(nn.Linear):
 
 
 def without_alpha(patches: AlphaConv2d | AlphaLinear) -> nn.Module:
-    """Return the module that `patches` replaced, with the weights of now."""
+    """Return the module that `patches` replaced, with the weights as they are now."""
     before: nn.Conv2d | nn.Linear = patches.__dict__["_before"]
     before.weight, before.bias = patches.weight, patches.bias
     _share_hooks(patches, before)
     return before.train(patches.training)
 
 
-def _stand_in(made: nn.Module, before: nn.Conv2d | nn.Linear) -> None:
-    made.__dict__["_before"] = before  # not a module of this one
+def _replace(made: nn.Module, before: nn.Conv2d | nn.Linear) -> None:
+    made.__dict__["_before"] = before  # past __setattr__, which would make it a submodule
     _share_hooks(before, made)
     made.train(before.training)
 
 
-def _share_hooks(of: nn.Module, to: nn.Module) -> None:
-    """Share the dictionaries of hooks, so that a handle removes its hook wherever that was registered."""
-    vars(to).update({name: vars(of)[name] for name in vars(nn.Module()) if "hook" in name})
+def _share_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Let both modules share one dictionary of hooks of each kind, so that a handle removes its hook from both."""
+    vars(target).update({name: vars(source)[name] for name in vars(nn.Module()) if "hook" in name})
 
 
 def _sizes(conv: nn.Conv2d) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Send masks through a pipeline's own image processor, so that they match its pixels."""
+"""Send masks through a pipeline's own image processor, so that they line up with its pixels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor
 from ..inputs import FOREGROUND, normalised
 from ..transforms import Mask, Picture, RegionLost, read, upright
 
-_EXACT = 1e-4  # what values in [0, 1] are told apart by; those of 8 bits lie 4e-3 apart
+_EXACT = 1e-4  # tolerance for values in [0, 1]; those of 8 bits are 4e-3 apart
 
 
 class ProcessorWithMask:
-    """A processor of transformers that takes masks too.
+    """A transformers processor that takes masks too.
 
-    What it returns is what the processor returns, but ``pixel_values`` has alpha as a fourth channel: (B, 4, H, W),
-    with tiles (B, T, 4, H, W), packed (B, N, 4pp).
+    It returns what the processor returns, except that ``pixel_values`` has alpha as a fourth channel: (B, 4, H, W);
+    with tiles, (B, T, 4, H, W); as packed patches, (B, N, 4pp).
     """
 
     def __init__(self, processor: Any) -> None:
@@ -38,14 +38,14 @@ class ProcessorWithMask:
             images: one picture, a list, or a list of lists, one for each chat; pictures as `alpha_clip.Preprocess`
                 takes them. One with a mask is turned upright, as its EXIF orientation says; one without goes to the
                 processor as it is.
-            masks: one mask of the upright picture, or as many as pictures, in the same lists. None in place of a mask
-                or of a list stands for whole pictures. None alone: no alpha at all, but what the processor makes by
-                itself, to the last bit.
+            masks: one mask of the upright picture, or as many as pictures, in the same lists; None in place of a mask
+                or of a list of them means whole pictures. None alone gives no alpha at all, but what the processor
+                makes by itself, to the last bit.
             options: for the processor, such as ``text`` or ``padding``; ``return_tensors`` is ``"pt"``.
 
         Raises:
             ValueError: there are not as many masks as pictures, or one does not fit its picture; the processor's crop
-                leaves nothing of one; it makes pixels of another kind than these, or no tensors.
+                leaves nothing of a mask; the processor makes pixels of another kind, or no tensors.
         """
         pairs = list(_pairs(images, masks))
         given = [mask for _, mask in pairs]
@@ -60,12 +60,12 @@ class ProcessorWithMask:
         return made
 
     def _made(self, images: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return what the processor makes, and the options that it passed to its image processor."""
+        """Run the processor; return what it makes, and the options that it gave its image processor."""
         if self._of_images is self.processor:
             return self.processor(images=images, **options), options
         twin = copy.copy(self.processor)
-        twin.image_processor = heard = _Heard(self._of_images)
-        return twin(images=images, **options), heard.options
+        twin.image_processor = recorder = _Recorder(self._of_images)
+        return twin(images=images, **options), recorder.options
 
     def _with_alpha(
         self, pixels: Any, shown: Sequence[Any], given: Sequence[Mask | None], options: dict[str, Any]
@@ -75,7 +75,7 @@ class ProcessorWithMask:
         kind = type(self._of_images).__name__
         try:
             found = _pixels(_padding_with_black(self._of_images)(pictures, **own))
-        except TypeError as error:  # of the picture it made pixels
+        except TypeError as error:  # without these options it ran
             raise ValueError(f"{kind} does not take the options that a mask needs, {_INSTEAD}: {error}") from error
         if not _is_like(found, pixels, len(given)):
             raise ValueError(
@@ -98,7 +98,7 @@ class ProcessorWithMask:
         return getattr(self.processor, name)
 
 
-_PLAIN = {  # values in [0, 1]: what is padded, before or after, with zero or with the mean, is zero
+_PLAIN = {  # keeps values in [0, 1], and padding at 0, whether with zero or the mean, before or after
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
@@ -112,12 +112,12 @@ _INSTEAD = "hold the mask in `focus` where its tower looks"
 
 
 def processor_with_mask(processor: Any) -> ProcessorWithMask:
-    """Let a processor of transformers, or an image processor, take masks too: ``made(images, masks, ...)``."""
+    """Let a transformers processor, or an image processor alone, take masks too: ``made(images, masks, ...)``."""
     return ProcessorWithMask(processor)
 
 
-class _Heard:
-    """An image processor, and the options that it was called with."""
+class _Recorder:
+    """An image processor that remembers the options it was called with."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -132,7 +132,7 @@ class _Heard:
 
 
 def _pairs(images: Any, masks: Any) -> Iterator[tuple[Any, Mask | None]]:
-    """Each picture with its mask, from lists that are nested alike."""
+    """Yield each picture with its mask, from lists that are nested alike."""
     if not isinstance(images, (list, tuple)):
         yield images, masks
         return
@@ -151,19 +151,19 @@ def _pairs(images: Any, masks: Any) -> Iterator[tuple[Any, Mask | None]]:
 
 
 def _nested_as(images: Any, flat: Iterator[Any]) -> Any:
-    """The pictures of `flat` in such lists as `images` is made of."""
+    """Nest the pictures of `flat` as `images` is nested."""
     return [_nested_as(image, flat) for image in images] if isinstance(images, (list, tuple)) else next(flat)
 
 
 def _shown(picture: Any, mask: Mask | None) -> Any:
-    """Return the picture as the processor gets it: upright if it has a mask; opened if it is a `Path`."""
+    """The picture as the processor gets it: upright if it has a mask, and opened if it is a `Path`."""
     return picture if mask is None and not isinstance(picture, os.PathLike) else upright(picture)
 
 
 def _drawn(picture: Any, mask: Mask | None) -> Any:
-    """Return the mask as a picture, red and blue on black; without a mask the picture itself, for its size.
+    """The mask as a picture, in red and blue on black; without a mask, the picture itself, for its size.
 
-    The green channel shows what becomes of black: a processor that pads with a colour, or mixes colours, changes it.
+    Green is 0 everywhere. If it comes out otherwise, the processor pads with a colour or mixes colours.
     """
     if mask is None:
         return picture
@@ -175,7 +175,7 @@ def _drawn(picture: Any, mask: Mask | None) -> Any:
 
 
 def _padding_with_black(processor: Any) -> Any:
-    """Copy an image processor, with black as its padding colour if it has one."""
+    """Copy an image processor, with black for the colours that it pads with, where these are attributes."""
     made = copy.copy(processor)
     for name in _COLOURS:
         if hasattr(made, name):
@@ -188,7 +188,7 @@ def _pixels(made: Any) -> Any:
 
 
 def _is_like(found: Any, pixels: Any, count: int) -> bool:
-    """Whether both are tensors of ``count`` rows, of three channels or packed."""
+    """Whether both are tensors of one shape with `count` rows, of three channels or of packed patches."""
     if not isinstance(found, Tensor) or not isinstance(pixels, Tensor) or found.shape != pixels.shape:
         return False
     return found.ndim >= 3 and len(found) == count and found.shape[-1 if found.ndim == 3 else -3] % 3 == 0
@@ -201,7 +201,7 @@ def _channels(pixels: Tensor) -> tuple[Tensor, ...]:
 
 
 def _check_values(kind: str, mask: Tensor, black: Tensor, again: Tensor) -> None:
-    """Raise ValueError unless the processor moved a mask without changing its values, and padded with black."""
+    """Raise unless masks still have values from 0 to 1, the same in red and blue, and black is still 0."""
     low, high = mask.min().item(), mask.max().item()
     if black.abs().max() > _EXACT or (mask - again).abs().max() > _EXACT or low < -_EXACT or high > 1 + _EXACT:
         raise ValueError(
@@ -212,7 +212,7 @@ def _check_values(kind: str, mask: Tensor, black: Tensor, again: Tensor) -> None
 
 
 def _check_kept(values: Tensor, masks: Sequence[Mask | None]) -> None:
-    """Raise RegionLost if no pixel of a mask is left."""
+    """Raise if no pixel of a mask is left."""
     kept = values.flatten(1).amax(dim=1) > 0.5 / 255
     gone = [
         str(i) for i, (mask, some) in enumerate(zip(masks, kept.tolist(), strict=True)) if mask is not None and not some

@@ -1,4 +1,4 @@
-"""Add an alpha channel to anybody's image tower, and remove it again."""
+"""Add an alpha channel to image towers of other libraries, and remove it again."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from ..inputs import FOREGROUND, normalised
 from ..model import VisionTransformer as OwnTower
 from .patches import AlphaConv2d, AlphaLinear, focused, given, without_alpha
 
-_HANDLES = "_alpha_handles"  # where a module holds those of our hooks
+_HANDLES = "_alpha_handles"  # the attribute of a module that holds the handles of our hooks
 
-Tower = TypeVar("Tower", bound=nn.Module)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Patches = AlphaConv2d | AlphaLinear | OwnTower
 
 
-def add_alpha(tower: Tower) -> Tower:
-    """Give an image tower an alpha channel, in place; nothing it returns changes until alpha weights come in.
+def add_alpha(tower: AnyModule) -> AnyModule:
+    """Give an image tower an alpha channel, in place. What it returns stays the same until it gets alpha weights.
 
-    Then its pixels may have a fourth channel, (B, 4, H, W), ``(mask - 0.5) / 0.26``; or `focus` holds a mask for it.
-    Without either it sees the whole image. Its own weights, and their names, stay; one parameter comes, ``alpha``,
+    Its pixels may then have a fourth channel, (B, 4, H, W), ``(mask - 0.5) / 0.26``, or `focus` may hold a mask for
+    it; without either, it sees the whole image. Its weights keep their names, and one parameter is added, ``alpha``,
     beside the weight of the patch embedding.
 
     Args:
-        tower: a module with one patch embedding of RGB in it: an image tower of transformers (CLIP, SigLIP, SigLIP 2,
-            BLIP-2, DINOv2, DINOv3, ...), of open_clip, timm or OpenAI's clip, or a model around one. One of this
-            package has the weights already; it is taught the fourth channel and `focus`.
+        tower: a module with one RGB patch embedding in it: an image tower of transformers (CLIP, SigLIP, SigLIP 2,
+            BLIP-2, DINOv2, DINOv3, ...), of open_clip, timm or OpenAI's clip, or a model around one. A tower of this
+            package has alpha weights already, and only learns to take the fourth channel and `focus`.
 
     Returns:
         `tower` itself.
 
     Raises:
-        ValueError: it has no patch embedding of RGB, or several, or one that something has wrapped or reads past, or
-            whose weights are elsewhere (on the meta device, as when they are offloaded), or an alpha channel already.
+        ValueError: it has no RGB patch embedding, or several; the patch embedding is wrapped or bypassed, or its
+            weights are on the meta device, as when they are offloaded; or it has an alpha channel already.
     """
     if found := list(_with_alpha(tower)):
         raise ValueError(f"{type(tower).__name__} has an alpha channel already, in {', '.join(n for n, _ in found)}")
     if own := [module for module in tower.modules() if isinstance(module, OwnTower)]:
         if len(own) > 1:
             raise ValueError(f"{type(tower).__name__} has {len(own)} image towers of this package: pass one of them")
-        setattr(own[0], _HANDLES, [own[0].register_forward_pre_hook(_before_own, with_kwargs=True)])
+        setattr(own[0], _HANDLES, [own[0].register_forward_pre_hook(_read_alpha, with_kwargs=True)])
         return tower
     name, patches = _patch_embedding(tower)
     _check_plain(f"the patch embedding of {type(tower).__name__}, {name},", patches)
@@ -60,11 +60,11 @@ def add_alpha(tower: Tower) -> Tower:
     return tower
 
 
-def remove_alpha(tower: Tower) -> Tower:
-    """Take away what `add_alpha` gave: the tower is as before, with the same weights under the same names.
+def remove_alpha(tower: AnyModule) -> AnyModule:
+    """Undo `add_alpha`: the tower is as before, with the same weights under the same names.
 
     Raises:
-        ValueError: the tower has no alpha channel, or adapters have copies of it.
+        ValueError: the tower has no alpha channel, or adapters hold copies of it.
     """
     name, patches = alpha_of(tower)
     if len(list(_with_alpha(tower))) > 1:
@@ -82,22 +82,22 @@ def remove_alpha(tower: Tower) -> Tower:
 
 @contextmanager
 def focus(tower: nn.Module, alpha: Tensor) -> Iterator[None]:
-    """Hold a mask for a tower while this lasts, for pipelines that make their own pixels:
+    """Within this block, a tower sees its input through a mask, for pipelines that make their own pixels:
     ``with focus(pipe.image_encoder, alpha): pipe(image)``.
 
-    The mask is that of this thread, and of the `contextvars.copy_context` that a new thread is run in; one that is
-    started otherwise sees the whole image. So do the later steps of a generator that a server runs in a fresh context
-    each: do not ``yield`` inside. Where several masks are in focus, the latest counts.
+    The mask holds for this thread, and for new threads that run in a `contextvars.copy_context`; other threads see the
+    whole image. So do the later steps of a generator if a server runs each in a fresh context: do not ``yield`` inside.
+    Where several masks are in focus, the one entered last counts.
 
     Args:
         tower: one with an alpha channel, or a model around it.
-        alpha: (1 or B, 1, H, W) or (1 or B, H, W), of the height and width that the tower sees. Floating:
-            ``(mask - 0.5) / 0.26``; bool: a mask. For packed patches, (1 or B, N, pp).
+        alpha: (1 or B, 1, H, W) or (1 or B, H, W), of the height and width that the tower sees; for packed patches,
+            (1 or B, N, pp). Either floats, ``(mask - 0.5) / 0.26``, or bools, the mask itself.
 
     Raises:
         TypeError: alpha is no tensor of floats or bools.
-        ValueError: the tower has no alpha channel; or alpha has another shape, or does not fit when it is used.
-        RuntimeError: it is left in another context than it was entered in; beside another error, that is a warning.
+        ValueError: the tower has no alpha channel; alpha has another shape, or does not fit the pixels when it is used.
+        RuntimeError: the block is left in another context than it was entered in; during another error, a warning.
     """
     _, patches = alpha_of(tower)
     if not isinstance(alpha, Tensor):
@@ -122,18 +122,18 @@ def has_alpha(tower: nn.Module) -> bool:
 
 
 def alpha_weight(tower: nn.Module) -> Tensor:
-    """Return a tower's alpha weights: (width, 1, p, p), or (width, pp) for packed patches. Errors as in `alpha_of`."""
+    """The alpha weights of a tower, (width, 1, p, p), or (width, pp) for packed patches. Raises as `alpha_of` does."""
     _, patches = alpha_of(tower)
     return patches.conv1_alpha.weight if isinstance(patches, OwnTower) else patches.alpha
 
 
 def alpha_of(tower: nn.Module) -> tuple[str, Patches]:
-    """Return name and module of the patch embedding with alpha in `tower`, or of the tower itself if it is our own.
+    """Name and module of the patch embedding with alpha in `tower`; for a tower of this package, of the tower itself.
 
-    Of the copies that PEFT's `modules_to_save` makes, it is the one in use.
+    Where PEFT's `modules_to_save` has made copies, it is the one in use.
 
     Raises:
-        ValueError: there is none, or several.
+        ValueError: there is none, or there are several.
     """
     idle = {id(module) for copy in _idle_copies(tower) for module in copy.modules()}
     found = [(name, module) for name, module in _with_alpha(tower) if id(module) not in idle]
@@ -153,7 +153,7 @@ def _with_alpha(tower: nn.Module) -> Iterator[tuple[str, Patches]]:
 
 
 def _idle_copies(tower: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules that PEFT keeps beside the one in use: the original, and copies for other adapters."""
+    """Yield the copies out of use: PEFT keeps the original beside a copy for each adapter, and runs one of them."""
     for module in tower.modules():
         copies: Any = getattr(module, "modules_to_save", None)
         if isinstance(copies, nn.ModuleDict):
@@ -184,15 +184,17 @@ def _is_patch_embedding(name: str, module: nn.Module) -> bool:
 
 
 def _packs_by_pixel(parent: nn.Module) -> bool:
-    """Whether `parent` packs pictures of four channels itself, as timm's NaFlexEmbeds; transformers' does not."""
-    return getattr(parent, "is_linear", False) and getattr(parent, "channels_last", True)  # older timm has no choice
+    """Whether it packs pictures itself, pixel by pixel, as timm's NaFlexEmbeds; in transformers, processors pack."""
+    channels_last = getattr(parent, "channels_last", True)  # older versions of timm have no choice
+    return getattr(parent, "is_linear", False) and channels_last
 
 
 def _check_plain(named: str, patches: nn.Conv2d | nn.Linear) -> None:
-    """Raise ValueError for a subclass, another forward or a computed weight, whose effect would be lost."""
-    replaced = "forward" in vars(patches) and not hasattr(patches, "_hf_hook")  # that one moves inputs to a device
-    if type(patches) not in (nn.Conv2d, nn.Linear) or replaced or "weight" not in dict(patches.named_parameters()):
-        changed = " with another forward or a computed weight" if type(patches) in (nn.Conv2d, nn.Linear) else ""
+    """Raise if it is a subclass, or has another forward or a computed weight, which replacing it would lose."""
+    subclass = type(patches) not in (nn.Conv2d, nn.Linear)
+    replaced = "forward" in vars(patches) and not hasattr(patches, "_hf_hook")  # accelerate's only moves the input
+    if subclass or replaced or "weight" not in dict(patches.named_parameters()):
+        changed = "" if subclass else " with another forward or a computed weight"
         raise ValueError(
             f"{named} is {type(patches).__name__}{changed}, expected a plain Conv2d or Linear: add alpha before "
             "anything wraps or quantises it"
@@ -204,20 +206,20 @@ def _check_plain(named: str, patches: nn.Conv2d | nn.Linear) -> None:
         )
 
 
-# Towers such as DINOv2's count the channels before the convolution sees them: they count four, and are given four.
+# Towers such as DINOv2 count channels before the convolution does: they are told four, and always given four.
 
 
 def _count_four(parent: nn.Module) -> None:
     parent.num_channels = 4  # type: ignore[assignment]
-    setattr(parent, _HANDLES, [parent.register_forward_pre_hook(_before, with_kwargs=True)])
+    setattr(parent, _HANDLES, [parent.register_forward_pre_hook(_append_alpha, with_kwargs=True)])
 
 
-def _before(parent: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _append_alpha(parent: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     pixels = args[0] if args else kwargs["pixel_values"]
     if pixels.shape[1] != 3:
         return args, kwargs
     alpha: Tensor | None = None
-    for module in parent.modules():  # several where PEFT has copies of it, all with the same in focus
+    for module in parent.modules():  # PEFT may have several, all with the same mask in focus
         if alpha is None and isinstance(module, AlphaConv2d):
             alpha = focused(module, pixels, pixels.shape[-2:])
     if alpha is None:
@@ -226,8 +228,8 @@ def _before(parent: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return ((pixels, *args[1:]), kwargs) if args else (args, kwargs | {"pixel_values": pixels})
 
 
-def _before_own(visual: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Turn the fourth channel, or the mask in focus, into the argument `alpha` of our own tower."""
+def _read_alpha(visual: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Pass a fourth channel, or the mask in focus, to a tower of this package, which takes alpha as an argument."""
     image, alpha = (*args, kwargs.get("alpha"))[:2] if args else (kwargs["image"], kwargs.get("alpha"))
     if alpha is None:
         if image.shape[-3] == 4:

@@ -1,4 +1,4 @@
-"""Put the Alpha-CLIP authors' weights into others' towers, by module, since names differ by library and version."""
+"""Load the Alpha-CLIP authors' weights into towers of other libraries, matched by module, as names differ."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..model import HEAD_WIDTH, VisionTransformer
 from ..transformer import ResidualAttentionBlock
 from .towers import add_alpha, alpha_weight, has_alpha
 
-Pair = tuple[str, Any, Tensor]  # what it is, the parameter where it goes, what goes there
+Pair = tuple[str, Any, Tensor]  # a description, the parameter to fill, its new values
 
 _PRECISE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Models of transformers in which `visual_projection` is the end of the image tower; in others, it is their own.
+# Model types of transformers whose `visual_projection` is part of the image tower; in others, it is not.
 _PROJECTED = (
     "clip",
     "clip_vision_model",
@@ -37,22 +37,22 @@ def load_alpha_weights(
     *,
     trust: bool = False,
 ) -> nn.Module:
-    """Put the whole image tower of an alpha model, its alpha weights among them, into a CLIP ViT of another library.
+    """Copy the whole image tower of an alpha model, alpha weights included, into a CLIP ViT of another library.
 
     Args:
-        tower: with an alpha channel, or not yet: transformers' `CLIPVisionModel`, `CLIPVisionModelWithProjection`,
+        tower: with or without an alpha channel: transformers' `CLIPVisionModel`, `CLIPVisionModelWithProjection`,
             `CLIPModel` or a model around one of them (LLaVA); open_clip's or OpenAI's CLIP or its image tower; the
-            ViT-L of LAVIS's BLIP-2, which ends before the last blocks and takes the first of these weights.
-        name: the model, and where its alpha weights come from, as `alpha_clip.load` takes them.
+            ViT-L of LAVIS's BLIP-2, which lacks the last blocks and takes the weights of the others.
+        name, alpha_vision_ckpt_pth, trust: as for `alpha_clip.load`.
 
     Returns:
-        `tower`. What it has besides the image tower, and the projection of CLIP's own models, stays as it is.
+        `tower`. Only its image tower has changed, which includes the projection in CLIP's own models.
 
     Raises:
-        IncompatibleCheckpoint: it is another architecture; nothing has been changed then.
-        ValueError: it has several such towers, or its weights are quantised, computed, or elsewhere (on the meta
-            device); likewise.
-        RuntimeError: as `alpha_clip.load`.
+        IncompatibleCheckpoint: the tower has another architecture; nothing was changed.
+        ValueError: there are several such towers, or the weights are quantised, computed or on the meta device;
+            nothing was changed.
+        RuntimeError: as `alpha_clip.load` raises it.
     """
     source = load(name, "cpu", alpha_vision_ckpt_pth=alpha_vision_ckpt_pth, dtype=torch.float32, trust=trust)[0].visual
     return copy_tower(source, tower)
@@ -60,7 +60,7 @@ def load_alpha_weights(
 
 @torch.no_grad()
 def copy_tower(source: VisionTransformer, tower: nn.Module) -> nn.Module:
-    """Do what `load_alpha_weights` does, from a tower that is loaded already."""
+    """Copy a loaded image tower into `tower`, as `load_alpha_weights` does by name, and with the same errors."""
     target, pairs = _clip_tower(tower, source)
     if unlike := [f"{what} is {_kind(to)}" for what, to, _ in pairs if not _is_plain(to)]:
         raise ValueError(
@@ -88,7 +88,7 @@ def copy_tower(source: VisionTransformer, tower: nn.Module) -> nn.Module:
 
 
 def _is_plain(weight: Any) -> bool:
-    """Whether a copy into the weight stays as it is: not in a quantised one, which only its type may tell."""
+    """Whether values can be copied into it. That it is quantised may show in its type alone."""
     return type(weight) is nn.Parameter and weight.dtype in _PRECISE
 
 
@@ -105,13 +105,13 @@ _TRANSFORMERS = ("pre_layrnorm", "embeddings", "encoder", "post_layernorm")
 
 
 def _clip_tower(tower: nn.Module, source: VisionTransformer) -> tuple[nn.Module, list[Pair]]:
-    """Return the one CLIP ViT in `tower`, and the pairs of its parameters and weights of `source`.
+    """The only CLIP ViT in `tower`, and the pairs that copy `source` into it.
 
     Raises:
         IncompatibleCheckpoint: there is none.
         ValueError: there are several.
     """
-    found: dict[int, tuple[str, nn.Module]] = {}  # by their first norm: what wraps a tower may pass on its attributes
+    found: dict[int, tuple[str, nn.Module]] = {}  # by first norm: wrappers may expose what they wrap
     for name, module in tower.named_modules():
         for parts in (_OPENAI, _TRANSFORMERS):
             if all(hasattr(module, part) for part in parts):
@@ -138,9 +138,9 @@ def _projection(model: nn.Module, tower: nn.Module) -> Any:
 
 
 def _openai_pairs(source: VisionTransformer, target: Any) -> Iterator[Pair]:
-    """Pair parameters by OpenAI's names, which open_clip and LAVIS use too; BLIP-2's ViT-L ends after 21 blocks."""
+    """Pairs for a tower in OpenAI's names: open_clip's, or that of LAVIS's BLIP-2, whose ViT-L has 21 blocks."""
     blocks, cut = target.transformer.resblocks, not hasattr(target, "ln_post")
-    quick = _activation(blocks[0].mlp)
+    quick = _is_quick(blocks[0].mlp)
     _check(source, len(blocks), blocks[0].attn.num_heads, quick, "open_clip: ...-quickgelu", cut)
     _check_norms(source, target)
     if (pool := getattr(target, "pool_type", "tok")) != "tok":
@@ -168,14 +168,14 @@ def _transformers_pairs(source: VisionTransformer, target: Any, projection: Any)
     _check_norms(source, target)
     embeddings = target.embeddings
     yield "class embedding", embeddings.class_embedding, source.class_embedding
-    yield "patch embedding", _of(embeddings.patch_embedding), source.conv1.weight
-    yield "positions", _of(embeddings.position_embedding), source.positional_embedding
+    yield "patch embedding", _parameter(embeddings.patch_embedding), source.conv1.weight
+    yield "positions", _parameter(embeddings.position_embedding), source.positional_embedding
     yield from _module("first norm", target.pre_layrnorm, source.ln_pre)  # sic
     yield from _module("last norm", target.post_layernorm, source.ln_post)
     for i, (layer, block) in enumerate(zip(layers, source.transformer.blocks, strict=True)):
         yield from _block(f"block {i}", layer, block)
     if projection is not None and source.proj is not None:
-        yield "projection", _of(projection), source.proj.T
+        yield "projection", _parameter(projection), source.proj.T
 
 
 def _block(name: str, layer: Any, block: ResidualAttentionBlock) -> Iterator[Pair]:
@@ -186,8 +186,8 @@ def _block(name: str, layer: Any, block: ResidualAttentionBlock) -> Iterator[Pai
         strict=True,
     ):
         linear = getattr(layer.self_attn, part)
-        yield f"{name} {part}", _of(linear), weight
-        yield f"{name} {part} bias", _of(linear, "bias"), bias
+        yield f"{name} {part}", _parameter(linear), weight
+        yield f"{name} {part} bias", _parameter(linear, "bias"), bias
     yield from _module(f"{name} output", layer.self_attn.out_proj, block.attn.out_proj)
     yield from _module(f"{name} norm 1", layer.layer_norm1, block.ln_1)
     yield from _module(f"{name} norm 2", layer.layer_norm2, block.ln_2)
@@ -196,20 +196,20 @@ def _block(name: str, layer: Any, block: ResidualAttentionBlock) -> Iterator[Pai
 
 
 def _module(name: str, target: Any, source: Any) -> Iterator[Pair]:
-    yield name, _of(target), source.weight
-    yield f"{name} bias", _of(target, "bias"), source.bias
+    yield name, _parameter(target), source.weight
+    yield f"{name} bias", _parameter(target, "bias"), source.bias
 
 
-def _of(module: Any, name: str = "weight") -> Any:
-    return getattr(module, name, None)  # modules of quantised weights have other names
+def _parameter(module: Any, name: str = "weight") -> Any:
+    return getattr(module, name, None)  # quantised modules have other names for it
 
 
-def _activation(mlp: Any) -> bool:
+def _is_quick(mlp: Any) -> bool:
     return any("quickgelu" in type(module).__name__.lower() for module in mlp.modules())
 
 
 def _check(source: VisionTransformer, layers: int, heads: int, quick: bool, remedy: str, cut: bool = False) -> None:
-    """Raise unless blocks, heads and activation are the weights' own; a tower that is `cut` may have fewer blocks."""
+    """Check what shapes do not show. A tower that is `cut` may have fewer blocks than `source`, but not more."""
     depth, width = len(source.transformer.blocks), source.conv1.out_channels
     if (min(layers, depth) if cut else depth, width // HEAD_WIDTH) != (layers, heads):
         raise IncompatibleCheckpoint(
@@ -227,7 +227,7 @@ def _check_norms(source: VisionTransformer, target: nn.Module) -> None:
 
 
 def _check_parts(module: nn.Module, expected: Collection[str]) -> None:
-    """Raise unless `module` has exactly the expected parts with parameters; those of adapters lie deeper."""
+    """Raise unless exactly the expected parts of `module` hold parameters; those of adapters lie deeper."""
     parts = {name for name, _ in module.named_parameters(recurse=False)}
     parts |= {name for name, part in module.named_children() if any(True for _ in part.parameters())}
     if odd := sorted(parts ^ set(expected)):

@@ -23,10 +23,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     region.add_arguments(parser)
     speakers.add_arguments(parser)
-    parser.add_argument("--next", action="store_true", help="LLaVA-Next, at small size")
+    parser.add_argument("--next", action="store_true", help="use LLaVA-Next for the small model")
     parser.add_argument("--question", default="what is in this picture?")
     args = parser.parse_args(argv)
-    with region.told_in_a_line(parser):
+    with region.one_line_errors(parser):
         image, mask = region.read(parser, args)
         model, prepare = speakers.load(args, small.llava_next if args.next else small.llava)
         text = speakers.question(prepare, args.question)

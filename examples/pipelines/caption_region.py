@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     region.add_arguments(parser)
     speakers.add_arguments(parser)
-    parser.add_argument("--prompt", default="a picture", help="how captions begin")
+    parser.add_argument("--prompt", default="a picture", help="the beginning of each caption")
     args = parser.parse_args(argv)
-    with region.told_in_a_line(parser):
+    with region.one_line_errors(parser):
         image, mask = region.read(parser, args)
         model, prepare = speakers.load(args, small.blip2_with_clip)
         for name, caption in speakers.answers(model, prepare, image, mask, args.prompt, args.tokens):

@@ -1,4 +1,4 @@
-"""The picture, and the region of it, that the command line of an example names."""
+"""The command-line options of the examples that name a picture and a region of it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from alpha_clip.transforms import read as read_masks
 from alpha_clip.transforms import upright
 
 NONSENSE = (
-    "At small size only the image tower has learned something. All else is random: that its words or pixels change is "
-    "the point, not what they are."
+    "At small size only the image tower is trained, and everything else is random: the point is that words or pixels "
+    "change, not what they are."
 )
 
 _ASSETS = Path(str(files("alpha_clip"))) / "assets"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", type=Path, help="a picture; without it, the one in the package")
-    parser.add_argument("--mask", type=Path, help="a picture of the mask, white where to look")
-    parser.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="in place of a mask")
+    parser.add_argument("--image", type=Path, help="a picture [the sample in the package]")
+    parser.add_argument("--mask", type=Path, help="the mask as a picture, white where to look")
+    parser.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="a box instead of a mask")
 
 
 def count(text: str) -> int:
@@ -39,7 +39,7 @@ def count(text: str) -> int:
 
 
 def read(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Image.Image, np.ndarray]:
-    """An upright RGB picture, and a mask of its size: floats from 0 to 1, or bools."""
+    """Return an upright RGB picture, and a mask of its size: floats from 0 to 1, or bools."""
     if args.image is None:
         if args.mask or args.box:
             parser.error("--mask and --box belong to a picture: give --image too")
@@ -55,13 +55,13 @@ def read(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Ima
 
 
 def rest(mask: np.ndarray) -> np.ndarray | None:
-    """All but the region, or None: nothing else is in the picture."""
+    """The mask of everything but the region; None if the region is the whole picture."""
     others: np.ndarray = 1.0 - mask
     return others if others.max() >= 0.5 else None
 
 
 def check_alpha(model: torch.nn.Module, name: str) -> None:
-    """Complain of alpha weights of zero, which make no difference between masks."""
+    """Raise if all alpha weights are zero, since then no mask changes anything."""
     if not alpha_weight(model).any():
         raise ValueError(
             f"{name} holds no alpha weights, and without any a mask changes nothing: name some that fit, such as "
@@ -70,8 +70,8 @@ def check_alpha(model: torch.nn.Module, name: str) -> None:
 
 
 @contextmanager
-def told_in_a_line(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """What is wrong with a file, a name or a region ends the command with one line."""
+def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """End the command with a one-line message if a file, a name or a region is wrong."""
     try:
         yield
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:

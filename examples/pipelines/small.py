@@ -1,7 +1,7 @@
-"""Pipelines of transformers and diffusers at a small size, made here and offline: real classes, random weights.
+"""Small pipelines of transformers and diffusers, built offline from their real classes with random weights.
 
-Only their image tower has learned something: it is that of the package's `tiny` model, without its alpha weights. All
-else is random, so that the pipelines react to a picture and talk nonsense about it.
+Only the image tower is trained: it is that of the package's `tiny` model, without alpha weights. Everything else is
+random, so the pipelines react to a picture but talk nonsense about it.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def vision_config() -> CLIPVisionConfig:
 
 
 def with_plain_tower(model: nn.Module) -> Any:
-    """`model` with the base of `tiny` in its image tower: plain CLIP, no alpha."""
+    """Put the base of `tiny`, plain CLIP without alpha, into the image tower of `model`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that this one ignores masks
+        warnings.simplefilter("ignore")  # that this model ignores masks
         base, _ = alpha_clip.load("tiny", "cpu", alpha_vision_ckpt_pth=None)
     return remove_alpha(copy_tower(base.visual, model)).eval()
 
@@ -70,7 +70,7 @@ def image_processor() -> CLIPImageProcessor:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A word is a token."""
+    """A tokenizer with one token for each word."""
     words = [*_SPECIAL.values(), "<image>", *_WORDS]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -88,7 +88,7 @@ def llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]
 
 
 def llava_next(seed: int = 0) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
-    """LLaVA-Next (1.6): the picture as a whole, and in tiles."""
+    """LLaVA-Next (1.6), which sees the whole picture and tiles of it."""
     torch.manual_seed(seed)
     words = tokenizer()
     model = LlavaNextForConditionalGeneration(LlavaNextConfig(**_llava(words), image_grid_pinpoints=_TILES))
@@ -116,7 +116,7 @@ def _llava(words: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def blip2(seed: int = 0) -> tuple[Blip2ForConditionalGeneration, Blip2Processor]:
-    """BLIP-2 with OPT, and with EVA's tower, as those on the Hub have; this one is random too."""
+    """BLIP-2 with OPT and EVA's tower, as on the Hub; here the tower is random too."""
     torch.manual_seed(seed)
     words = tokenizer()
     vision = {"image_size": SIDE, "patch_size": PATCH, "hidden_size": WIDTH, "num_attention_heads": 2}
@@ -125,7 +125,7 @@ def blip2(seed: int = 0) -> tuple[Blip2ForConditionalGeneration, Blip2Processor]
     text = _TEXT | {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.4}
     text |= {"vocab_size": len(words), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = Blip2Config(
-        vision_config=vision | sizes | {"initializer_range": 0.1},  # by default it is 1e-10: blind
+        vision_config=vision | sizes | {"initializer_range": 0.1},  # the default of 1e-10 would make it blind
         qformer_config=former,
         text_config=text,
         num_query_tokens=QUERIES,
@@ -138,7 +138,7 @@ def blip2(seed: int = 0) -> tuple[Blip2ForConditionalGeneration, Blip2Processor]
 
 
 def blip2_with_clip(seed: int = 0) -> tuple[Blip2ForConditionalGeneration, Blip2Processor]:
-    """BLIP-2 with CLIP's tower, as one of LAVIS has (with ViT-L)."""
+    """BLIP-2 with CLIP's tower, as in one of LAVIS's models (with ViT-L)."""
     model, processor = blip2(seed)
     model.vision_model = with_plain_tower(CLIPVisionModel(vision_config()))
     return model, processor
@@ -194,7 +194,7 @@ def _text_encoder() -> dict[str, Any]:
 
 
 def image_variation(seed: int = 0) -> Any:
-    """Stable Diffusion, image variation: the picture's feature in the place of a text."""
+    """Stable Diffusion image variation, conditioned on the picture's feature instead of a text."""
     from diffusers import StableDiffusionImageVariationPipeline
 
     torch.manual_seed(seed)
@@ -210,7 +210,7 @@ def image_variation(seed: int = 0) -> Any:
 
 
 def unclip(seed: int = 0) -> Any:
-    """Stable UnCLIP, image to image: the picture's feature, noised, beside a text."""
+    """Stable UnCLIP image to image, conditioned on the picture's noised feature and a text."""
     from diffusers import DDPMScheduler, StableUnCLIPImg2ImgPipeline
     from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
@@ -246,19 +246,19 @@ def stable_diffusion(seed: int = 0) -> Any:
 
 
 def adapter(pipe: Any, *, plus: bool = False) -> dict[str, dict[str, torch.Tensor]]:
-    """Random weights of an IP-Adapter in the names of its files; `plus` sees tokens, not the feature alone."""
+    """Random weights of an IP-Adapter, named as in its files. `plus` reads tokens instead of the pooled feature."""
     crossing = [name for name in pipe.unet.attn_processors if name.endswith("attn2.processor")]
     context = pipe.unet.config.cross_attention_dim
     attention: dict[str, torch.Tensor] = {}
     for name in crossing:
         width = pipe.unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
-        number = 1 + 2 * crossing.index(name)  # they are numbered with those of self-attention between them
+        number = 1 + 2 * crossing.index(name)  # self-attention layers are numbered too, and lie between
         attention |= {f"{number}.{part}_ip.weight": torch.randn(width, context) for part in ("to_k", "to_v")}
     return {"image_proj": _resampler(context) if plus else _projection(context), "ip_adapter": attention}
 
 
 def ip_adapter(seed: int = 0, *, plus: bool = False) -> Any:
-    """Stable Diffusion with an IP-Adapter: the picture beside a text."""
+    """Stable Diffusion with an IP-Adapter, conditioned on a picture and a text."""
     pipe = stable_diffusion(seed)
     pipe.load_ip_adapter(adapter(pipe, plus=plus), subfolder="", weight_name="")
     return pipe

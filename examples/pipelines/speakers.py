@@ -1,4 +1,4 @@
-"""Models that say something about a picture: LLaVA, LLaVA-Next, BLIP-2; loaded with an alpha channel, and asked."""
+"""Load LLaVA, LLaVA-Next or BLIP-2 with an alpha channel, and ask them about a picture."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from alpha_clip.errors import IncompatibleCheckpoint
 from alpha_clip.integrations import ProcessorWithMask, from_pretrained, load_alpha_weights, processor_with_mask
 from alpha_clip.transforms import RegionLost
 
-NOT_ASKED = "not asked"  # in place of an answer
+NOT_ASKED = "not asked"  # begins what stands in place of an answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="on the Hub, or a folder; without it, a small one with random weights")
-    parser.add_argument("--alpha", help="tag of alpha weights; without it, those in the folder that --model is")
-    parser.add_argument("--weights", default="ViT-L/14@336px", help="of which model --alpha is a tag")
+    parser.add_argument("--model", help="a model on the Hub or in a folder [a small one with random weights]")
+    parser.add_argument("--alpha", help="a tag of alpha weights [those in the folder of --model]")
+    parser.add_argument("--weights", default="ViT-L/14@336px", help="the model that --alpha is a tag of")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tokens", type=region.count, default=12, help="of an answer, at most")
+    parser.add_argument("--tokens", type=region.count, default=12, help="the most tokens of an answer")
 
 
 def load(args: argparse.Namespace, small: Callable[[], tuple[Any, Any]]) -> tuple[Any, ProcessorWithMask]:
-    """A model from the Hub or a folder, or else the small one, with alpha weights; its processor, which takes masks."""
+    """Load the model, or else the small one, with alpha weights, and its processor, which takes masks."""
     if args.model is None:
         print(region.NONSENSE)
         made, plain_processor = small()
@@ -53,7 +53,7 @@ def processor(args: argparse.Namespace) -> ProcessorWithMask:
 
 
 def swap(model: Any, weights: str, alpha: str) -> None:
-    """Put Alpha-CLIP's image tower in the place of the model's, or end with the reason why it does not fit."""
+    """Give the model Alpha-CLIP's image tower, or exit with the reason why it does not fit."""
     try:
         load_alpha_weights(model, weights, alpha)
     except IncompatibleCheckpoint as error:
@@ -61,7 +61,7 @@ def swap(model: Any, weights: str, alpha: str) -> None:
 
 
 def question(prepare: ProcessorWithMask, text: str) -> str:
-    """`text` about a picture, in the form that a model for conversations expects; BLIP-2 is none."""
+    """The question as a prompt with a picture, in the model's chat format if it has one; BLIP-2 has none."""
     if getattr(prepare, "chat_template", None) is None:
         return text
     content = [{"type": "image"}, {"type": "text", "text": text}]
@@ -72,12 +72,12 @@ def question(prepare: ProcessorWithMask, text: str) -> str:
 def say(
     model: Any, prepare: ProcessorWithMask, image: Image.Image, mask: np.ndarray | None, text: str, tokens: int
 ) -> tuple[str, Tensor]:
-    """What the model says, and its logits for the first word of it, (V,)."""
+    """Return the model's answer, and its logits for the first word of it, (V,)."""
     inputs = prepare(image, mask, text=text).to(model.device, model.dtype)
     first = model(**inputs).logits[0, -1]
     said = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)[0]
     asked = inputs["input_ids"][0]
-    if torch.equal(said[: len(asked)], asked):  # BLIP-2 with T5 leaves it out
+    if torch.equal(said[: len(asked)], asked):  # all but BLIP-2 with T5 repeat the question
         said = said[len(asked) :]
     return prepare.tokenizer.decode(said, skip_special_tokens=True).strip(), first
 
@@ -85,7 +85,7 @@ def say(
 def answers(
     model: Any, prepare: ProcessorWithMask, image: Image.Image, mask: np.ndarray, text: str, tokens: int
 ) -> Iterator[tuple[str, str]]:
-    """What is looked at, and what the model says of it."""
+    """Yield what the model looks at, and its answer."""
     yield "whole picture", say(model, prepare, image, None, text, tokens)[0]
     for name, where in (("the region", mask), ("all but it", region.rest(mask))):
         if where is None:

@@ -1,4 +1,4 @@
-"""Swap CLIP for Alpha-CLIP in a pipeline that captions, and measure what changes.
+"""Swap CLIP for Alpha-CLIP in a captioning pipeline, and measure what changes.
 
 python examples/pipelines/swap_clip.py  # a small BLIP-2 with CLIP's tower, offline, on drawn scenes
 
@@ -31,7 +31,7 @@ from alpha_clip.scenes import draw_scene
 
 @dataclass(frozen=True)
 class Look:
-    """What a model makes of a picture."""
+    """What a model computes from a picture."""
 
     tokens: Tensor  # (tiles, N, width), patches only, of the last block but one
     caption: str
@@ -42,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     region.add_arguments(parser)
     speakers.add_arguments(parser)
-    parser.add_argument("--pictures", type=region.count, default=20, help="drawn scenes, where no --image is given")
+    parser.add_argument("--pictures", type=region.count, default=20, help="the number of drawn scenes, without --image")
     parser.add_argument("--prompt", default="what is in this picture?")
     args = parser.parse_args(argv)
     if args.model and args.alpha is None:
         parser.error("which weights go in? give --alpha")
-    with region.told_in_a_line(parser):
+    with region.one_line_errors(parser):
         measure(parser, args)
 
 
@@ -77,7 +77,7 @@ def measure(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def scenes(count: int) -> list[tuple[Image.Image, np.ndarray]]:
-    """Drawn scenes of two objects or three, and the mask of one of them."""
+    """Drawn scenes of two or three objects, each with the mask of one."""
     drawn = [draw_scene(seed, 96, objects=(2, 3)) for seed in range(count)]
     return [(Image.fromarray(scene.image), scene.regions[0].mask) for scene in drawn]
 
@@ -103,14 +103,14 @@ def look(
 
 
 def patches_inside(model: Any, prepare: ProcessorWithMask, image: Image.Image, mask: np.ndarray, text: str) -> Tensor:
-    """Which patches are at least half in the mask, (tiles, N)."""
+    """Whether each patch is at least half inside the mask, (tiles, N)."""
     alpha = pixels_of(model, prepare, image, mask, text)[:, 3:]
     patch = tower(model).config.patch_size
     return F.avg_pool2d(alpha.float(), patch).flatten(1) >= 0
 
 
 def table(before: list[Look], whole: list[Look], masked: list[Look], inside: list[Tensor]) -> str:
-    """Rows of cosines between patch tokens, and of captions and logits, against the plain tower's."""
+    """A table that compares patch tokens, captions and logits with those of the plain tower."""
 
     def cosines(looks: list[Look], where: list[Tensor]) -> str:
         rows = [F.cosine_similarity(a.tokens, b.tokens, dim=-1) for a, b in zip(before, looks, strict=True)]
@@ -134,7 +134,7 @@ def table(before: list[Look], whole: list[Look], masked: list[Look], inside: lis
     }
     lines = [f"| {name} | {cosines(whole, where)} | {cosines(masked, where)} |" for name, where in places.items()]
     lines += [
-        f"| captions that are others | {captions(whole)} | {captions(masked)} |",
+        f"| captions that differ | {captions(whole)} | {captions(masked)} |",
         f"| change of a logit of the first word, in standard deviations | {logits(whole)} | {logits(masked)} |",
     ]
     return "\n".join(["| against the plain tower | alpha = 1 | with a mask |", "|---|---|---|", *lines])
@@ -146,13 +146,13 @@ def shown(before: list[Look], whole: list[Look], masked: list[Look]) -> list[str
 
 
 def architecture(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
-    """Types of the modules, and shapes of the weights, by name."""
+    """The type of each module and the shape of each weight, by name."""
     modules = {name: type(module).__name__ for name, module in model.named_modules()}
     return modules, {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def changes(modules: dict[str, str], keys: dict[str, tuple[int, ...]], model: nn.Module) -> list[str]:
-    """What differs from an earlier `architecture`, a line each."""
+    """A line for each difference from an earlier `architecture`."""
     new_modules, new_keys = architecture(model)
     lines = [
         f"- module {name}: {modules.get(name, 'none')} -> {new_modules.get(name, 'none')}"

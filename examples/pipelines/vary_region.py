@@ -1,4 +1,4 @@
-"""Make new pictures after a region of one: SD image variation, Stable UnCLIP, IP-Adapter.
+"""Make new pictures from a region of one, with SD image variation, Stable UnCLIP or an IP-Adapter.
 
 python examples/pipelines/vary_region.py                # small and offline: it shows the mechanism, and paints noise
 python examples/pipelines/vary_region.py --kind unclip  # ... or ip-adapter
@@ -43,7 +43,7 @@ SMALL = {"variation": small.image_variation, "unclip": small.unclip, "ip-adapter
 
 
 def load(args: argparse.Namespace) -> Any:
-    """A pipeline from the Hub or a folder, with alpha weights."""
+    """Load a pipeline from the Hub or a folder, with alpha weights."""
     cls = CLASSES[args.kind]
     if args.alpha is None:
         pipe: Any = from_pretrained(cls, args.model)
@@ -62,7 +62,7 @@ def load(args: argparse.Namespace) -> Any:
 def vary(
     pipe: Any, kind: str, image: Image.Image, mask: np.ndarray | None, *, prompt: str, steps: int, seed: int
 ) -> Image.Image:
-    """A picture after `image`, of which the pipeline sees what `mask` says, or all of it."""
+    """Make a new picture from the part of `image` inside `mask`, or from all of it."""
     options: dict[str, Any] = {"ip_adapter_image" if kind == "ip-adapter" else "image": image}
     if kind != "variation":
         options["prompt"] = prompt
@@ -73,7 +73,7 @@ def vary(
 
 
 def as_seen(pipe: Any, image: Image.Image, mask: np.ndarray) -> torch.Tensor:
-    """The mask where the pipeline's own pixels will be, (1, 1, H, W)."""
+    """The mask as alpha that lines up with the pipeline's own pixels, (1, 1, H, W)."""
     pixels: torch.Tensor = processor_with_mask(pipe.feature_extractor)(image, mask)["pixel_values"]
     return pixels[:, 3:]
 
@@ -82,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     region.add_arguments(parser)
     parser.add_argument("--kind", choices=sorted(CLASSES), default="variation")
-    parser.add_argument("--model", help="on the Hub, or a folder; without it, a small one with random weights")
-    parser.add_argument("--alpha", help="tag of alpha weights; without it, those in the folder that --model is")
-    parser.add_argument("--weights", default="ViT-L/14", help="of which model --alpha is a tag")
+    parser.add_argument("--model", help="a pipeline on the Hub or in a folder [a small one with random weights]")
+    parser.add_argument("--alpha", help="a tag of alpha weights [those in the folder of --model]")
+    parser.add_argument("--weights", default="ViT-L/14", help="the model that --alpha is a tag of")
     parser.add_argument("--adapter", default="h94/IP-Adapter", help="for --kind ip-adapter")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--prompt", default="a photo")
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("vary_region.png"))
     args = parser.parse_args(argv)
-    with region.told_in_a_line(parser):
+    with region.one_line_errors(parser):
         draw(parser, args)
 
 
@@ -113,13 +113,13 @@ def draw(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         print("the region is the whole picture: there is nothing but it")
     made = [vary(pipe, args.kind, image, where, **options) for where in regions.values()]
     change = np.abs(np.asarray(made[0], float) - np.asarray(whole, float)).mean()
-    print(f"after the region and after the whole picture, pixels differ by {change:.1f} of 255")
+    print(f"pictures made from the region and from the whole picture differ by {change:.1f} of 255 a pixel")
     sheet(image, [whole, *made]).save(args.out)
-    print(f"the picture, then after the whole of it, {', '.join(f'after {name}' for name in regions)}: {args.out}")
+    print(f"the picture, then one made from each of: all of it, {', '.join(regions)}: {args.out}")
 
 
 def sheet(image: Image.Image, made: list[Image.Image], side: int = 256) -> Image.Image:
-    """Pictures side by side."""
+    """Put pictures side by side."""
     canvas = Image.new("RGB", (side * (1 + len(made)), side), "white")
     for i, picture in enumerate([image, *made]):
         canvas.paste(picture.resize((side, side)), (side * i, 0))
