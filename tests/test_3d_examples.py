@@ -1,4 +1,4 @@
-"""Shaping a volume after a text, and the grid of patches for Point-E."""
+"""Shaping a volume after a text, the grid of patches for Point-E, and labels."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""An alpha channel for the towers of transformers, open_clip, timm and OpenAI's clip, at small random sizes."""
+"""An alpha channel in small random towers of transformers, open_clip, timm and OpenAI's clip."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def left(count: int = 2) -> torch.Tensor:
 
 
 def wake(tower: nn.Module) -> nn.Module:
-    """Alpha weights that are not zero."""
+    """Set alpha weights that are not zero."""
     with torch.no_grad():
         alpha_weight(tower).normal_(std=0.05, generator=torch.Generator().manual_seed(1))
     return tower
@@ -287,7 +287,7 @@ def naflex(**settings) -> nn.Module:
 @torch.no_grad()
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_a_tower_that_packs_pictures_of_four_channels_finds_alpha_in_each(channels_last):
-    """timm's packs a pixel's channels side by side, or channel by channel; a convolution is the oracle."""
+    """timm packs pixel by pixel, or channel by channel; a convolution is the oracle."""
     tower = naflex() if channels_last else naflex(patchify_channels_last=False)
     before, masked = tower(pixels()), torch.cat([pixels(), left()], dim=1)
     add_alpha(tower)
@@ -323,7 +323,7 @@ def test_a_patch_embedding_whose_weight_is_read_past_it_is_refused():
 
 @torch.no_grad()
 def test_a_padded_convolution_sees_the_edges_of_a_mask_as_those_of_the_picture():
-    """As the first of a ResNet: a convolution of four channels, zeros around."""
+    """The oracle is a convolution of four channels with zeros around, like the first of a ResNet."""
     tower = wake(add_alpha(nn.Sequential(nn.Conv2d(3, WIDTH, 3, stride=2, padding=1, dilation=2))))
     conv = tower[0]
     four = nn.Conv2d(4, WIDTH, 3, stride=2, padding=1, dilation=2)
@@ -337,7 +337,7 @@ def test_a_padded_convolution_sees_the_edges_of_a_mask_as_those_of_the_picture()
 @torch.no_grad()
 @pytest.mark.parametrize("wrong", [False, True])
 def test_a_mask_is_for_one_picture_of_a_tower_that_counts_channels(wrong):
-    """... also where a call fails: the fourth channel is in focus for that call alone."""
+    """The fourth channel is in focus for one call alone, even if that call fails."""
     tower = wake(add_alpha(made("dinov2")))
     whole = seen(tower, pixels())
     if wrong:
@@ -515,7 +515,7 @@ def steps(tower: nn.Module, mask: torch.Tensor, count: int = 2) -> Iterator[torc
 
 
 def stepped(steps: Iterator[torch.Tensor]) -> list[torch.Tensor]:
-    """As a server does it: each step in a thread, and in a fresh copy of the context."""
+    """Run each step in a thread and a fresh copy of the context, as a server does."""
 
     async def run() -> list[torch.Tensor]:
         found = []
@@ -553,7 +553,7 @@ def test_a_block_left_elsewhere_hides_no_other_error_and_leaves_no_mask():
             raise KeyError("mine")
 
     generator = fails()
-    next(generator)  # in this context, and the rest in a copy, which has the mask too
+    next(generator)  # entered in this context, and left in a copy that has the mask too
     with pytest.warns(UserWarning, match=left_elsewhere) as caught, pytest.raises(KeyError, match="mine"):
         contextvars.copy_context().run(next, generator)
     assert caught[0].filename == __file__
@@ -620,7 +620,7 @@ def test_the_tower_of_another_library_sees_as_ours_does(name):
 
 @torch.no_grad()
 def test_the_tower_of_openai_s_clip_sees_as_ours_does(monkeypatch):
-    shim = ModuleType("pkg_resources")  # which it imports, and today's setuptools no longer has
+    shim = ModuleType("pkg_resources")  # imported by clip, but gone from today's setuptools
     shim.packaging = packaging
     monkeypatch.setitem(sys.modules, "pkg_resources", shim)
     clip = pytest.importorskip("clip.model", reason='pip install "alpha-clip[bench]"')
@@ -633,7 +633,7 @@ def test_the_tower_of_openai_s_clip_sees_as_ours_does(monkeypatch):
 
 
 class CutTower(nn.Module):
-    """Laid out as the ViT-L in LAVIS's BLIP-2: OpenAI's names, no block after the last that is used, no norm there."""
+    """The layout of the ViT-L in LAVIS's BLIP-2: OpenAI's names, without the unused last blocks and the last norm."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()
@@ -771,7 +771,7 @@ def test_alpha_comes_from_the_files_that_the_model_comes_from(tmp_path):
     tower = wake(add_alpha(made("clip_vision")))
     tower.save_pretrained(tmp_path / "sub", max_shard_size="100KB")
     alpha_weight(tower).data *= 2
-    tower.save_pretrained(tmp_path / "sub")  # whole; of the shards, the index stays
+    tower.save_pretrained(tmp_path / "sub")  # one file, while the index of the shards stays
     alpha_weight(tower).data *= 2
     tower.save_pretrained(tmp_path / "sub", variant="fp16")
     alpha_weight(tower).data *= 2
@@ -824,7 +824,7 @@ def photo(width: int = 80, height: int = 48) -> Image.Image:
 
 
 def test_the_mask_goes_the_way_of_the_picture():
-    """A picture of its own mask, made as the processor makes it, is where the mask says."""
+    """If the picture shows its own mask, its processed pixels equal the processed mask."""
     processor = transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SIDE)
     mask = np.zeros((48, 80), bool)
     mask[10:30, 20:50] = True
@@ -877,7 +877,7 @@ def test_a_mask_that_the_crop_takes_away_is_refused():
 
 
 def test_options_of_the_processor_move_the_mask_too():
-    """... but leave its values alone."""
+    """Options that scale colours must not change the mask's values."""
     mask = np.zeros((48, 80), bool)
     mask[:, :40] = True
     plain = transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SIDE)
@@ -922,7 +922,7 @@ def test_packed_pixels_are_followed_by_packed_masks():
     assert patches.shape == (1, 16, 4 * PATCH**2)
     alpha = patches[0, :, 3 * PATCH**2 :].mean(-1).reshape(4, 4)
     assert (alpha[0] > 1.8).all() and (alpha[3] < -1.8).all()
-    fine = np.random.default_rng(0).random((64, 64)) > 0.5  # other in each pixel of a patch
+    fine = np.random.default_rng(0).random((64, 64)) > 0.5  # different in each pixel of a patch
     white = Image.fromarray(np.where(fine, 255, 0).astype(np.uint8)).convert("RGB")
     own = processor_with_mask(processor)(white, fine)["pixel_values"]
     red, mask_of_red = own[..., : 3 * PATCH**2 : 3] * 0.5 + 0.5, own[..., 3 * PATCH**2 :] * 0.26 + 0.5

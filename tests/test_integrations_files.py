@@ -1,4 +1,4 @@
-"""Alpha from folders, by the options that the libraries' own `from_pretrained` takes."""
+"""Alpha weights from folders, under the options of the libraries' own `from_pretrained`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers", reason='pip install "alpha-cl
 
 
 def test_alpha_comes_from_the_format_that_is_asked_for(tmp_path):
-    """The folder holds others in each."""
+    """The two formats in the folder hold different weights."""
     tower = wake(add_alpha(made("clip_vision")))
     tower.save_pretrained(tmp_path)
     expected = alpha_weight(tower).detach().clone()
@@ -60,7 +60,7 @@ def plain_encoder(small):
 
 def encoder(small):
     tower = wake(add_alpha(plain_encoder(small)))
-    alpha_weight(tower).data *= 2  # others than the pipeline's
+    alpha_weight(tower).data *= 2  # different from the pipeline's
     return tower
 
 
@@ -95,7 +95,7 @@ def test_a_part_that_is_passed_without_alpha(small, tmp_path):
 
 
 def test_a_part_that_the_folder_has_not(small, tmp_path):
-    """As the encoder of an IP-Adapter, which many a folder of Stable Diffusion is without."""
+    """Many Stable Diffusion folders lack the image encoder that an IP-Adapter needs."""
     pipe = small.stable_diffusion()
     kind = type(pipe)
     pipe.register_modules(image_encoder=None)

@@ -1,4 +1,4 @@
-"""Masks through processors that pad with a colour, choose sizes of their own, or are given turned pictures."""
+"""Masks sent through processors that pad with a colour, choose their own sizes, or get rotated or nested pictures."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_packed_padding_is_background():
 
 @pytest.mark.parametrize("offset", [False, True])
 def test_values_are_a_mask_s_or_it_is_refused(offset):
-    """EfficientNet's divides by the deviation twice, and may shift by one."""
+    """EfficientNet's processor divides by the deviation twice, and may shift values by one."""
     mask = np.zeros((40, 80), bool)
     mask[:, :40] = True
     made_with = processor_with_mask(
@@ -111,7 +111,7 @@ def changed(change) -> Odd:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda p: torch.nn.functional.pad(p[..., 2:-2], (2, 2), value=0.5),  # a colour that is nowhere to be set
+        lambda p: torch.nn.functional.pad(p[..., 2:-2], (2, 2), value=0.5),  # pads with a colour that is no attribute
         lambda p: p.mean(dim=1, keepdim=True).expand_as(p),  # to grey
         lambda p: p * 2,
         lambda p: p - 0.5,
@@ -169,7 +169,7 @@ def tokenizer():
 
 @pytest.mark.parametrize(("patch", "count"), [(16, 16), (8, 256), (16, 256)])
 def test_a_processor_with_sizes_of_its_own_gives_the_mask_those(patch, count):
-    """That of SigLIP 2 overrides its image processor's."""
+    """SigLIP 2's processor overrides the sizes of its image processor."""
     of_images = image_processor("Siglip2ImageProcessor", patch_size=patch, max_num_patches=count)
     processor = transformers.Siglip2Processor(of_images, tokenizer())
     mask = np.zeros((40, 80), bool)
@@ -232,7 +232,7 @@ def test_nested_masks_of_other_pictures_are_refused():
 
 
 def turned(path) -> Image.Image:
-    """Stored 80 wide and 40 high; upright it is 40 wide and 80 high."""
+    """A picture stored 80 wide and 40 high, which upright is 40 wide and 80 high."""
     exif = Image.Exif()
     exif[0x0112] = 6
     photo(80, 40).save(path, exif=exif)

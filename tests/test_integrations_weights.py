@@ -1,4 +1,4 @@
-"""Alpha weights in towers that are nearly CLIP's, and in models around one: they fit, or nothing is changed."""
+"""Alpha weights for towers that are nearly CLIP's, or inside a model: they fit, or nothing is changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def masked() -> torch.Tensor:
 
 
 def refused(tower: nn.Module, error: type[Exception], match: str) -> None:
-    """... and left as it was."""
+    """Check that the weights are refused, and the tower is left as it was."""
     before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
     with pytest.raises(error, match=match):
         copy_tower(small_clip().visual, tower)
@@ -40,7 +40,7 @@ def refused(tower: nn.Module, error: type[Exception], match: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
 @pytest.mark.parametrize("name", ["clip_projected", "open_clip"])
 def test_a_quantised_tower_is_refused(name, dtype):
-    """The values would be cast to small integers, without their scale."""
+    """Copied values would be cast to small integers, without a scale."""
     tower = made(name)
     for module in tower.modules():
         if isinstance(module, nn.Linear):
@@ -51,7 +51,7 @@ def test_a_quantised_tower_is_refused(name, dtype):
 
 
 class Coarse(nn.Parameter):
-    """As bitsandbytes and torchao have them: a type of its own, which may name any dtype."""
+    """A parameter type of its own, as in bitsandbytes and torchao, which may report any dtype."""
 
 
 def test_a_weight_of_a_type_of_its_own_and_one_that_is_computed_are_refused():
@@ -82,7 +82,7 @@ def test_any_full_precision_is_taken(dtype):
 
 @torch.no_grad()
 def test_the_projection_of_a_model_around_the_tower_stays():
-    """It is of the size of CLIP's, and has its name, but maps into another space."""
+    """It has the size and the name of CLIP's, but maps into another space."""
     config = transformers.VisionTextDualEncoderConfig(
         vision_config=clip_config().vision_config.to_dict(),
         text_config=transformers.BertConfig(**_TEXT, vocab_size=50).to_dict(),

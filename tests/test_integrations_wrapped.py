@@ -1,4 +1,4 @@
-"""Towers that something else has a hand in: hooks, adapters of PEFT, offloading, a compiler."""
+"""Towers that hooks, PEFT adapters, offloading or a compiler have changed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_hooks_of_the_patch_embedding_stay_where_it_is_replaced_and_brought_back
 
 
 def test_gradients_that_transformers_asks_for_at_the_input_are_still_there():
-    """As PEFT does, for checkpointing the blocks of a frozen tower."""
+    """PEFT asks for them to checkpoint the blocks of a frozen tower."""
     tower = made("clip_vision").requires_grad_(False)
     tower.enable_input_require_grads()
     assert seen(add_alpha(tower).requires_grad_(False), pixels()).requires_grad
@@ -67,7 +67,7 @@ def test_weights_that_are_not_there_yet_are_refused():
     with pytest.raises(ValueError, match="has no values, its weight is on the meta device: add alpha when they are"):
         add_alpha(empty)
     for tower in (empty, made("clip_vision")):
-        tower.encoder.to("meta")  # as what is offloaded is
+        tower.encoder.to("meta")  # where offloaded weights are
         with pytest.raises(
             ValueError, match=r"CLIPVisionModel has no values in .* on the meta device: put the weights"
         ):
@@ -106,7 +106,7 @@ def test_adapters_of_peft_beside_alpha(tmp_path):
     trained = {name for name, p in tower.named_parameters() if p.requires_grad and "lora" not in name}
     assert {name.rpartition(".default.")[2] for name in trained} == {"weight", "alpha"}
     wake(tower)
-    expected = seen(wake(add_alpha(made("clip_vision"))), masked())  # adapters begin as nothing
+    expected = seen(wake(add_alpha(made("clip_vision"))), masked())  # untrained adapters change nothing
     assert torch.equal(seen(tower, masked()), expected)
     with focus(tower, left()):
         assert torch.equal(seen(tower, pixels()), expected)
@@ -131,7 +131,7 @@ def test_adapters_of_peft_beside_alpha(tmp_path):
     [("dinov2", "projection"), ("dinov2", "patch_embeddings"), ("vit", "projection"), ("siglip", "patch_embedding")],
 )
 def test_the_copy_of_the_patch_embedding_that_is_in_use_counts(name, saved):
-    """... where the convolution is what PEFT copies, and where it is the module around it that counts channels."""
+    """PEFT copies the convolution, or the module around it that counts channels."""
     peft = pytest.importorskip("peft", reason='pip install "alpha-clip[test]"')
     settings = peft.LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=[saved])
     plain, whole = made(name), seen(made(name), pixels())

@@ -1,4 +1,4 @@
-"""LLaVA, LLaVA-Next, BLIP-2 and pipelines of diffusers with an alpha channel: their own classes, small and random."""
+"""Alpha in LLaVA, LLaVA-Next, BLIP-2 and pipelines of diffusers: their own classes, small and random."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def picture(seed: int = 0, width: int = 96, height: int = 60) -> Image.Image:
 
 
 def mask(width: int = 96, height: int = 60) -> np.ndarray:
-    """Of the left, and a corner of the right."""
+    """A mask of the left third, and a corner on the right."""
     made = np.zeros((height, width), bool)
     made[:, : width // 3] = made[:10, -10:] = True
     return made
@@ -61,7 +61,7 @@ with_clip = pytest.mark.parametrize("name", ["llava", "llava_next", "blip2_with_
 
 
 def speaker(name):
-    """A model, and a function from a picture and a mask to its inputs."""
+    """Return a model, and a function from a picture and a mask to its inputs."""
     model, processor = SPEAKERS[name]()
     prepare = processor_with_mask(processor)
     text = speakers.question(prepare, "what is in this picture?")
@@ -71,7 +71,7 @@ def speaker(name):
 
 @torch.no_grad()
 def said(model, inputs):
-    """Logits, and the tokens behind the question."""
+    """Return the logits, and the tokens of the answer."""
     options = {"max_new_tokens": WORDS, "min_new_tokens": WORDS, "do_sample": False}
     tokens = model.generate(**inputs, **options)
     return model(**inputs).logits, tokens[:, -WORDS:]
@@ -153,7 +153,7 @@ def test_inside_the_model_the_tower_sees_as_ours_does_and_the_words_come_of_that
 
 
 def by_hand(name, model, inputs, features):
-    """What goes into the language model, and that."""
+    """Return the input of the language model, computed step by step, and the language model."""
     if name == "blip2_with_clip":
         asked = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=features).last_hidden_state
         projected, language_model = model.language_projection(asked), model.language_model
@@ -179,7 +179,7 @@ def test_gradients_reach_the_alpha_weights_through_the_language_model_s_loss(nam
 
 
 def test_tiles_have_the_mask_where_they_have_the_picture():
-    """A picture of its own mask, through all of LLaVA-Next's processor, is where the mask says, in every tile."""
+    """If the picture shows its own mask, its pixels equal the mask in every tile of LLaVA-Next's processor."""
     _, prepare = speaker("llava_next")
     for width, height in ((200, 90), (70, 150), (96, 96)):
         shown = mask(width, height)
@@ -260,7 +260,7 @@ OPTIONS = {"num_inference_steps": 2, "output_type": "latent"}
 
 
 def options(kind, image):
-    """What is given to the pipeline of that kind, the picture among it."""
+    """Arguments for a pipeline of that kind, including the picture."""
     name = "ip_adapter_image" if kind.startswith("ip-adapter") else "image"
     prompt = {} if kind == "variation" else {"prompt": "a cat"}
     return {name: image} | prompt | OPTIONS | {"generator": torch.Generator().manual_seed(0)}
@@ -400,7 +400,7 @@ def test_caption_region_says_other_things_of_a_region(capsys):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model and its processor, saved; a photo, and a mask of it."""
+    """A folder with saved models and processors, a photo and its mask."""
     for name in ("llava", "blip2"):
         model, processor = SPEAKERS[name]()
         model.save_pretrained(tmp_path / name)
@@ -418,7 +418,7 @@ def test_models_in_folders_go_the_way_of_those_at_full_size(folder, capsys):
     answers = lines(capsys.readouterr().out)
     assert answers["whole picture"] != answers["the region"]
 
-    model, prepare = speaker("llava")  # and its own words for the same
+    model, prepare = speaker("llava")  # whose own answer is the oracle
     load_alpha_weights(model, "tiny", "scenes")
     _, expected = said(model, prepare(picture(), mask()))
     processor = SPEAKERS["llava"]()[1]
@@ -528,7 +528,7 @@ def test_a_region_that_is_the_whole_picture_leaves_nothing_else_to_ask_about(fol
 
 def test_without_alpha_weights_nothing_is_asked(folder, capsys):
     shown = ["--image", str(folder / "photo.png"), "--mask", str(folder / "mask.png"), "--device", "cpu"]
-    add_alpha(small.llava()[0]).save_pretrained(folder / "zero")  # as good as none
+    add_alpha(small.llava()[0]).save_pretrained(folder / "zero")  # alpha weights of zero count as none
     small.llava()[1].save_pretrained(folder / "zero")
     for example, name in ((ask_region, "llava"), (ask_region, "zero"), (caption_region, "blip2")):
         args = ["--model", str(folder / name), *shown]

@@ -20,7 +20,7 @@ from .files import alphas, from_pretrained
 from .towers import add_alpha
 
 KINDS = ("hf", "open_clip")  # the part of a name before the colon
-_PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # of transformers; version 5 writes the first
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # transformers' files; version 5 writes the first
 OPEN_CLIP = "open_clip"  # key in a file's metadata, of the options for `create_model` that the weights do not show
 
 
@@ -96,7 +96,7 @@ def _of_transformers(name: str, folder: str) -> tuple[nn.Module, Callable[[Seque
         raise ValueError(f"{name!r} is transformers' {kind!r}, expected a model of images and texts, CLIP or SigLIP")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:  # many lines, without the folder
+    except (OSError, ValueError, TypeError) as error:  # its message has many lines, and does not name the folder
         raise ValueError(
             f"{folder} holds no tokenizer: put the model's there, tokenizer.save_pretrained(...)"
         ) from error

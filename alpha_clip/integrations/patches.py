@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..inputs import FOREGROUND
 
-_Block: TypeAlias = dict[int, Tensor]  # of one `given`: alpha by the id of the patch embedding it is for
+_Block: TypeAlias = dict[int, Tensor]  # what one `given` holds: alpha by the id of each patch embedding
 # The blocks entered and not yet left, the latest last. A new thread has none: run it in `copy_context()`.
 _FOCUS: ContextVar[tuple[_Block, ...]] = ContextVar("focus", default=())
 
@@ -48,9 +48,9 @@ def _leave(block: _Block, token: Token[tuple[_Block, ...]]) -> bool:
     """Take back this block alone, as blocks may be left in any order; return whether it was entered in this context."""
     rest = tuple(each for each in _FOCUS.get() if each is not block)
     try:
-        _FOCUS.reset(token)  # only to ask whose it is
+        _FOCUS.reset(token)  # for its check of the context; the value comes next
     except ValueError:
-        block.clear()  # the context that still holds it cannot be reached
+        block.clear()  # the context that still holds it is out of reach
         return False
     finally:
         _FOCUS.set(rest)
@@ -67,7 +67,7 @@ class AlphaConv2d(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(**_sizes(conv), device="meta")
         self.weight, self.bias = conv.weight, conv.bias
-        with torch.inference_mode(False):  # what is made in it can never be trained
+        with torch.inference_mode(False):  # tensors made in inference mode cannot be trained
             self.alpha = nn.Parameter(torch.zeros_like(conv.weight[:, :1]).contiguous())
         _replace(self, conv)
 

@@ -93,12 +93,12 @@ class ProcessorWithMask:
         return torch.cat([pixels, alpha.unsqueeze(-3)], dim=-3)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "processor":  # not made yet, as when it is unpickled
+        if name == "processor":  # not set yet, while it is unpickled
             raise AttributeError(name)
         return getattr(self.processor, name)
 
 
-_PLAIN = {  # keeps values in [0, 1], and padding at 0, whether with zero or the mean, before or after
+_PLAIN = {  # values stay in [0, 1]; padding with zero or the mean, before or after normalising, is 0
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
