@@ -28,7 +28,9 @@ from .ledger import Ledger
 
 Of = Literal["regions", "images"]
 Kind = Literal["float32", "float16"]
+
 _T = TypeVar("_T")
+_Shown = tuple[Tensor, Tensor | None]  # pixels (3, n, n) and mask (1, n, n), or None for a whole picture
 
 WHOLE = -1  # the mask id of a feature of the whole picture
 
@@ -116,7 +118,8 @@ class Embedding:
         if self.work.of == "regions" and not (self.work.method == "alpha" and self._tower.takes_alpha):
             yield from _of_each(shard, ledger, "regions", self._features)
             return
-        seen = _of_each(shard, ledger, self.work.of, self._whole if self.work.of == "images" else self._masked)
+        see = self._whole if self.work.of == "images" else self._masked
+        seen = _of_each(shard, ledger, self.work.of, see)
         while some := list(islice(seen, self.work.chunk)):
             names, numbers, shown = zip(*some, strict=True)
             rgb, alpha = zip(*shown, strict=True)
@@ -132,15 +135,15 @@ class Embedding:
             found += [*features.float().cpu().numpy()]
         return [*enumerate(found)]
 
-    def _masked(self, picture: _Picture) -> list[tuple[int, tuple[Tensor, Tensor]]]:
+    def _masked(self, picture: _Picture) -> list[tuple[int, _Shown]]:
         """Return the mask id, pixels (3, n, n) and mask (1, n, n) of each region, as the model sees them."""
-        found: list[tuple[Tensor, Tensor]] = []
+        found: list[_Shown] = []
         for masks in picture.masks():
             rgb, alphas = self._tower.preprocess(picture.image, masks, geometry="pad")
             found += [(found[0][0] if found else rgb, alpha) for alpha in alphas]
         return [*enumerate(found)]
 
-    def _whole(self, picture: _Picture) -> list[tuple[int, tuple[Tensor, None]]]:
+    def _whole(self, picture: _Picture) -> list[tuple[int, _Shown]]:
         return [(WHOLE, (self._tower.preprocess(picture.image, geometry="pad"), None))]
 
 
