@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from grit_shards import of_scene, write
+from grit_shards import contents, of_scene, write
 from PIL import Image
 from sams import ANYTHING, SAMS
+from test_pipeline_ray import started
 
-from alpha_clip import rle
+from alpha_clip import box_mask, rle
 from alpha_clip.pipeline import (
+    AnnotateClassification,
     AnnotateGrounding,
     Embed,
     Ledger,
@@ -29,6 +34,8 @@ from alpha_clip.pipeline import (
     run,
     segmenters,
 )
+from alpha_clip.pipeline.given import check_can_be_sent
+from alpha_clip.training.pictures import RegionShards
 
 EXTRA = 'pip install "alpha-clip[pipeline]"'
 for needed in ("filelock", "pycocotools", "transformers", "webdataset"):
@@ -212,3 +219,166 @@ def test_without_boxes_the_model_is_not_asked(tmp_path):
     ledger = Ledger()
     assert Segment(segmenters.find(f"hf:{tmp_path}", "cpu"))([sample()], ledger) == []
     assert ledger.pictures["no region left"] == 1
+
+
+# --- models of the user's own ---
+
+
+class Boxes:
+    """A segmenter: the box is the mask."""
+
+    def __init__(self, name: str = "boxes") -> None:
+        self.identity = f"{name} 1"
+
+    def __call__(self, image, boxes):
+        for box in boxes:
+            yield box_mask(box, image.size[::-1]) > 0.5
+
+
+class Quarter:
+    """A mask generator: the first quarter is the mask."""
+
+    identity = "quarter"
+
+    def __call__(self, image):
+        mask = np.zeros(image.size[::-1], bool)
+        mask[: len(mask) // 2, : image.width // 2] = True
+        yield mask
+
+
+class Thing:
+    """A captioner that says the same of everything."""
+
+    identity = "thing"
+
+    def __call__(self, images):
+        return ["a thing"] * len(images)
+
+
+class Nameless:
+    def __call__(self, image, boxes):
+        raise AssertionError
+
+
+def some_boxes() -> Boxes:
+    return Boxes()
+
+
+def settings(folder: Path) -> dict:
+    return json.loads((folder / "settings.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("own")
+    return [write(folder / f"{k}.tar", map(of_scene, range(3 * k, 3 * k + 3))) for k in range(2)]
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])  # two processes start
+def test_a_segmenter_of_ones_own_as_an_object_or_a_function(workers, shards, tmp_path):
+    run(AnnotateGrounding(Boxes()), shards, tmp_path / "object", workers)
+    picture = RegionShards(tmp_path / "object")[0]
+    assert (picture.regions[0].mask == np.concatenate([*Boxes()(picture.image, [box_of(shards[0])])])).all()
+    assert settings(tmp_path / "object")["segmenter"] == "boxes 1"
+    before = contents(tmp_path / "object")
+    run(AnnotateGrounding(Boxes()), shards, tmp_path / "object")
+    assert contents(tmp_path / "object") == before
+    with pytest.raises(ValueError, match=r"another segmenter \(segmenter: boxes 1 there, others 1 now\): choose"):
+        run(AnnotateGrounding(Boxes("others")), shards, tmp_path / "object")
+    for name, make in (("some_boxes", some_boxes), ("Boxes", Boxes), ("Boxes", partial(Boxes, "boxes"))):
+        folder = tmp_path / type(make).__name__
+        run(AnnotateGrounding(make), shards, folder, workers)
+        assert settings(folder)["segmenter"] == f"test_pipeline_pictures.{name}"
+        assert json.loads((folder / "report.json").read_text())["models"] == ["segmenter: boxes 1"]
+        assert {**contents(folder), "settings.json": ""} == {**before, "settings.json": ""}
+
+
+def box_of(shard: Path) -> tuple[float, ...]:
+    (first, *_) = of_scene(0)[2]["ref_exps"]
+    return tuple(96 * share for share in first[2:6])
+
+
+def test_a_mask_generator_and_a_captioner_of_ones_own(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.jpg").write_bytes(of_scene(0)[1])
+    work = AnnotateClassification(Quarter(), Thing, score=-1.0)
+    run(work, [tmp_path / "cat"], tmp_path / "out")
+    assert RegionShards(tmp_path / "out")[0].caption == "a thing, probably cat"
+    assert settings(tmp_path / "out")["segmenter"] == "quarter"
+    assert settings(tmp_path / "out")["captioner"] == "test_pipeline_pictures.Thing"
+
+
+def test_what_is_no_model_is_refused():
+    expected = "expected a name, an object with an `identity`, or a function without arguments that makes such an"
+    with pytest.raises(TypeError, match=rf"the segmenter is <.*Nameless.*, {expected}"):
+        AnnotateGrounding(Nameless())
+    with pytest.raises(TypeError, match=rf"the segmenter is 3, {expected}"):
+        AnnotateClassification(3, "words:x")
+    with pytest.raises(TypeError, match=rf"the captioner is None, {expected}"):
+        AnnotateClassification("colour", None)
+    message = r"the segmenter that test_pipeline_pictures.Nameless made is <.*, without an `identity`: add one"
+    with pytest.raises(TypeError, match=message):
+        AnnotateGrounding(Nameless).prepare()
+
+
+def test_what_workers_cannot_be_sent_is_refused(shards, tmp_path, monkeypatch):
+    remedy = "define it at the top of a module, or pass a function there that makes it in each worker"
+    with pytest.raises(TypeError, match=rf"a model of the work cannot be sent to workers \(.*lambda.*\): {remedy}"):
+        run(AnnotateGrounding(lambda: Boxes()), shards, tmp_path / "out", workers=2)
+    prompt = ModuleType("__main__")
+    prompt.Typed = type("Typed", (Boxes,), {"__module__": "__main__"})
+    work = AnnotateGrounding(prompt.Typed())
+    monkeypatch.setitem(sys.modules, "__main__", prompt)
+    with pytest.raises(TypeError, match=f"is of a notebook or prompt, where workers do not find it: {remedy}"):
+        check_can_be_sent(work)
+    prompt.__file__ = "script.py"
+    check_can_be_sent(work)
+
+
+def test_shards_and_folder_may_be_strings(shards, tmp_path):
+    run(AnnotateGrounding("colour"), [str(shard) for shard in shards], str(tmp_path / "out"))
+    assert (tmp_path / "out" / "1.tar").is_file()
+    with pytest.raises(TypeError, match=r"shards is 'a.tar', expected a list of paths: pass \['a.tar'\]"):
+        run(AnnotateGrounding("colour"), "a.tar", tmp_path / "out")
+
+
+ON_RAY = """
+import sys
+from pathlib import Path
+
+from alpha_clip import box_mask
+from alpha_clip.pipeline import AnnotateGrounding, Cluster, run
+
+out, *shards = map(Path, sys.argv[1:])
+
+
+class Mine:
+    identity = "boxes 1"
+
+    def __call__(self, image, boxes):
+        for box in boxes:
+            yield box_mask(box, image.size[::-1]) > 0.5
+
+
+class Locked(Mine):
+    def __reduce__(self):
+        raise TypeError("cannot pickle it")
+
+
+run(AnnotateGrounding(Mine()), shards, out / "object", workers=2, cluster=Cluster())
+try:
+    run(AnnotateGrounding(Locked()), shards, out / "none", cluster=Cluster())
+except TypeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow  # Ray starts
+def test_a_segmenter_of_ones_own_on_ray(shards, tmp_path):
+    pytest.importorskip("ray.data", reason=EXTRA)
+    with started(ON_RAY, tmp_path, *shards) as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    run(AnnotateGrounding(Boxes()), shards, tmp_path / "plain")
+    assert contents(tmp_path / "object") == contents(tmp_path / "plain")
+    assert "a model of the work cannot be sent to workers (cannot pickle it): define it at the top" in output
