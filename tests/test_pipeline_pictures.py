@@ -21,6 +21,7 @@ from alpha_clip import box_mask, rle
 from alpha_clip.pipeline import (
     AnnotateClassification,
     AnnotateGrounding,
+    Caption,
     Embed,
     Ledger,
     SamMaskGenerator,
@@ -319,6 +320,18 @@ def test_what_is_no_model_is_refused():
     message = r"the segmenter that test_pipeline_pictures.Nameless made is <.*, without an `identity`: add one"
     with pytest.raises(TypeError, match=message):
         AnnotateGrounding(Nameless).prepare()
+
+
+def test_there_is_a_text_for_each_picture():
+    class Mute(Thing):
+        def __call__(self, images):
+            return super().__call__(images)[1:]
+
+    (masked,) = SegmentAll(Quarter(), "x")([sample()], Ledger())
+    with pytest.raises(ValueError, match="the captioner gave 0 texts, expected 1, one for each picture"):
+        Caption(Mute())([masked], Ledger())
+    first, second = Caption(Thing())([masked, masked], Ledger())
+    assert first.targets[0].phrase == second.targets[0].phrase == "a thing"
 
 
 def test_what_workers_cannot_be_sent_is_refused(shards, tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ class AnnotateClassification:
     background: Background = "white"
     keep: int = 460  # 460 000 pairs, says the paper, of ImageNet's 1000 classes
     points: int = POINTS
-    area: tuple[float, float] = (0.001, 0.95)
+    area: tuple[float, float] = Sized.area
     score: float = 0.0
     overlap: float = OVERLAP
     context: float = CONTEXT

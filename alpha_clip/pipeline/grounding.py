@@ -29,10 +29,10 @@ class AnnotateGrounding:
     """
 
     segmenter: str | Segmenter | Callable[[], Segmenter]
-    score: float = 0.0
-    words: tuple[int, int] = (1, 30)
-    area: tuple[float, float] = (0.001, 0.95)
-    iou: float = 0.5
+    score: float = Named.score
+    words: tuple[int, int] = Named.words
+    area: tuple[float, float] = Fitting.area
+    iou: float = Fitting.iou
     duplicates: Duplicates = "both"
     require: tuple[str, ...] = ()
     batch: int = 8  # pictures in memory at a time; nothing in the files depends on it
