@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
@@ -91,13 +90,14 @@ class AnnotateClassification:
 
         Raises:
             ImportError: webdataset is not installed.
-            Others: as `mask_generators.find`, `evaluation.subjects.find` and `captioners.find`.
+            Other errors: as `mask_generators.find`, `evaluation.subjects.find` and `captioners.find`.
         """
         tar_writer()
-        find = partial(mask_generators.find, device=self.device, points=self.points)
-        generator = given.made("segmenter", self.segmenter, find)
+        generator = given.made(
+            "segmenter", self.segmenter, lambda name: mask_generators.find(name, self.device, self.points)
+        )
         subject = subjects.find(self.model, self.device, alone=True)
-        captioner = given.made("captioner", self.captioner, partial(captioners.find, device=self.device))
+        captioner = given.made("captioner", self.captioner, lambda name: captioners.find(name, self.device))
         return Classification(self, generator, subject, captioner)
 
 

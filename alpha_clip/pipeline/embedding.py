@@ -69,7 +69,7 @@ class Embed:
 
         Raises:
             ImportError: pyarrow is not installed.
-            Others: as `evaluation.subjects.find`.
+            Other errors: as `evaluation.subjects.find`.
         """
         _pyarrow()
         return Embedding(self, find(self.model, self.device, alone=True).model)

@@ -33,7 +33,7 @@ def made(role: str, given: str | _T | Callable[[], _T], find: Callable[[str], _T
 
     Raises:
         TypeError: what the function made has no `identity`.
-        Others: as `find`, and as the function.
+        Other errors: as `find`, and as the function.
     """
     if isinstance(given, str):
         return find(given)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
@@ -63,10 +62,10 @@ class AnnotateGrounding:
 
         Raises:
             ImportError: webdataset is not installed.
-            Others: as `segmenters.find`.
+            Other errors: as `segmenters.find`.
         """
         tar_writer()
-        return Grounding(self, given.made("segmenter", self.segmenter, partial(segmenters.find, device=self.device)))
+        return Grounding(self, given.made("segmenter", self.segmenter, lambda name: segmenters.find(name, self.device)))
 
 
 @dataclass
