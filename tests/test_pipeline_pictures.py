@@ -328,7 +328,7 @@ def test_there_is_a_text_for_each_picture():
             return super().__call__(images)[1:]
 
     (masked,) = SegmentAll(Quarter(), "x")([sample()], Ledger())
-    with pytest.raises(ValueError, match="the captioner gave 0 texts, expected 1, one for each picture"):
+    with pytest.raises(ValueError, match="the captioner gave 0 texts, expected one for each of 1 pictures"):
         Caption(Mute())([masked], Ledger())
     first, second = Caption(Thing())([masked, masked], Ledger())
     assert first.targets[0].phrase == second.targets[0].phrase == "a thing"
