@@ -62,7 +62,8 @@ class Preprocess(Compose):
 
     * ``"crop"`` (CLIP's): resize the shorter side to n, take the centre. It may cut a mask off, see below;
     * ``"pad"`` (the Alpha-CLIP authors' in training): pad with black, and masks with 0, to a centred square, resize. A
-      mask that is 1 everywhere stays 1 in the padding too: it says "the whole picture";
+      mask that is 1 everywhere stays 1 in the padding too: it says "the whole picture". A shorter side of which less
+      than a pixel would be left becomes one pixel;
     * ``"squash"``: resize to n x n, whatever the aspect ratio.
 
     >>> preprocess = Preprocess(224)
@@ -155,10 +156,27 @@ class Preprocess(Compose):
         if geometry == "squash":
             return F.resize(picture, [self.n, self.n], interpolation)
         if geometry == "pad":
+            if min(height, width) * self.n < max(height, width):
+                picture = _line(picture, self.n, interpolation)
+                _, height, width = F.get_dimensions(picture)
             side = max(height, width)
             left, top = (side - width) // 2, (side - height) // 2
             return F.pad(picture, [left, top, side - width - left, side - height - top])
         return picture
+
+
+def _line(picture: Any, n: int, interpolation: InterpolationMode) -> Any:
+    """Resize a PIL image or a (K, H, W) tensor to n x 1 or 1 x n pixels.
+
+    For pictures of which n x n pixels would show less than a pixel of the shorter side. As squares in their own
+    resolution, a file of 3 kB could fill the memory.
+    """
+    _, height, width = F.get_dimensions(picture)
+    if height < width:
+        return F.resize(picture, [1, n], interpolation)
+    if isinstance(picture, Image.Image):
+        return F.resize(picture, [n, 1], interpolation)
+    return F.resize(picture.mT, [1, n], interpolation).mT  # to a width of 1, torch 2.14 resizes tensors wrongly
 
 
 def upright(image: Picture) -> Image.Image:

@@ -213,6 +213,22 @@ def test_pad_puts_black_and_background_around(preprocess):
     assert torch.allclose(alpha[0, N // 2, N // 4 : -N // 4], torch.tensor(FOREGROUND))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_a_thin_picture_one_line_is_left_and_no_square_is_made(turned, preprocess):
+    white, mask = Image.new("RGB", (400_000, 1), "white"), np.zeros((1, 400_000), bool)  # 480 GB as a square
+    mask[:, :200_000] = True
+    if turned:
+        white, mask = white.transpose(Image.Transpose.TRANSPOSE), mask.T
+    rgb, alpha = preprocess(white, mask, geometry="pad")
+    line, region = ((rgb[0] > 1).T, (alpha[0] > 1).T) if turned else (rgb[0] > 1, alpha[0] > 1)
+    assert line.sum() == N and line[N // 2 - 1].all() and line.any(1).sum() == 1
+    assert region.sum() == region[N // 2 - 1].sum() == N // 2
+    just = photo(3, 3 * N)  # a pixel high in the end
+    square = Image.new("RGB", (3 * N, 3 * N))
+    square.paste(just, (0, (3 * N - 3) // 2))
+    assert torch.equal(preprocess(just, geometry="pad"), preprocess(square))
+
+
 def test_a_palette_is_padded_with_black(preprocess):
     picture = photo(60, 100).quantize(8)
     assert torch.equal(preprocess(picture, geometry="pad"), preprocess(picture.convert("RGB"), geometry="pad"))

@@ -1,4 +1,4 @@
-"""Data for training, and embeddings, made from many shards: python -m alpha_clip.pipeline --help
+"""Make data for training, and embeddings, from many shards: python -m alpha_clip.pipeline --help
 
 Imports the core, `training` and `evaluation`; none of them imports this.
 """

@@ -1,4 +1,4 @@
-"""The stages that give regions their words."""
+"""The stages that caption regions."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _AFTER = re.compile(rf",?(?: (?:{_LINK}|{_PLACE}))*{_WHITE}", re.I)
 
 @dataclass(frozen=True)
 class Caption:
-    """Each region's phrase becomes what the captioner says of it.
+    """Replaces the phrase of each region by what the captioner says of it.
 
-    The captioner is shown the object alone on white, as the paper does for its second kind of data (`cut_out`), or with
-    its background: the crop that is `context` times as long on each side as the box around the mask. It is shown
-    `chunk` at a time. Regions of which it says nothing are rejected.
+    The captioner sees the object alone on white, as in the paper's second kind of data (`cut_out`), or with its
+    background: the crop that is `context` times as long on each side as the box around the mask. It sees `chunk` of
+    them at a time. Regions of which it says nothing are rejected.
 
     Raises:
-        ValueError: (when called) a region has no mask yet.
+        ValueError: (when called) a region has no mask yet, or the captioner does not give a text for each crop.
     """
 
     captioner: Captioner
@@ -54,7 +54,12 @@ class Caption:
     def _said(self, samples: list[Sample]) -> Iterator[str]:
         crops = (self._crop(sample, target) for sample in samples for target in sample.targets)
         while some := list(islice(crops, self.chunk)):
-            yield from (text for text, _ in zip(self.captioner(some), some, strict=True))
+            texts = self.captioner(some)
+            if len(texts) != len(some):
+                raise ValueError(
+                    f"the captioner gave {len(texts)} texts, expected one for each of {len(some)} pictures"
+                )
+            yield from texts
 
     def _crop(self, sample: Sample, target: Target) -> Image.Image:
         mask = mask_of(sample, target)
@@ -65,7 +70,8 @@ class Caption:
 
     def _with_words(self, sample: Sample, texts: Iterator[str], ledger: Ledger) -> Sample:
         targets = []
-        for target, text in zip(sample.targets, texts, strict=False):  # the next sample's texts follow
+        of_sample = islice(texts, len(sample.targets))  # the next sample's texts follow
+        for target, text in zip(sample.targets, of_sample, strict=True):
             if text.strip():
                 targets.append(replace(target, phrase=text.strip()))
             else:
@@ -76,7 +82,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Join:
-    """Each region's phrase, a caption, is joined with the name of its class, as `joined` does it."""
+    """Joins the phrase of each region, a caption, with the name of its class, as `joined` does."""
 
     name: str
 
@@ -88,9 +94,9 @@ class Join:
 
 
 def joined(caption: str, name: str) -> str:
-    """The caption and the name in the form that the paper's authors use; a name that the caption holds is not repeated.
+    """Return the caption and the name, joined as the paper's authors do.
 
-    What the caption says of a white background is left out.
+    A name that the caption holds is not repeated. What the caption says of a white background is left out.
 
     >>> joined("a fish with an open mouth on a white background.", "tench")
     'a fish with an open mouth, probably tench'

@@ -1,4 +1,4 @@
-"""Pictures to words: the `image-text-to-text` models of transformers, and a CLIP that chooses among given texts."""
+"""Captioners describe pictures: `image-text-to-text` models of transformers, and a CLIP that chooses among texts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
+from ..catalogue import BUNDLED
 from ..evaluation import subjects
 from ..hashes import fingerprint, sha256
 from ..towers import tower_of
@@ -20,23 +21,27 @@ PROMPT = "Describe the object in a few words."  # for models that chat; the othe
 
 
 class Captioner(Protocol):
-    """What says in words what pictures show."""
+    """Says in words what pictures show."""
 
-    identity: str  # what makes the words, for the manifest
+    identity: str  # names the model and its weights; written to the manifest
 
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:
-        """One text for each picture; it may be empty."""
+        """Return a text for each picture. A text may be empty."""
         ...
 
 
 def find(name: str, device: str | None = None) -> Captioner:
-    """``"hf:FOLDER"`` or ``"hf:USER/REPOSITORY"``, an `image-text-to-text` model of transformers; or
-    ``"words:FILE@MODEL"``, a CLIP that chooses among the lines of a text file.
+    """Load a captioner by name.
 
-    The CLIP is named as for `evaluation.subjects.find`; ``"words:FILE"`` is with the bundled `tiny`.
+    Args:
+        name: ``"hf:FOLDER"`` or ``"hf:USER/REPOSITORY"`` for an `image-text-to-text` model of transformers;
+            ``"words:FILE@MODEL"`` for a CLIP that chooses among the lines of a text file, named as for
+            `evaluation.subjects.find`; or ``"words:FILE"`` for the bundled `tiny` in its place.
+        device: where the model runs; by default a GPU if there is one.
 
     Raises:
-        ValueError: there is no such captioner, or FILE holds no text. ImportError: transformers is not installed.
+        ValueError: there is no such captioner, or FILE holds no text.
+        ImportError: transformers is not installed.
         OSError: there is no such file, or transformers does not find the model.
     """
     kind, _, where = name.partition(":")
@@ -50,11 +55,11 @@ def find(name: str, device: str | None = None) -> Captioner:
     texts = [text for line in lines if (text := line.strip())]
     if not texts:
         raise ValueError(f"{file} holds no text, expected one on each line")
-    return ClipCaptioner(subjects.find(model or "tiny", device, alone=True), texts)
+    return ClipCaptioner(subjects.find(model or BUNDLED, device, alone=True), texts)
 
 
 def settings(name: str) -> str:
-    """What `find` is given, and of a file of words what is in it.
+    """Return what stands for a captioner in the settings: its name, with the hash of its file of words if it has one.
 
     Raises:
         OSError: there is no such file.
@@ -66,20 +71,20 @@ def settings(name: str) -> str:
 
 
 def weights(name: str) -> str | None:
-    """The fingerprint of a captioner's files, as far as they are on this disk."""
+    """Return the fingerprint of a captioner's files, or None if they are not on this disk."""
     kind, _, where = name.partition(":")
     if kind == "words":
-        return fingerprints.of_clip(where.partition("@")[2] or "tiny")
+        return fingerprints.of_clip(where.partition("@")[2] or BUNDLED)
     return fingerprints.of_transformers(where) if where else None
 
 
 class TransformersCaptioner:
-    """A model of transformers' `AutoModelForImageTextToText`: BLIP-2, or a newer one that chats.
+    """Describes pictures with a model of transformers' `AutoModelForImageTextToText`: BLIP-2, or one that chats.
 
     Args:
         model: such a model.
-        processor: the model's. One with a chat template is asked `PROMPT`.
-        tokens: at most so many make a text; always the likeliest next one is taken.
+        processor: the processor of this model. If it has a chat template, the model is asked `PROMPT`.
+        tokens: the most tokens of a text. The likeliest next token is always taken.
     """
 
     def __init__(self, model: Any, processor: Any, tokens: int = 30) -> None:
@@ -88,10 +93,12 @@ class TransformersCaptioner:
 
     @classmethod
     def from_pretrained(cls, where: str, device: str | None = None) -> TransformersCaptioner:
-        """From a folder, or a repository on the Hub.
+        """Load a model from a folder or from a repository on the Hub.
 
         Raises:
-            ImportError: transformers is not installed. OSError, ValueError: transformers does not find such a model.
+            ImportError: transformers is not installed.
+            OSError: transformers does not find the model.
+            ValueError: the model is of another kind.
         """
         try:
             from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -120,14 +127,14 @@ class TransformersCaptioner:
 
 
 class ClipCaptioner:
-    """Says of a picture the one of some texts whose feature is nearest to the picture's.
+    """Describes a picture by the one of some texts whose feature is nearest to its own.
 
-    For what is to be named from a list, and for trying the pipeline with the bundled model.
+    For names from a list, and for trying the pipeline with the bundled model.
 
     Args:
-        subject: the CLIP, from `evaluation.subjects.find`. One that takes masks is given none.
-        texts: what can be said.
-        chunk: pictures at a time.
+        subject: the CLIP, from `evaluation.subjects.find`. It gets no masks, even if it takes some.
+        texts: the texts to choose from.
+        chunk: pictures that the CLIP sees at a time.
 
     Raises:
         ValueError: there are no texts.

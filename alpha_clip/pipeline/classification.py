@@ -1,26 +1,27 @@
-"""Class folders to shards that the trainer reads: objects and their names (the paper's second kind of data)."""
+"""Turn class folders into shards that the trainer reads: objects and names (the paper's second kind of data)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
+from ..catalogue import BUNDLED
 from ..evaluation import subjects
 from ..evaluation.subjects import Subject
 from ..hashes import fingerprint
 from ..training.records import BadSample
 from ..training.shards import IMAGES
-from . import captioners, fingerprints, folders, mask_generators, segmenters
+from . import captioners, fingerprints, folders, given, mask_generators, segmenters
 from .caption import Background, Caption, Join
 from .captioners import Captioner
 from .cutting import CONTEXT, CutOut
 from .filters import OVERLAP, Apart, Distinct, Sized, mask_of
 from .ledger import Ledger
-from .mask_generators import MaskGenerator
+from .mask_generators import POINTS, MaskGenerator
 from .packing import tar_writer, write
 from .samples import Sample, Stage, Target, batches
 from .scoring import Best, Score
@@ -31,20 +32,24 @@ Copies = Literal["picture", "keep"]
 
 @dataclass(frozen=True)
 class AnnotateClassification:
-    """The settings; each is explained by the command's `--help`. `names` are those of the folders.
+    """The settings of `annotate-classification`; the command's `--help` explains each. `names` maps folders to names.
+
+    In Python, the segmenter may also be a `MaskGenerator`, the captioner a `Captioner`, or each a function without
+    arguments that makes one.
 
     Raises:
         ValueError: a setting is out of its range.
+        TypeError: the segmenter or the captioner is of another kind.
     """
 
-    segmenter: str
-    captioner: str
-    model: str = "tiny"
+    segmenter: str | MaskGenerator | Callable[[], MaskGenerator]
+    captioner: str | Captioner | Callable[[], Captioner]
+    model: str = BUNDLED
     names: Mapping[str, str] | None = None
     background: Background = "white"
     keep: int = 460  # 460 000 pairs, says the paper, of ImageNet's 1000 classes
-    points: int = 16
-    area: tuple[float, float] = (0.001, 0.95)
+    points: int = POINTS
+    area: tuple[float, float] = Sized.area
     score: float = 0.0
     overlap: float = OVERLAP
     context: float = CONTEXT
@@ -53,6 +58,8 @@ class AnnotateClassification:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        given.check("segmenter", self.segmenter)
+        given.check("captioner", self.captioner)
         if not 0 <= self.area[0] <= self.area[1]:
             raise ValueError(f"area is {self.area}, expected the least and the most, neither below 0")
         if not 0 <= self.overlap <= 1:
@@ -65,35 +72,41 @@ class AnnotateClassification:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
 
     def settings(self) -> dict[str, Any]:
-        """What the files depend on. Reads the models' files, for their hashes."""
-        kept = {name: value for name, value in asdict(self).items() if name not in ("batch", "device")}
-        kept["captioner"] = captioners.settings(self.captioner)
+        """Return what the output depends on, for `settings.json`. Hashes the files of the models."""
+        kept = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        del kept["batch"], kept["device"]
+        segmenter, captioner = self.segmenter, self.captioner
+        kept["segmenter"] = given.described(segmenter)
+        kept["captioner"] = captioners.settings(captioner) if isinstance(captioner, str) else given.described(captioner)
         if self.names is not None:  # ImageNet-21k has many
             kept["names"] = hashlib.sha256(json.dumps(dict(self.names), sort_keys=True).encode()).hexdigest()
-        kept[f"{fingerprints.WEIGHTS}segmenter"] = segmenters.weights(self.segmenter)
+        kept[f"{fingerprints.WEIGHTS}segmenter"] = segmenters.weights(segmenter) if isinstance(segmenter, str) else None
         kept[f"{fingerprints.WEIGHTS}model"] = fingerprints.of_clip(self.model)
-        kept[f"{fingerprints.WEIGHTS}captioner"] = captioners.weights(self.captioner)
+        kept[f"{fingerprints.WEIGHTS}captioner"] = captioners.weights(captioner) if isinstance(captioner, str) else None
         return {"command": "annotate-classification", **kept}
 
     def prepare(self) -> Classification:
         """Load the three models.
 
         Raises:
-            ImportError: webdataset is not installed. Others: as `mask_generators.find`, `evaluation.subjects.find` and
-                `captioners.find`.
+            ImportError: webdataset is not installed.
+            Other errors: as `mask_generators.find`, `evaluation.subjects.find` and `captioners.find`.
         """
         tar_writer()
-        generator = mask_generators.find(self.segmenter, self.device, self.points)
+        generator = given.made(
+            "segmenter", self.segmenter, lambda name: mask_generators.find(name, self.device, self.points)
+        )
         subject = subjects.find(self.model, self.device, alone=True)
-        return Classification(self, generator, subject, captioners.find(self.captioner, self.device))
+        captioner = given.made("captioner", self.captioner, lambda name: captioners.find(name, self.device))
+        return Classification(self, generator, subject, captioner)
 
 
 @dataclass
 class Classification:
-    """The work with its models loaded: the folder of a class in, a shard out.
+    """`AnnotateClassification` with its models loaded: writes a shard of the folder of each class.
 
-    Each picture is read once for its masks and their scores, and those with a mask among the best once more. In memory
-    are a picture, the best masks, and then a batch of pictures.
+    Each picture is read once for its masks and their scores, and those with a mask among the best once more. Memory
+    holds one picture and the best masks, and then a batch of pictures.
     """
 
     work: AnnotateClassification
@@ -119,7 +132,7 @@ class Classification:
         write(self._with_words(shard, pictures, best, name, ledger), file, ledger)
 
     def _best(self, shard: Path, pictures: Sequence[Path], name: str, ledger: Ledger) -> dict[int, tuple[Target, ...]]:
-        """The regions whose scores are the highest, by the number of their picture."""
+        """Return the regions with the highest scores, by the number of their picture."""
         work = self.work
         stages: list[Stage] = [SegmentAll(self.generator, name), Sized(work.area)]
         stages += [Score(self.subject, work.score, work.context), Apart(work.overlap)]
@@ -143,7 +156,7 @@ class Classification:
     def _with_words(
         self, shard: Path, pictures: Sequence[Path], best: Mapping[int, tuple[Target, ...]], name: str, ledger: Ledger
     ) -> Iterator[Sample]:
-        """The samples as they are written.
+        """Yield the samples that are written, with their captions.
 
         Keys are CLASS/NUMBER, not the pictures' names, in which a dot would end WebDataset's key.
         """
@@ -162,7 +175,7 @@ class Classification:
 def _again(
     shard: Path, pictures: Sequence[Path], best: Mapping[int, tuple[Target, ...]], ledger: Ledger
 ) -> Iterator[Sample]:
-    """The pictures that have regions among the best, with these."""
+    """Read the pictures that have regions among the best once more, and yield them with these regions."""
     for number, targets in best.items():
         try:
             sample = folders.read(shard, pictures[number])

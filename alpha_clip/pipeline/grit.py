@@ -1,7 +1,7 @@
-"""GRIT-style shards: pictures whose captions name places in them.
+"""Read GRIT-style shards: pictures with a caption, parts of which name boxes in the picture.
 
-As img2dataset writes them from the table that the Kosmos-2 authors publish (zzliang/GRIT on the Hub): for each sample
-`KEY.jpg` and `KEY.json` with::
+img2dataset writes such shards from the table that the Kosmos-2 authors publish (zzliang/GRIT on the Hub). Each sample
+is `KEY.jpg` and `KEY.json` with::
 
     {"caption": "a cat on a red sofa", "url": "https://...", "ref_exps": [[0, 5, 0.1, 0.2, 0.6, 0.9, 0.81], ...]}
 
@@ -29,15 +29,17 @@ SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # of Pillow's formats 
 MORE = {"MPO": "jpg"}  # what Pillow calls a JPEG with others behind it, as phones write them: the first one counts
 FIELDS = ("url", "license", "licence", "license_url", "author", "attribution", "id")  # kept, where a record has them
 TOLERANCE = 0.01  # of width or height that a box may reach outside; then it is cut
+THIN = 1000  # longer sides in shorter ones; of thinner pictures, models see less than a pixel (SAM v1: 1 of 1024)
 
 _EXPECTED = "expected [start, end, x0, y0, x1, y1, score]"
 _HUGE = 1e9  # no number in an expression comes near it
 
 
 def read(shard: Path, ledger: Ledger, fields: Sequence[str] = ()) -> Iterator[Sample]:
-    """The samples of a shard, one after the other; what is bad goes into the ledger.
+    """Yield the samples of a shard one by one. Bad ones go into the ledger.
 
-    ``fields`` are kept besides `FIELDS`. Of the shard, only where its samples lie is held in memory.
+    The fields of a record named in `FIELDS` and in ``fields`` are kept. Memory holds one sample, and where in the shard
+    the others lie.
     """
     with shard.open("rb") as file:
         for entry in scanned(shard):
@@ -60,12 +62,12 @@ def _sample(file: BinaryIO, entry: Entry, ledger: Ledger, fields: Sequence[str])
 
 
 def escaped(name: str) -> str:
-    """A file's name as it is; where bytes of it are not in UTF-8, with those as \\x.."""
+    """Return a file's name with the bytes that are not UTF-8 written as \\x..; other names stay as they are."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def make_sample(key: str, data: bytes, text: bytes, ledger: Ledger, fields: Sequence[str] = ()) -> Sample:
-    """A sample from a picture's file and its JSON; expressions that are bad go into the ledger.
+    """Make a sample of a picture's file and its JSON. Bad expressions go into the ledger.
 
     Raises:
         BadSample: the picture or the record as a whole is bad.
@@ -97,16 +99,18 @@ def make_sample(key: str, data: bytes, text: bytes, ledger: Ledger, fields: Sequ
 
 
 def decoded(key: str, data: bytes) -> tuple[Image.Image, str]:
-    """The picture in RGB, turned upright as its EXIF orientation says, and the suffix of files of its format.
+    """Return the picture in RGB, turned upright as its EXIF orientation says, and the suffix of files of its format.
 
     Raises:
-        BadSample: it cannot be read, or has more pixels than Pillow thinks safe (`PIL.Image.MAX_IMAGE_PIXELS`).
+        BadSample: it cannot be read, has more pixels than Pillow thinks safe (`PIL.Image.MAX_IMAGE_PIXELS`), or one
+            side is more than `THIN` times as long as the other.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=list(SUFFIXES)) as stored:
                 suffix = (SUFFIXES | MORE)[str(stored.format)]
+                _check_not_thin(key, stored.size)
                 stored.load()
                 return upright(stored), suffix
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -114,12 +118,23 @@ def decoded(key: str, data: bytes) -> tuple[Image.Image, str]:
     except UnidentifiedImageError as error:  # which says no more than where in memory the file was
         reason = f"the picture cannot be read: its file begins as none of {', '.join(SUFFIXES)}"
         raise BadSample(key, reason, "unreadable picture") from error
+    except BadSample:
+        raise
     except Exception as error:  # Pillow's decoders raise nearly anything when a file is broken
         raise BadSample(key, f"the picture cannot be read: {error}", "unreadable picture") from error
 
 
+def _check_not_thin(key: str, size: tuple[int, int]) -> None:
+    if max(size) > THIN * min(size):
+        reason = f"the picture is {size[0]} x {size[1]}, too long and thin: expected sides of {THIN} to 1 at most"
+        raise BadSample(key, reason, "picture too long and thin")
+
+
 def _check_shape(key: str, size: tuple[int, int], width: Any, height: Any) -> None:
-    """Boxes are shares of the picture as it was on the web; img2dataset pads or crops it, if not told otherwise."""
+    """Refuse a picture whose shape is not the one that it had on the web.
+
+    Boxes are shares of the picture on the web. img2dataset pads or crops pictures unless told otherwise.
+    """
     if not (_is_number(width) and _is_number(height) and width > 0 and height > 0):
         return
     slack = max(0.02, 1 / min(size))  # sides are whole pixels

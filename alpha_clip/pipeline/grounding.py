@@ -1,13 +1,13 @@
-"""GRIT-style shards to shards that the trainer reads: boxes become masks (the paper's first kind of data)."""
+"""Turn GRIT-style shards into shards that the trainer reads: boxes become masks (the paper's first kind of data)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
-from . import fingerprints, grit, segmenters
+from . import fingerprints, given, grit, segmenters
 from .filters import Distinct, Duplicates, Fitting, Named, Sourced
 from .ledger import Ledger
 from .packing import tar_writer, write
@@ -18,23 +18,27 @@ from .segmenters import Segmenter
 
 @dataclass(frozen=True)
 class AnnotateGrounding:
-    """The settings; each is explained by the command's `--help`.
+    """The settings of `annotate-grounding`; the command's `--help` explains each.
+
+    In Python, the segmenter may also be a `Segmenter`, or a function without arguments that makes one.
 
     Raises:
         ValueError: a setting is out of its range.
+        TypeError: the segmenter is of another kind.
     """
 
-    segmenter: str
-    score: float = 0.0
-    words: tuple[int, int] = (1, 30)
-    area: tuple[float, float] = (0.001, 0.95)
-    iou: float = 0.5
+    segmenter: str | Segmenter | Callable[[], Segmenter]
+    score: float = Named.score
+    words: tuple[int, int] = Named.words
+    area: tuple[float, float] = Fitting.area
+    iou: float = Fitting.iou
     duplicates: Duplicates = "both"
     require: tuple[str, ...] = ()
     batch: int = 8  # pictures in memory at a time; nothing in the files depends on it
     device: str | None = None
 
     def __post_init__(self) -> None:
+        given.check("segmenter", self.segmenter)
         for name, (low, high) in (("words", self.words), ("area", self.area)):
             if not 0 <= low <= high:
                 raise ValueError(f"{name} is {(low, high)}, expected the least and the most, neither below 0")
@@ -46,24 +50,27 @@ class AnnotateGrounding:
             raise ValueError(f"batch is {self.batch}, expected at least 1")
 
     def settings(self) -> dict[str, Any]:
-        """What the files depend on. Reads the models' files, for their hashes."""
-        kept = {name: value for name, value in asdict(self).items() if name not in ("batch", "device")}
-        kept[f"{fingerprints.WEIGHTS}segmenter"] = segmenters.weights(self.segmenter)
+        """Return what the output depends on, for `settings.json`. Hashes the files of the models."""
+        names = [entry.name for entry in fields(self) if entry.name not in ("batch", "device")]
+        kept = {name: getattr(self, name) for name in names} | {"segmenter": given.described(self.segmenter)}
+        named = isinstance(self.segmenter, str)
+        kept[f"{fingerprints.WEIGHTS}segmenter"] = segmenters.weights(str(self.segmenter)) if named else None
         return {"command": "annotate-grounding", **kept}
 
     def prepare(self) -> Grounding:
         """Load the segmenter.
 
         Raises:
-            ImportError: webdataset is not installed. Others: as `segmenters.find`.
+            ImportError: webdataset is not installed.
+            Other errors: as `segmenters.find`.
         """
         tar_writer()
-        return Grounding(self, segmenters.find(self.segmenter, self.device))
+        return Grounding(self, given.made("segmenter", self.segmenter, lambda name: segmenters.find(name, self.device)))
 
 
 @dataclass
 class Grounding:
-    """The work with its segmenter loaded: a shard in, a shard out."""
+    """`AnnotateGrounding` with its segmenter loaded: writes a shard of each shard."""
 
     work: AnnotateGrounding
     segmenter: Segmenter
@@ -74,7 +81,7 @@ class Grounding:
         self.models = {"segmenter": self.segmenter.identity}
 
     def stages(self) -> list[Stage]:
-        """New ones for each shard: `Distinct` remembers."""
+        """Return new stages, for one shard: `Distinct` remembers the pictures of the shard."""
         work = self.work
         then: list[Stage] = [Named(work.score, work.words), Segment(self.segmenter), Fitting(work.area, work.iou)]
         return [Sourced(work.require), Distinct(work.duplicates, then)]

@@ -1,4 +1,4 @@
-"""Pictures to masks of all that is in them: SAM's everything mode, and one without weights that compares colours."""
+"""Mask generators find all masks of a picture: SAM's everything mode, and one that only compares colours."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from ..mask_sources import SamMasks
 from . import segmenters
 
 SIDE = 1024  # pixels: longer pictures are made smaller first; SAM sees no more, and its masks are as large as these
+POINTS = 16  # on each side of a picture, at which SAM is asked, as in an issue of the paper's authors' repository
 
 
 class MaskGenerator(Protocol):
-    """What finds masks in a picture without being asked for anything."""
+    """Finds masks in a picture without being given boxes or points."""
 
-    identity: str  # what makes the masks, for the manifest
+    identity: str  # names the model and its weights; written to the manifest
 
     def __call__(self, image: Image.Image, /) -> Iterator[NDArray[np.bool_]]:
-        """Masks, (H, W) of the picture, each with something in it; there may be none."""
+        """Yield masks, (H, W) of the picture, none of them empty. There may be no mask at all."""
         ...
 
 
-def find(name: str, device: str | None = None, points: int = 16) -> MaskGenerator:
-    """``"colour"``, or ``"hf:FOLDER"`` or ``"hf:USER/REPOSITORY"``: a SAM, SAM 2 or SAM 3, asked at `points` a side.
+def find(name: str, device: str | None = None, points: int = POINTS) -> MaskGenerator:
+    """Load a mask generator by name.
+
+    Args:
+        name: ``"colour"``, or ``"hf:FOLDER"`` or ``"hf:USER/REPOSITORY"`` for a SAM, SAM 2 or SAM 3 of transformers.
+        device: where SAM runs; by default a GPU if there is one.
+        points: on each side of the picture, at which SAM is asked.
 
     Raises:
-        ValueError: there is no such generator. ImportError: scipy or transformers is not installed.
+        ValueError: there is no such generator.
+        ImportError: scipy or transformers is not installed.
         OSError: transformers does not find the model.
     """
     where = segmenters.place(name)
@@ -38,20 +45,23 @@ def find(name: str, device: str | None = None, points: int = 16) -> MaskGenerato
 
 
 class SamMaskGenerator(SamMasks):
-    """`mask_sources.SamMasks` as a generator: all that a segmenter finds at a grid of points, best first.
+    """Finds masks by SAM's everything mode, at a grid of points, the best first.
+
+    The model computes in float32, whatever dtype its weights are stored in.
 
     Args:
-        name, points, options: those of `SamMasks`.
+        name, device, points, options: those of `mask_sources.SamMasks`.
 
     Raises:
         ImportError: transformers is not installed.
-        OSError, ValueError: transformers cannot load `name`, or it is no such model.
+        OSError: transformers does not find the model.
+        ValueError: the model is of another kind.
     """
 
-    def __init__(self, name: str, device: str | None = None, points: int = 16, **options: Any) -> None:
+    def __init__(self, name: str, device: str | None = None, points: int = POINTS, **options: Any) -> None:
         super().__init__(name, points, device, **options)
         said = "".join(f", {option} {value}" for option, value in sorted(options.items()))
-        model = self._generate.model
+        model = self._generate.model.float()  # in half precision, transformers 5 fails where it compares the masks
         self.identity = f"{type(model).__name__} {fingerprint(model)}, {points} points a side{said}"
 
     def __call__(self, picture: Image.Image) -> Iterator[NDArray[np.bool_]]:
@@ -59,7 +69,7 @@ class SamMaskGenerator(SamMasks):
 
 
 class ColourMaskGenerator:
-    """What is of colours that are rare at the picture's border, each connected part by itself, the largest first.
+    """Finds connected parts of colours that are rare at the picture's border, the largest first.
 
     The pixels are put into `colours` clusters (k-means in RGB). A cluster is foreground if its share of the picture is
     more than `factor` times its share of the border, which is `border` times the shorter side wide. Parts below
@@ -111,7 +121,7 @@ def _small(image: Image.Image) -> Image.Image:
 
 
 def _as_large(image: Image.Image, masks: Iterator[NDArray[Any]]) -> Iterator[NDArray[np.bool_]]:
-    """The masks in the picture's size, one at a time; those with nothing in them are left out."""
+    """Yield the masks in the picture's size, one at a time, without empty ones."""
     for mask in masks:
         whole = Image.fromarray(np.asarray(mask, bool))
         found = np.asarray(whole if whole.size == image.size else whole.resize(image.size, Image.Resampling.NEAREST))

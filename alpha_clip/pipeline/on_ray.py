@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import torch
 
 from . import fingerprints
+from .given import check_can_be_sent
 from .tasks import MANIFESTS, Task, Work, differing, make, name_of, names_of, prepared
 
 _ATTEMPTS = 4  # at a shard whose workers are killed
@@ -51,9 +52,11 @@ def together(work: Work, shards: Sequence[Path], folder: Path, workers: int, clu
         ImportError: Ray is not installed. ConnectionError: there is no such cluster.
         ValueError: the local Ray has fewer GPUs than a worker is to have.
         RuntimeError: the workers of a shard were killed again and again.
+        TypeError: a model of the work cannot be sent to them.
         Others: as the work's `prepare`.
     """
     ray = _ray()
+    check_can_be_sent(work, ray.cloudpickle.dumps)
     with _connection(ray, workers, cluster) as threads, _quiet():
         settings = ray.data.DataContext.get_current().copy()
         settings.enable_progress_bars = False

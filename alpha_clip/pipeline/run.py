@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .. import atomic
 from . import on_ray
+from .given import check_can_be_sent
 from .ledger import Ledger
 from .on_ray import Cluster
 from .tasks import (
@@ -44,7 +45,13 @@ _LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
-def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, cluster: Cluster | None = None) -> Ledger:
+def run(
+    work: Work,
+    shards: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    workers: int = 1,
+    cluster: Cluster | None = None,
+) -> Ledger:
     """Do the shards that are not done yet, and write the report of all in the folder. Return its counts.
 
     With more than one worker, each is a process with models of its own, on this machine or on Ray's `cluster`; the
@@ -56,10 +63,17 @@ def run(work: Work, shards: Sequence[Path], folder: Path, workers: int = 1, clus
         RuntimeError: another run is at work in the folder, a worker was killed, or a shard is not there in the end.
             What is done stays.
         NotADirectoryError: the folder is a file, or in one.
+        TypeError: a model of the work cannot be sent to other processes, or `shards` is one path.
         Others: as the work's `prepare`, and as `on_ray.together`.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")
+    if isinstance(shards, (str, os.PathLike)):
+        raise TypeError(f"shards is {shards!r}, expected a list of paths: pass [{shards!r}]")
+    return _run(work, [*map(Path, shards)], Path(folder), workers, cluster)
+
+
+def _run(work: Work, shards: Sequence[Path], folder: Path, workers: int, cluster: Cluster | None) -> Ledger:
     _names_differ(shards)
     check_place(shards, folder)
     check_ours(work, shards, folder)
@@ -147,6 +161,7 @@ _task: Task | None = None  # of this process, if it is a worker
 
 
 def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) -> Iterator[None]:
+    check_can_be_sent(work)
     threads = max(1, torch.get_num_threads() // workers)
     pool = ProcessPoolExecutor(
         min(workers, len(shards)),

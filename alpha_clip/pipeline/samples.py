@@ -1,4 +1,4 @@
-"""What goes through the stages: pictures with boxes and phrases. A stage is a function of a list of them."""
+"""Samples, pictures with boxes and phrases, and the stages that they go through."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the uprig
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask as it is stored, which is small, with what filters ask of it."""
+    """A mask as it is stored, in few bytes, with its box and area, which the filters need."""
 
     rle: dict[str, Any]
     box: tuple[int, int, int, int]  # around its pixels
@@ -28,21 +28,21 @@ class Mask:
 
     @classmethod
     def of(cls, pixels: NDArray[np.bool_]) -> Mask:
-        """From (H, W) bool.
+        """Encode a mask (H, W) bool.
 
         Raises:
-            ValueError: nothing is in it.
+            ValueError: the mask is empty.
         """
         return cls(rle.encode(pixels), mask_box(pixels), float(pixels.mean()))
 
 
 @dataclass(frozen=True)
 class Target:
-    """A place in a picture, and what is there."""
+    """A region of a picture, and the phrase that names it."""
 
     phrase: str
     box: Box
-    score: float | None = None  # of whoever or whatever found it
+    score: float | None = None  # given by the person or model that found it
     mask: Mask | None = None
     number: int = 0  # among those of its picture's record, before any was left out
 
@@ -61,13 +61,13 @@ class Sample:
 
 
 class Stage(Protocol):
-    """Some pictures in, the same or fewer out; what became of the others goes into the ledger."""
+    """Takes a list of samples and returns one. What it leaves out is counted in the ledger."""
 
     def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]: ...
 
 
 def batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    """`size` samples at a time. While the next ones are read the last ones are there too, and no others.
+    """Yield lists of `size` samples. Memory holds the last list, and the next one while it is read, and no others.
 
     Raises:
         ValueError: `size` is below 1.

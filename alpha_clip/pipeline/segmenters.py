@@ -1,4 +1,4 @@
-"""Boxes of a picture to masks: SAM, SAM 2 and SAM 3 of transformers, and one without weights that compares colours."""
+"""Segmenters make a mask of each box: SAM, SAM 2 and SAM 3 of transformers, and one that only compares colours."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from .samples import Box
 
 
 class Segmenter(Protocol):
-    """What gives each box of a picture its mask."""
+    """Makes a mask of each box of a picture."""
 
-    identity: str  # what makes the masks, for the manifest
+    identity: str  # names the model and its weights; written to the manifest
 
     def __call__(self, image: Image.Image, boxes: Sequence[Box]) -> Iterator[NDArray[np.bool_]]:
-        """The mask of each box, (H, W); nothing may be in it."""
+        """Yield the mask of each box, (H, W) of the picture. A mask may be empty."""
         ...
 
 
 def find(name: str, device: str | None = None) -> Segmenter:
-    """``"colour"``, or ``"hf:FOLDER"`` or ``"hf:USER/REPOSITORY"``: a SAM, SAM 2 or SAM 3 of transformers.
+    """Load a segmenter by name.
+
+    Args:
+        name: ``"colour"``, or ``"hf:FOLDER"`` or ``"hf:USER/REPOSITORY"`` for a SAM, SAM 2 or SAM 3 of transformers.
+        device: where SAM runs; by default a GPU if there is one.
 
     Raises:
-        ValueError: there is no such segmenter. ImportError: transformers is not installed.
+        ValueError: there is no such segmenter.
+        ImportError: transformers is not installed.
         OSError: transformers does not find the model.
     """
     where = place(name)
@@ -37,7 +42,7 @@ def find(name: str, device: str | None = None) -> Segmenter:
 
 
 def place(name: str) -> str | None:
-    """Where a SAM lies, or None for ``"colour"``.
+    """Return the folder or repository in a segmenter's name, or None for ``"colour"``.
 
     Raises:
         ValueError: there is no such segmenter.
@@ -49,20 +54,21 @@ def place(name: str) -> str | None:
 
 
 def weights(name: str) -> str | None:
-    """The fingerprint of a SAM's files; None: of ``"colour"``, which has none, or they are not on this disk."""
+    """Return the fingerprint of a SAM's files, or None if they are not on this disk, or the name is ``"colour"``."""
     where = place(name)
     return None if where is None else fingerprints.of_transformers(where)
 
 
 class SamSegmenter:
-    """SAM (arXiv 2304.02643), SAM 2 (2408.00714) or SAM 3, asked for one mask for each box.
+    """Asks SAM (arXiv 2304.02643), SAM 2 (2408.00714) or SAM 3 for one mask of each box.
 
-    A picture goes through the image encoder once, whatever the number of boxes; the mask decoder takes `chunk` boxes at
-    a time.
+    The image encoder sees a picture once, whatever the number of boxes. The mask decoder takes `chunk` boxes at a time.
+    Masks are enlarged to the size of the picture one by one, so that memory does not grow with the number of boxes.
 
     Args:
-        model: transformers' `SamModel`, `Sam2Model` or `Sam3TrackerModel`.
-        processor: the model's.
+        model: a `SamModel`, `Sam2Model` or `Sam3TrackerModel` of transformers, in any floating-point dtype.
+        processor: the processor of this model.
+        chunk: boxes that the mask decoder takes at a time.
     """
 
     def __init__(self, model: Any, processor: Any, chunk: int = 16) -> None:
@@ -71,10 +77,11 @@ class SamSegmenter:
 
     @classmethod
     def from_pretrained(cls, where: str, device: str | None = None) -> SamSegmenter:
-        """From a folder, or a repository on the Hub.
+        """Load a model from a folder or from a repository on the Hub.
 
         Raises:
-            ValueError: the model is of another kind. ImportError: transformers is not installed.
+            ValueError: the model is of another kind.
+            ImportError: transformers is not installed.
             OSError: transformers does not find the model.
         """
         try:
@@ -94,16 +101,18 @@ class SamSegmenter:
     @torch.no_grad()
     def __call__(self, image: Image.Image, boxes: Sequence[Box]) -> Iterator[NDArray[np.bool_]]:
         prepared = self.processor(images=image, input_boxes=[[list(box) for box in boxes]], return_tensors="pt")
-        embeddings = self.model.get_image_embeddings(prepared["pixel_values"].to(self.model.device))
+        pixels = prepared["pixel_values"].to(self.model.device, self.model.dtype)
+        embeddings = self.model.get_image_embeddings(pixels)
         sizes = [prepared[name] for name in ("original_sizes", "reshaped_input_sizes") if name in prepared]
         for part in prepared["input_boxes"].to(self.model.device, torch.float32).split(self.chunk, dim=1):
             found = self.model(image_embeddings=embeddings, input_boxes=part, multimask_output=False)
-            (masks,) = self.processor.post_process_masks(found.pred_masks.float().cpu(), *sizes)
-            yield from masks[:, 0].numpy()  # (K, H, W) bool
+            for logits in found.pred_masks[0].float().cpu():  # (1, h, w): in the picture's size, all would fill memory
+                (mask,) = self.processor.post_process_masks(logits[None, None], *sizes)  # (1, 1, H, W) bool
+                yield mask[0, 0].numpy()
 
 
 class ColourSegmenter:
-    """What in a box is of colours that are rare just outside of it. It has no weights and knows no objects.
+    """Finds what in a box has colours that are rare just outside of it. It has no weights and knows no objects.
 
     The pixels in and around the box are put into `colours` clusters (k-means in RGB). A cluster is foreground if its
     share of the box is more than `factor` times its share of the frame, a band around the box as wide as `border` times
@@ -125,7 +134,7 @@ class ColourSegmenter:
             yield mask
 
     def _windows(self, box: Box, width: int, height: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Rows and columns of the box, and of the box with its frame."""
+        """Return the rows and columns of the box, and of the box with its frame."""
         x0, y0, x1, y1 = np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3])
         band = max(2, round(self.border * min(x1 - x0, y1 - y0)))
 
@@ -138,7 +147,7 @@ class ColourSegmenter:
     def _foreground(
         self, pixels: NDArray[np.uint8], inner: tuple[slice, slice], outer: tuple[slice, slice]
     ) -> NDArray[np.bool_]:
-        """(h, w) of the box."""
+        """Return the mask of the box alone, (h, w)."""
         labels = clusters(pixels[outer], self.colours)  # (H, W) of the box with its frame
         inside = np.zeros(labels.shape, bool)
         rows, columns = (slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
@@ -153,9 +162,10 @@ class ColourSegmenter:
 
 
 def clusters(pixels: NDArray[np.uint8], count: int, rounds: int = 6) -> NDArray[np.intp]:
-    """k-means of the colours of (H, W, 3), begun with those farthest from each other: the same pixels, the same labels.
+    """Return a label (H, W) for each pixel of (H, W, 3): its cluster in a k-means of the colours.
 
-    At most some 4000 of the pixels are looked at to find the means.
+    The first means are colours far from each other, not random ones, so that the same pixels always get the same
+    labels. The means are found from some 4000 of the pixels at most.
     """
     flat = pixels.reshape(-1, 3).astype(np.float32)
     some = flat[:: max(1, len(flat) // 4096)]
@@ -169,5 +179,5 @@ def clusters(pixels: NDArray[np.uint8], count: int, rounds: int = 6) -> NDArray[
 
 
 def _distances(points: NDArray[np.float32], means: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, K), squared, of (N, 3) and (K, 3)."""
+    """Return the squared distances (N, K) of points (N, 3) and means (K, 3)."""
     return (points**2).sum(1)[:, None] + (means**2).sum(1) - 2 * points @ means.T

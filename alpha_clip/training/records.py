@@ -85,13 +85,23 @@ def make_picture(
         BadSample: the picture or one of its regions cannot be read or is not valid.
     """
     image, stored = _upright(key, data)
+    check_caption(key, caption, regions)
+    size = image.size[::-1]
+    read = [make_region(key, number, region, size, stored, path_of) for number, region in enumerate(regions)]
+    return Picture(key, image, caption, tuple(read))
+
+
+def check_caption(key: str, caption: str | None, regions: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a picture of which nothing is said.
+
+    Raises:
+        BadSample: it has neither a region nor a caption, or the caption is not words.
+    """
     if not regions and caption is None:
         reason = "it has neither a region nor a caption: give it a text with a mask, or a caption"
         raise BadSample(key, reason, "malformed record")
     if caption is not None and not (isinstance(caption, str) and caption.strip()):
         raise BadSample(key, f"its caption is {caption!r:.60}, expected words, or null for none", "empty text")
-    read = [_region(key, number, region, image.size[::-1], stored, path_of) for number, region in enumerate(regions)]
-    return Picture(key, image, caption, tuple(read))
 
 
 def _upright(key: str, data: bytes) -> tuple[Image.Image, tuple[int, int]]:
@@ -107,14 +117,19 @@ def _upright(key: str, data: bytes) -> tuple[Image.Image, tuple[int, int]]:
         raise BadSample(key, f"the picture cannot be read: {error}", "unreadable picture") from error
 
 
-def _region(
+def make_region(
     key: str,
     number: int,
     region: Mapping[str, Any],
     size: tuple[int, int],
     stored: tuple[int, int],
-    path_of: Callable[[str], Path] | None,
+    path_of: Callable[[str], Path] | None = None,
 ) -> Region:
+    """Make the region `number` of a picture of `size` (H, W), which is `stored` (H, W) before it is turned upright.
+
+    Raises:
+        BadSample: its text or its mask cannot be used.
+    """
     phrase, score = region.get("phrase"), region.get("score")
     if not (isinstance(phrase, str) and phrase.strip()):
         raise BadSample(key, f"the text of region {number} is {phrase!r:.60}, expected words", "empty text")
