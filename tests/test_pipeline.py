@@ -47,7 +47,7 @@ from alpha_clip.pipeline import (
 )
 from alpha_clip.pipeline import run as run_function
 from alpha_clip.pipeline.__main__ import main
-from alpha_clip.pipeline.alike import NEAR, Seen, looks, marked, words
+from alpha_clip.pipeline.alike import NEAR, MarkSet, looks, marked, words
 from alpha_clip.pipeline.filters import box_iou
 from alpha_clip.pipeline.samples import Mask, batches
 from alpha_clip.regions import embed_regions
@@ -625,7 +625,7 @@ def discs(count: int) -> list[Image.Image]:
 @pytest.mark.parametrize("kind", ["scenes", "discs"])
 def test_other_pictures_are_no_duplicates_and_copies_in_another_size_or_quality_are(kind):
     pictures = [Image.fromarray(draw_scene(seed, 192).image) for seed in range(100)] if kind == "scenes" else discs(100)
-    seen = Seen("picture")
+    seen = MarkSet("picture")
     for picture in pictures:
         assert not seen.holds(marked(picture, None))
         seen.add(marked(picture, None))
@@ -637,7 +637,7 @@ def test_other_pictures_are_no_duplicates_and_copies_in_another_size_or_quality_
 def test_a_look_is_near_by_the_root_mean_square_of_its_colours():
     assert looks(Image.new("RGB", (50, 30), (1, 2, 3))) == bytes([1, 2, 3]) * 64
     for by in ("both", "picture"):
-        seen = Seen(by)
+        seen = MarkSet(by)
         seen.add(marked(Image.new("RGB", (8, 8), (100, 100, 100)), "a cat"))
         for levels in range(5):
             picture = Image.new("RGB", (80, 80), (100 - levels,) * 3)

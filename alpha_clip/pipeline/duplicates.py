@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..training.shards import Entry, scanned
 from . import fingerprints
-from .alike import BYTES, Alike, Seen, keys, tables
+from .alike import BYTES, Alike, MarkSet, keys, tables
 from .ledger import Ledger
 
 HASHES = "hashes"  # folder, with a file for each shard: the marks of the pictures that were written (`alike`)
@@ -38,11 +38,11 @@ def repeated(files: Sequence[Path], by: Alike = "both") -> list[NDArray[np.bool_
     """For each file of marks which of its N pictures are like an earlier one, of it or of a file before it: (N,).
 
     What is left out itself makes no other one be left out. Holds some 30 bytes for each picture of all files while it
-    sorts, then what `Seen` holds for those that share a key with another.
+    sorts, then what `MarkSet` holds for those that share a key with another.
     """
     ends = np.cumsum([file.stat().st_size // BYTES for file in files])
     shared = _with_shared_keys(files, by, ends[-1] if files else 0)
-    again, seen, start = np.zeros(len(shared), bool), Seen(by), 0
+    again, seen, start = np.zeros(len(shared), bool), MarkSet(by), 0
     for marks in _blocks(files):
         for number in np.flatnonzero(shared[start : start + len(marks)]).tolist():
             mark = marks[number].tobytes()
@@ -60,7 +60,7 @@ def _with_shared_keys(files: Sequence[Path], by: Alike, count: int) -> NDArray[n
     for table in tables(by):
         found, start = np.empty(count, np.uint64), 0
         for marks in _blocks(files):
-            found[start : start + len(marks)] = keys(marks, by, table)
+            found[start : start + len(marks)] = keys(marks, by, table)[:, 0]
             start += len(marks)
         order = np.argsort(found)
         found = found[order]

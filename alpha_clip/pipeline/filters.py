@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .alike import Seen, marked
+from .alike import MarkSet, marked
 from .ledger import Ledger
 from .samples import Box, Mask, Sample, Stage, Target
 
@@ -50,7 +50,7 @@ class Distinct:
     then: Sequence[Stage] = ()
 
     def __post_init__(self) -> None:
-        self._seen = None if self.by == "keep" else Seen(self.by)
+        self._seen = None if self.by == "keep" else MarkSet(self.by)
 
     def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
         return [kept for sample in samples for kept in self._distinct(sample, ledger)]
