@@ -49,6 +49,7 @@ from alpha_clip.pipeline import run as run_function
 from alpha_clip.pipeline.__main__ import main
 from alpha_clip.pipeline.alike import NEAR, MarkSet, looks, marked, words
 from alpha_clip.pipeline.filters import box_iou
+from alpha_clip.pipeline.packing import packed
 from alpha_clip.pipeline.samples import Mask, batches
 from alpha_clip.regions import embed_regions
 from alpha_clip.scenes import draw_scene
@@ -658,6 +659,39 @@ def test_pictures_without_a_source_are_dropped_on_request(tmp_path):
         record = json.loads(tar.extractfile("000000001.json").read())
     assert (record["license"], record["holder"]) == ("CC0", {"name": "x"})
     assert keys(Sourced(())([sample("a")], Ledger())) == "a"
+
+
+NOTHING = (None, "", "   ", float("nan"), "nan", "NaN", "null", " None\n", [], {}, False, 0, 4, ["CC0"])
+
+
+def test_what_states_no_licence_is_none(tmp_path):
+    samples = [
+        (f"{i}", picture, record | {"license": value, "id": 10**20 + i})
+        for i, (value, (_, picture, record)) in enumerate((value, of_scene(0)) for value in (*NOTHING, " CC0 "))
+    ]
+    out = annotated(samples, tmp_path, require=("license", "id"), duplicates="keep")
+    assert report(out)["pictures"] == {"read": len(samples), "without license": len(NOTHING), "written": 1}
+    with tarfile.open(out / "00000.tar") as tar:
+        record = json.loads(tar.extractfile(f"{len(NOTHING)}.json").read())
+    assert (record["license"], record["id"]) == (" CC0 ", 10**20 + len(NOTHING))
+
+
+def test_fields_that_say_nothing_are_left_out_and_the_rest_is_json(tmp_path):
+    nan = float("nan")
+    _, picture, record = of_scene(0)
+    record |= {"url": nan, "id": nan, "author": "null", "license": nan, "width": 0, "height": nan, "tags": [nan]}
+    out = annotated([("a", picture, record)], tmp_path, require=("width",))
+    assert report(out)["pictures"]["written"] == 1
+    with tarfile.open(out / "00000.tar") as tar:
+        text = tar.extractfile("a.json").read()
+    assert b"NaN" not in text and set(json.loads(text)) == {"width", "caption", "regions"}
+    out = annotated([("a", picture, record)], tmp_path / "more", require=("height", "tags"))
+    assert report(out)["pictures"] == {"read": 1, "without height": 1, "written": 0}
+
+
+def test_a_record_that_is_no_json_is_not_written():
+    with pytest.raises(ValueError, match=r"the record of a cannot be written as JSON .*: expected finite numbers"):
+        packed(sample("a", width=float("nan")))
 
 
 def test_filters_are_settings_of_the_run_and_counted_in_its_report(tmp_path):

@@ -39,9 +39,18 @@ def tar_writer() -> Any:
 
 
 def packed(sample: Sample) -> dict[str, str | bytes]:
-    """A sample as `webdataset.TarWriter` takes it and `RegionShards` reads it; the picture's file stays as it was."""
+    """A sample as `webdataset.TarWriter` takes it and `RegionShards` reads it; the picture's file stays as it was.
+
+    Raises:
+        ValueError: a number in a field or a score is NaN or infinite, which JSON cannot hold.
+    """
     record = {**sample.fields, "caption": sample.caption, "regions": _regions(sample)}
-    return {"__key__": sample.key, sample.suffix: sample.data, "json": json.dumps(record).encode()}
+    try:
+        text = json.dumps(record, allow_nan=False)
+    except ValueError as error:
+        remedy = "expected finite numbers in its fields and scores"
+        raise ValueError(f"the record of {sample.key} cannot be written as JSON ({error}): {remedy}") from error
+    return {"__key__": sample.key, sample.suffix: sample.data, "json": text.encode()}
 
 
 def _regions(sample: Sample) -> Sequence[dict[str, Any]]:
