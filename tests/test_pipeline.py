@@ -13,6 +13,8 @@ import sys
 import tarfile
 import time
 import weakref
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from alpha_clip.pipeline import (
     AnnotateGrounding,
     Caption,
     ColourSegmenter,
+    Deduplicate,
     Distinct,
     Embed,
     Fitting,
@@ -759,6 +762,59 @@ def test_a_rerun_does_only_what_is_missing(grit_shards, finished, tmp_path, monk
     run(AnnotateGrounding("colour"), grit_shards, out)
     assert done == ["00000", "00001", "00002"]
     assert contents(out) == contents(finished)
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"version": 3, "inp', b"[]", b"\xff\x00", b"{}"])
+def test_a_shard_whose_manifest_is_damaged_is_done_again(damaged, tmp_path):
+    shards = [write(tmp_path / f"{number}.tar", [of_scene(number)]) for number in range(2)]
+    work, out = AnnotateGrounding("colour"), tmp_path / "out"
+    run(work, shards, out)
+    whole = contents(out)
+    (out / "manifests" / "0.json").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"a report of 2 shards, and 1 hashes, \d manifests: run annotate-"):
+        Deduplicate(out).shards()
+    run(work, shards, out)
+    assert contents(out) == whole
+    (out / "manifests" / "0.json").write_bytes(damaged)
+    run(work, shards[1:], out)
+    assert report(out)["shards"] == 1
+
+
+@pytest.mark.filterwarnings("default:the shards in")
+def test_shards_made_with_different_versions_are_named(tmp_path, capsys):
+    shards = [write(tmp_path / f"{number}.tar", [of_scene(number)]) for number in range(2)]
+    command = ["annotate-grounding", "--input", *map(str, shards), "--segmenter", "colour"]
+    command += ["--output", str(tmp_path / "out")]
+    main(command)
+    assert "mixed_versions" not in report(tmp_path / "out") and not capsys.readouterr().err
+    path = tmp_path / "out" / "manifests" / "1.json"
+    manifest = json.loads(path.read_text())
+    for name in ("torch", "transformers", "webdataset", "pyarrow", "ray"):
+        assert manifest["versions"].get(name) == (version(name) if find_spec(name) else None)
+    now = manifest["versions"]["torch"]
+    manifest["versions"]["torch"] = "1.9"
+    del manifest["versions"]["numpy"]
+    path.write_text(json.dumps(manifest))
+    main(command)
+    assert report(tmp_path / "out")["mixed_versions"] == {"torch": ["1.9", now]}
+    said = f"warning: the shards in {tmp_path / 'out'} were made with different versions (torch 1.9 and {now}): where"
+    assert capsys.readouterr().err.startswith(said)
+    with pytest.warns(UserWarning, match="were made with different versions"):
+        run(AnnotateGrounding("colour"), shards, tmp_path / "out")
+
+
+def test_hidden_files_are_no_shards_for_the_pipeline_and_the_trainer(tmp_path, capsys):
+    write(tmp_path / "in" / "00000.tar", [of_scene(0)])
+    (tmp_path / "in" / "._00000.tar").write_bytes(b"\0\5\x16\7" + bytes(4092))  # as macOS leaves them
+    main(["annotate-grounding", "--input", f"{tmp_path / 'in'}", "--output", f"{tmp_path / 'out'}", "--segmenter",
+          "colour"])  # fmt: skip
+    assert report(tmp_path / "out")["shards"] == 1 and rejects(tmp_path / "out") == []
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["00000.tar"]
+    (tmp_path / "out" / "._00000.tar").write_bytes(bytes(4096))
+    assert open_data(tmp_path / "out").keys == ["000000000"]
+    (tmp_path / "out" / "00000.tar").unlink()
+    with pytest.raises(FileNotFoundError, match="there is no shard in"):
+        RegionShards(tmp_path / "out")
 
 
 def test_a_shard_that_changed_is_done_again(tmp_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -36,13 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
-        args.do(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            args.do(args)
     except KeyboardInterrupt:
         parser.exit(130, "\nstopped: the same command goes on from what is done\n")  # 130: as shells say it
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if args.debug:
             raise
         parser.exit(2, f"error: {error}\n")
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    sys.stderr.write(f"warning: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

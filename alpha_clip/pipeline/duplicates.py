@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..training.records import parsed
 from ..training.shards import Entry, scanned
 from . import fingerprints
 from .alike import BYTES, Alike, MarkSet, keys, tables
@@ -94,7 +96,7 @@ class Deduplicate:
         if not (self.folder / "report.json").is_file():
             raise FileNotFoundError(f"{self.folder} holds no report.json: run annotate-... to its end first")
         expected = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))["shards"]
-        manifests = [json.loads(path.read_text(encoding="utf-8")) for path in self._manifests()]
+        manifests = self._manifests()
         sizes = {name: file["bytes"] for found in manifests for name, file in found["files"].items()}
         wrong = [name for name, size in sizes.items() if not _has(self.folder / name, size)]
         hashes = sorted(name for name in sizes if name.startswith(f"{HASHES}/"))
@@ -104,8 +106,13 @@ class Deduplicate:
             raise ValueError(f"{self.folder} holds a report of {expected} shards, and {found}: {remedy}")
         return [self.folder / f"{Path(name).stem}.tar" for name in hashes]
 
-    def _manifests(self) -> list[Path]:
-        return sorted((self.folder / "manifests").glob("[!.]*.json"))
+    def _manifests(self) -> list[dict[str, Any]]:
+        """The manifests that are not damaged, in the order of their names."""
+        found = []
+        for path in sorted((self.folder / "manifests").glob("[!.]*.json")):
+            with suppress(ValueError):
+                found.append(parsed(path.read_bytes()))
+        return [manifest for manifest in found if "files" in manifest]
 
     def settings(self) -> dict[str, Any]:
         """What the files depend on."""
@@ -116,7 +123,7 @@ class Deduplicate:
         """Find the pictures that are like an earlier one. Raises: as `shards`."""
         names = [shard.stem for shard in self.shards()]
         files = [self.folder / HASHES / f"{name}.bin" for name in names]
-        models = json.loads(self._manifests()[0].read_text(encoding="utf-8"))["models"] if names else {}
+        models = self._manifests()[0]["models"] if names else {}
         return Deduplication(dict(zip(names, repeated(files, self.by), strict=True)), models)
 
 

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -36,6 +38,7 @@ from .ledger import Ledger
 MANIFESTS, REJECTS = "manifests", "rejects"
 SETTINGS, REPORT, ALL_REJECTS = "settings.json", "report.json", "rejects.jsonl"  # of all shards
 PACKAGES = ("alpha-clip", "torch", "pillow", "numpy")
+EXTRAS = ("transformers", "open_clip_torch", "webdataset", "pyarrow", "ray")  # whose versions count where installed
 
 REMEDY = "choose another folder, or delete this one"
 
@@ -90,8 +93,8 @@ def prepared(work: Work, folder: Path) -> Task:
     except SafetensorError as error:  # which transformers and open_clip let through, and does not say of which file
         where = fingerprints.cut_off(names_of(work)) or " or ".join(names_of(work))
         raise OSError(f"{where} is not a whole safetensors file ({error}): copy or fetch it again") from error
-    manifests = map(_read, _manifests(folder))
-    before = next((found["models"] for found in manifests if found["version"] == _VERSION), task.models)
+    manifests = filter(None, map(_read, _manifests(folder)))
+    before = next((found["models"] for found in manifests), task.models)
     if other := [role for role, model in task.models.items() if before.get(role) != model]:
         found = "; ".join(f"{role}: {before.get(role)} there, {task.models[role]} now" for role in other)
         what = "that is, other weights under the same name, or the same in another precision, as on another device"
@@ -166,9 +169,18 @@ def make(shard: Path, folder: Path, task: Task) -> None:
         "files": {path.relative_to(folder).as_posix(): _described(path) for path in files},
         **ledger.summary(),
         "models": dict(task.models),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": _versions(),
     }
     atomic.write_text(_manifest(shard, folder), json.dumps(manifest, indent=1) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    """What is installed. It does not depend on how the run is done, so that all ways leave the same manifests."""
+    found = {name: version(name) for name in PACKAGES}
+    for name in EXTRAS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def name_of(shard: Path) -> str:
@@ -206,10 +218,11 @@ def is_done(shard: Path, folder: Path) -> bool:
 
     A shard that is younger than its manifest is read, for tars of other contents are often of the same size.
     """
-    if not is_there(shard, folder):
-        return False
     manifest = _manifest(shard, folder)
-    found, same = _read(manifest)["input"], _input(shard)
+    record = _read(manifest)
+    if record is None or not _is_whole(record, folder):
+        return False
+    found, same = record["input"], _input(shard)
     if {name: found.get(name) for name in same} != same or found["sha256"] == _CHANGED:
         return False
     return _changed(shard) <= manifest.stat().st_mtime or found["sha256"] == _digest(shard)
@@ -217,13 +230,12 @@ def is_done(shard: Path, folder: Path) -> bool:
 
 def is_there(shard: Path, folder: Path) -> bool:
     """Whether there is a manifest, and the files have the sizes that it says."""
-    return _is_whole(_manifest(shard, folder), folder)
+    manifest = _read(_manifest(shard, folder))
+    return manifest is not None and _is_whole(manifest, folder)
 
 
-def _is_whole(manifest: Path, folder: Path) -> bool:
-    if not manifest.is_file() or (found := _read(manifest))["version"] != _VERSION:
-        return False
-    paths = {folder / name: described["bytes"] for name, described in found["files"].items()}
+def _is_whole(manifest: Mapping[str, Any], folder: Path) -> bool:
+    paths = {folder / name: described["bytes"] for name, described in manifest["files"].items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
 
@@ -235,9 +247,13 @@ def _manifests(folder: Path) -> list[Path]:
     return sorted((folder / MANIFESTS).glob("[!.]*.json"))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def _read(path: Path) -> dict[str, Any] | None:
+    """A manifest; None: there is none, it is damaged, or it is of another version, so that its shard is not done."""
+    try:
+        found = parsed(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if found.get("version") == _VERSION else None
 
 
 def remove_parts(folder: Path) -> None:
@@ -252,13 +268,15 @@ def summarise(folder: Path) -> Ledger:
 
     What is not as its manifest says is left out.
     """
-    total, models, names = Ledger(), dict[str, str](), list[str]()
+    total, models, names, versions = Ledger(), dict[str, str](), list[str](), dict[str, set[str]]()
     with replacing(folder / ALL_REJECTS) as part, part.open("wb") as file:
         for path in _manifests(folder):
-            if not _is_whole(path, folder):
-                continue
             manifest = _read(path)
+            if manifest is None or not _is_whole(manifest, folder):
+                continue
             total.add(manifest)
+            for package, installed in manifest["versions"].items():
+                versions.setdefault(package, set()).add(installed)
             models = models or manifest["models"]
             if manifest["models"] != models:  # of workers that began at the same time, while files changed
                 raise RuntimeError(
@@ -266,9 +284,14 @@ def summarise(folder: Path) -> Ledger:
                 )
             names.append(path.stem)
             file.write((folder / REJECTS / f"{names[-1]}.jsonl").read_bytes())
-    said = sorted(f"{role}: {model}" for role, model in models.items())
     total.shards = len(names)
-    report = {"shards": total.shards, **total.summary(), "models": said}
+    named = sorted(f"{role}: {model}" for role, model in models.items())
+    report = {"shards": total.shards, **total.summary(), "models": named}
+    if mixed := {package: sorted(found) for package, found in sorted(versions.items()) if len(found) > 1}:
+        report["mixed_versions"] = mixed
+        said = ", ".join(f"{package} {' and '.join(found)}" for package, found in mixed.items())
+        remedy = "where they may differ, run all into a new folder"
+        warnings.warn(f"the shards in {folder} were made with different versions ({said}): {remedy}", stacklevel=3)
     hashes = [folder / HASHES / f"{name}.bin" for name in names]
     if all(path.is_file() for path in hashes):
         total.duplicates = sum(int(again.sum()) for again in duplicates.repeated(hashes))
