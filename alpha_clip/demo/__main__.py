@@ -1,10 +1,10 @@
-"""A page to try the model on, in a browser, on this computer.
+"""Serve a page to try the model on, in a browser, on this computer.
 
     python -m alpha_clip.demo
     python -m alpha_clip.demo --model ViT-L/14@336px --sam facebook/sam-vit-base
     python -m alpha_clip.demo --folder photos --index photos.index
 
-Without options it starts offline, with the small built-in model, which knows drawings alone.
+Without options it starts offline, with the small built-in model, which knows only drawings.
 """
 
 from __future__ import annotations

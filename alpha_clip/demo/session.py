@@ -15,7 +15,7 @@ from .viewer import Photo
 
 
 class Heard(NamedTuple):
-    """What the page sends with each event, in the order in which gradio passes it."""
+    """The values that the page sends with each event, in the order in which gradio passes them."""
 
     clock: float  # when it was done, in milliseconds on the visitor's clock
     number: int  # of the picture that was shown

@@ -59,7 +59,7 @@ class Viewer:
 
     @torch.no_grad()
     def shares(self, photo: Photo, mask: Mask | None, labels: Sequence[str]) -> dict[str, list[float]]:
-        """For each of `WAYS` the shares of the labels, which sum to 1; without a mask, only for the whole picture.
+        """Compute for each of `WAYS` the shares of the labels, which sum to 1; without a mask, only of the whole.
 
         Raises:
             ValueError: a label is too long for the model.

@@ -37,7 +37,7 @@ def _blocks(files: Iterable[Path]) -> Iterator[NDArray[np.uint8]]:
 
 
 def repeated(files: Sequence[Path], by: Alike = "both") -> list[NDArray[np.bool_]]:
-    """For each file of N marks tell which of its pictures (N,) are like an earlier one in it or in a file before it.
+    """Tell for each file of N marks which of its pictures (N,) are like an earlier one in it or in a file before it.
 
     A picture that is left out is not compared with later ones. Memory: some 30 bytes for each picture of all files
     while keys are sorted, then a `MarkSet` of those that share a key with another.

@@ -30,9 +30,8 @@ def of_files(paths: Iterable[Path], root: Path, hashed: Callable[[Path], str] = 
     """A hash, 16 hex digits, of the contents of all files and their names below `root`; missing files are left out."""
     digest = hashlib.sha256()
     for path in sorted(path for path in paths if path.is_file()):
-        digest.update(
-            os.fsencode(f"{path.relative_to(root).as_posix()} {hashed(path)}\n")
-        )  # as bytes: a name may not be in UTF-8
+        # A name may not be in UTF-8.
+        digest.update(os.fsencode(f"{path.relative_to(root).as_posix()} {hashed(path)}\n"))
     return digest.hexdigest()[:16]
 
 

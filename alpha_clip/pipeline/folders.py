@@ -11,18 +11,8 @@ from ..training.shards import IMAGES
 from .grit import decoded, escaped
 from .samples import Sample
 
-OTHERS = (
-    "avif",
-    "bmp",
-    "gif",
-    "heic",
-    "heif",
-    "jfif",
-    "jp2",
-    "jpe",
-    "tif",
-    "tiff",
-)  # suffixes of pictures that are not read
+# Suffixes of pictures that are not read.
+OTHERS = ("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "tif", "tiff")
 
 
 def class_folders(roots: Iterable[str | os.PathLike[str]], output: Path | None = None) -> list[Path]:

@@ -57,9 +57,8 @@ def inspect(folder: Path, samples: int = 24, seed: int = 0) -> Path:
     ]
     head = f"<!doctype html><meta charset=utf-8><title>{escape(folder.resolve().name)}</title><style>{_STYLE}</style>"
     page = "\n".join([head, *parts]) + "\n"
-    atomic.write_text(
-        folder / PAGE, page.encode("utf-8", "backslashreplace").decode()
-    )  # a name may be in another encoding
+    text = page.encode("utf-8", "backslashreplace").decode()  # a name may not be in UTF-8
+    atomic.write_text(folder / PAGE, text)
     return folder / PAGE
 
 

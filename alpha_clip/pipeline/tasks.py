@@ -40,7 +40,13 @@ from .ledger import Ledger
 MANIFESTS, REJECTS = "manifests", "rejects"
 SETTINGS, REPORT, ALL_REJECTS = "settings.json", "report.json", "rejects.jsonl"  # for all shards
 PACKAGES = ("alpha-clip", "torch", "pillow", "numpy")
-EXTRAS = ("transformers", "open_clip_torch", "webdataset", "pyarrow", "ray")  # whose versions count where installed
+EXTRAS = (
+    "transformers",
+    "open_clip_torch",
+    "webdataset",
+    "pyarrow",
+    "ray",
+)  # optional packages whose versions are recorded
 
 REMEDY = "choose another folder, or delete this one"
 
