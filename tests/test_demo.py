@@ -31,7 +31,7 @@ from alpha_clip.demo.finder import HITS, Finder
 from alpha_clip.demo.leftovers import Leftovers
 from alpha_clip.demo.pictures import Pictures
 from alpha_clip.demo.samples import samples
-from alpha_clip.demo.session import Session
+from alpha_clip.demo.session import Heard, Session
 from alpha_clip.demo.uploads import SIDE, Refused, decode, limit_pixels
 from alpha_clip.demo.viewer import Viewer, read_labels
 from alpha_clip.scenes import draw_scene
@@ -374,36 +374,33 @@ def test_a_folder_without_pictures_and_an_index_of_another_model_are_errors(view
 
 def heard(
     clock: float, number: int = 1, tool: str = "Paint", labels: str = "a cat, a car", looks: bool = False
-) -> tuple:
-    """What comes with an event: the visitor's clock, the number of the picture that is shown, how the page is set."""
-    return clock, number, tool, labels, looks
+) -> Heard:
+    return Heard(clock, number, tool, labels, looks)
 
 
 def test_of_marks_and_of_how_the_page_is_set_the_latest_by_the_visitors_clock_counts(viewer):
     session = Session()
     session.open(viewer.photo(samples()[0].picture))
-    first = session.begin_mark(*heard(5))
-    assert session.begin_mark(*heard(4, tool="Box", labels="a dog", looks=True)) is None
+    first = session.begin_mark(heard(5))
+    assert session.begin_mark(heard(4, tool="Box", labels="a dog", looks=True)) is None
     assert (session.tool, session.labels, session.looks) == ("Paint", "a cat, a car", False)
-    second = session.begin_mark(*heard(5, labels="a cow"))  # no clock is fine enough for all
+    second = session.begin_mark(heard(5, labels="a cow"))  # no clock is fine enough for all
     assert first != second == session.turn and session.labels == "a cow"
-    session.hear(*heard(7, tool="Box", labels="an owl", looks=True))
-    assert (
-        session.begin_mark(*heard(6)) == session.turn != second
-    )  # made earlier than that was typed, but no mark since
+    session.hear(heard(7, tool="Box", labels="an owl", looks=True))
+    assert session.begin_mark(heard(6)) == session.turn != second  # made earlier than that was typed, but no mark since
     assert (session.tool, session.labels, session.looks) == ("Box", "an owl", True)
-    assert session.begin_mark(*heard(8, number=2)) is None
+    assert session.begin_mark(heard(8, number=2)) is None
 
 
 def test_a_picture_ends_what_is_being_marked_and_only_a_later_picture_ends_it(viewer):
     session, photo = Session(), viewer.photo(samples()[0].picture)
     session.open(photo)
-    choice = session.begin_choice(*heard(5))
-    turn = session.begin_mark(*heard(6))
+    choice = session.begin_choice(heard(5))
+    turn = session.begin_mark(heard(6))
     assert session.choice == choice and session.turn == turn
     session.open(photo)
-    assert session.turn != turn and session.begin_mark(*heard(7)) is None
-    assert session.begin_choice(*heard(4)) is None and session.begin_choice(*heard(5)) == session.choice != choice
+    assert session.turn != turn and session.begin_mark(heard(7)) is None
+    assert session.begin_choice(heard(4)) is None and session.begin_choice(heard(5)) == session.choice != choice
 
 
 class Squares:

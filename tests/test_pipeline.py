@@ -13,6 +13,8 @@ import sys
 import tarfile
 import time
 import weakref
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from alpha_clip.pipeline import (
     AnnotateGrounding,
     Caption,
     ColourSegmenter,
+    Deduplicate,
     Distinct,
     Embed,
     Fitting,
@@ -47,8 +50,9 @@ from alpha_clip.pipeline import (
 )
 from alpha_clip.pipeline import run as run_function
 from alpha_clip.pipeline.__main__ import main
-from alpha_clip.pipeline.alike import NEAR, Seen, looks, marked, words
+from alpha_clip.pipeline.alike import NEAR, MarkSet, looks, marked, words
 from alpha_clip.pipeline.filters import box_iou
+from alpha_clip.pipeline.packing import packed
 from alpha_clip.pipeline.samples import Mask, batches
 from alpha_clip.regions import embed_regions
 from alpha_clip.scenes import draw_scene
@@ -625,7 +629,7 @@ def discs(count: int) -> list[Image.Image]:
 @pytest.mark.parametrize("kind", ["scenes", "discs"])
 def test_other_pictures_are_no_duplicates_and_copies_in_another_size_or_quality_are(kind):
     pictures = [Image.fromarray(draw_scene(seed, 192).image) for seed in range(100)] if kind == "scenes" else discs(100)
-    seen = Seen("picture")
+    seen = MarkSet("picture")
     for picture in pictures:
         assert not seen.holds(marked(picture, None))
         seen.add(marked(picture, None))
@@ -637,7 +641,7 @@ def test_other_pictures_are_no_duplicates_and_copies_in_another_size_or_quality_
 def test_a_look_is_near_by_the_root_mean_square_of_its_colours():
     assert looks(Image.new("RGB", (50, 30), (1, 2, 3))) == bytes([1, 2, 3]) * 64
     for by in ("both", "picture"):
-        seen = Seen(by)
+        seen = MarkSet(by)
         seen.add(marked(Image.new("RGB", (8, 8), (100, 100, 100)), "a cat"))
         for levels in range(5):
             picture = Image.new("RGB", (80, 80), (100 - levels,) * 3)
@@ -658,6 +662,39 @@ def test_pictures_without_a_source_are_dropped_on_request(tmp_path):
         record = json.loads(tar.extractfile("000000001.json").read())
     assert (record["license"], record["holder"]) == ("CC0", {"name": "x"})
     assert keys(Sourced(())([sample("a")], Ledger())) == "a"
+
+
+NOTHING = (None, "", "   ", float("nan"), "nan", "NaN", "null", " None\n", [], {}, False, 0, 4, ["CC0"])
+
+
+def test_what_states_no_licence_is_none(tmp_path):
+    samples = [
+        (f"{i}", picture, record | {"license": value, "id": 10**20 + i})
+        for i, (value, (_, picture, record)) in enumerate((value, of_scene(0)) for value in (*NOTHING, " CC0 "))
+    ]
+    out = annotated(samples, tmp_path, require=("license", "id"), duplicates="keep")
+    assert report(out)["pictures"] == {"read": len(samples), "without license": len(NOTHING), "written": 1}
+    with tarfile.open(out / "00000.tar") as tar:
+        record = json.loads(tar.extractfile(f"{len(NOTHING)}.json").read())
+    assert (record["license"], record["id"]) == (" CC0 ", 10**20 + len(NOTHING))
+
+
+def test_fields_that_say_nothing_are_left_out_and_the_rest_is_json(tmp_path):
+    nan = float("nan")
+    _, picture, record = of_scene(0)
+    record |= {"url": nan, "id": nan, "author": "null", "license": nan, "width": 0, "height": nan, "tags": [nan]}
+    out = annotated([("a", picture, record)], tmp_path, require=("width",))
+    assert report(out)["pictures"]["written"] == 1
+    with tarfile.open(out / "00000.tar") as tar:
+        text = tar.extractfile("a.json").read()
+    assert b"NaN" not in text and set(json.loads(text)) == {"width", "caption", "regions"}
+    out = annotated([("a", picture, record)], tmp_path / "more", require=("height", "tags"))
+    assert report(out)["pictures"] == {"read": 1, "without height": 1, "written": 0}
+
+
+def test_a_record_that_is_no_json_is_not_written():
+    with pytest.raises(ValueError, match=r"the record of a cannot be written as JSON .*: expected finite numbers"):
+        packed(sample("a", width=float("nan")))
 
 
 def test_filters_are_settings_of_the_run_and_counted_in_its_report(tmp_path):
@@ -725,6 +762,59 @@ def test_a_rerun_does_only_what_is_missing(grit_shards, finished, tmp_path, monk
     run(AnnotateGrounding("colour"), grit_shards, out)
     assert done == ["00000", "00001", "00002"]
     assert contents(out) == contents(finished)
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"version": 3, "inp', b"[]", b"\xff\x00", b"{}"])
+def test_a_shard_whose_manifest_is_damaged_is_done_again(damaged, tmp_path):
+    shards = [write(tmp_path / f"{number}.tar", [of_scene(number)]) for number in range(2)]
+    work, out = AnnotateGrounding("colour"), tmp_path / "out"
+    run(work, shards, out)
+    whole = contents(out)
+    (out / "manifests" / "0.json").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"a report of 2 shards, and 1 hashes, \d manifests: run annotate-"):
+        Deduplicate(out).shards()
+    run(work, shards, out)
+    assert contents(out) == whole
+    (out / "manifests" / "0.json").write_bytes(damaged)
+    run(work, shards[1:], out)
+    assert report(out)["shards"] == 1
+
+
+@pytest.mark.filterwarnings("default:the shards in")
+def test_shards_made_with_different_versions_are_named(tmp_path, capsys):
+    shards = [write(tmp_path / f"{number}.tar", [of_scene(number)]) for number in range(2)]
+    command = ["annotate-grounding", "--input", *map(str, shards), "--segmenter", "colour"]
+    command += ["--output", str(tmp_path / "out")]
+    main(command)
+    assert "mixed_versions" not in report(tmp_path / "out") and not capsys.readouterr().err
+    path = tmp_path / "out" / "manifests" / "1.json"
+    manifest = json.loads(path.read_text())
+    for name in ("torch", "transformers", "webdataset", "pyarrow", "ray"):
+        assert manifest["versions"].get(name) == (version(name) if find_spec(name) else None)
+    now = manifest["versions"]["torch"]
+    manifest["versions"]["torch"] = "1.9"
+    del manifest["versions"]["numpy"]
+    path.write_text(json.dumps(manifest))
+    main(command)
+    assert report(tmp_path / "out")["mixed_versions"] == {"torch": ["1.9", now]}
+    said = f"warning: the shards in {tmp_path / 'out'} were made with different versions (torch 1.9 and {now}): where"
+    assert capsys.readouterr().err.startswith(said)
+    with pytest.warns(UserWarning, match="were made with different versions"):
+        run(AnnotateGrounding("colour"), shards, tmp_path / "out")
+
+
+def test_hidden_files_are_no_shards_for_the_pipeline_and_the_trainer(tmp_path, capsys):
+    write(tmp_path / "in" / "00000.tar", [of_scene(0)])
+    (tmp_path / "in" / "._00000.tar").write_bytes(b"\0\5\x16\7" + bytes(4092))  # as macOS leaves them
+    main(["annotate-grounding", "--input", f"{tmp_path / 'in'}", "--output", f"{tmp_path / 'out'}", "--segmenter",
+          "colour"])  # fmt: skip
+    assert report(tmp_path / "out")["shards"] == 1 and rejects(tmp_path / "out") == []
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["00000.tar"]
+    (tmp_path / "out" / "._00000.tar").write_bytes(bytes(4096))
+    assert open_data(tmp_path / "out").keys == ["000000000"]
+    (tmp_path / "out" / "00000.tar").unlink()
+    with pytest.raises(FileNotFoundError, match="there is no shard in"):
+        RegionShards(tmp_path / "out")
 
 
 def test_a_shard_that_changed_is_done_again(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from grit_shards import contents, of_scene, write
 
-from alpha_clip.pipeline import AnnotateGrounding, Deduplicate, inspect, run
+from alpha_clip.pipeline import AnnotateGrounding, Deduplicate, alike, inspect, run
 from alpha_clip.pipeline.__main__ import main
 from alpha_clip.pipeline.alike import marked
 from alpha_clip.pipeline.duplicates import repeated
@@ -136,6 +136,36 @@ def test_of_many_files_each_picture_is_like_those_that_it_is_like_in_one(tmp_pat
     assert not found[:5000].any() and found[5000:].mean() > 0.9  # noise has a border of coarse steps everywhere
     rows.tofile(tmp_path / "all")
     assert (repeated([tmp_path / "all"])[0] == found).all()
+
+
+def pale(count: int) -> np.ndarray:
+    """Marks of pictures that are nearly white, as scans are, of which no two are alike."""
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 256, (count, 200), np.uint8)
+    rows[:, :192] = random.normal(238, 6, (count, 192)).clip(0, 255)
+    return rows
+
+
+@pytest.mark.parametrize("count", [2000, 8000])
+def test_a_pale_picture_is_compared_with_few_others(count, tmp_path, monkeypatch):
+    compared, is_near = [], alike._is_near
+    monkeypatch.setattr(alike, "_is_near", lambda look, others: compared.append(len(others)) or is_near(look, others))
+    pale(count).tofile(tmp_path / "a")
+    assert not repeated([tmp_path / "a"], "picture")[0].any()
+    assert sum(compared) / count < 0.005 * count
+
+
+@pytest.mark.parametrize(("levels", "share"), [(0.5, 0.99), (1, 0.98), (1.5, 0.94), (1.9, 0.85)])
+def test_nearly_all_pairs_that_are_alike_are_found(levels, share, tmp_path):
+    rows = pale(2000).astype(float)
+    copies = rows.copy()
+    copies[:, :192] += np.random.default_rng(1).normal(0, levels, (2000, 192))
+    copies = copies.round().clip(0, 255)
+    near = np.sqrt(((copies - rows)[:, :192] ** 2).mean(1)) <= alike.NEAR
+    np.concatenate([rows, copies]).astype(np.uint8).tofile(tmp_path / "a")
+    found = repeated([tmp_path / "a"], "picture")[0]
+    assert not found[:2000].any() and not found[2000:][~near].any()
+    assert near.mean() > 0.5 and found[2000:][near].mean() > share
 
 
 def test_many_pictures_need_some_30_bytes_each(tmp_path):

@@ -1,10 +1,10 @@
-"""A page to try the model on, in a browser, on this computer.
+"""Serve a page to try the model on, in a browser, on this computer.
 
     python -m alpha_clip.demo
     python -m alpha_clip.demo --model ViT-L/14@336px --sam facebook/sam-vit-base
     python -m alpha_clip.demo --folder photos --index photos.index
 
-Without options it starts offline, with the small built-in model, which knows drawings alone.
+Without options it starts offline, with the small built-in model, which knows only drawings.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..api import available_models, load
+from ..errors import WordsNeverRead
 from .leftovers import Leftovers
 from .samples import samples
 from .uploads import limit_pixels
@@ -34,13 +35,13 @@ DRAWINGS = "The model here is small and knows drawings only. For photos, start t
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the page until it is interrupted; 0: it was, 1: it could not start, 2: it was asked for wrongly."""
+    """Serve the page until it is interrupted. Return 0 then, or 1 if it could not start."""
     args = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the temporary files go then, too
     try:
         with tempfile.TemporaryDirectory(prefix="alpha-clip-demo-") as folder, warnings.catch_warnings():
             warnings.showwarning = _warn
-            warnings.filterwarnings("ignore", "this model has never read")  # the page says so itself
+            warnings.simplefilter("ignore", WordsNeverRead)  # the page says so itself
             serve(args, Path(folder))
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         _warn(str(error))
@@ -51,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve(args: argparse.Namespace, folder: Path) -> None:
-    """Bring up the page and stay; uploads and strokes lie in `folder` meanwhile."""
-    # Gradio reads both when it is imported.
+    """Serve the page until it is interrupted, with uploads and strokes in `folder`."""
+    # Gradio reads both variables when it is imported.
     files = folder / "files"
     os.environ["GRADIO_TEMP_DIR"] = str(files)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -88,7 +89,13 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
 
 
 def _check_free(host: str, port: int | None) -> None:
-    """Gradio would try a host that is not there a hundred times, and tell of a taken port once the model is loaded."""
+    """Check that the address can be listened at, before the model is loaded.
+
+    Gradio would try a host that does not exist a hundred times, and find a taken port only at the end.
+
+    Raises:
+        OSError: the address cannot be listened at.
+    """
     try:
         family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         socket.create_server(address[:2], family=family).close()
@@ -114,23 +121,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     names = ", ".join(available_models())
     parser.add_argument("--model", default=MODEL, help=f"{names}, a file, or hf-hub:user/repo [{MODEL}]")
-    parser.add_argument("--alpha", metavar="TAG", help="tag or file of its alpha weights [the best there are]")
-    parser.add_argument("--device", help="such as cpu or cuda [CUDA if there is one, else MPS, else the CPU]")
+    parser.add_argument("--alpha", metavar="TAG", help="tag or file of the alpha weights [the best there are]")
+    parser.add_argument("--device", help="device, such as cpu or cuda [CUDA if there is one, else MPS, else the CPU]")
     parser.add_argument(
-        "--sam", metavar="NAME", help="a SAM, SAM 2 or SAM 3 of transformers: clicks, and masks to search"
+        "--sam",
+        metavar="NAME",
+        help="a SAM, SAM 2 or SAM 3 of transformers, for clicks and for the masks of the search",
     )
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="pictures that whoever opens the page may search")
-    parser.add_argument("--index", type=Path, metavar="DIR", help="where the index of the folder is kept [nowhere]")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at [127.0.0.1: this computer alone]")
-    parser.add_argument("--port", type=_port, metavar="N", help="[the first free one from 7860 on]")
-    parser.add_argument("--max-megabytes", type=_megabytes, default=20, metavar="N", help="of an uploaded file [20]")
-    parser.add_argument("--max-megapixels", type=_positive, default=50, metavar="N", help="of an uploaded picture [50]")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="folder of pictures that visitors may search")
+    parser.add_argument(
+        "--index", type=Path, metavar="DIR", help="folder that keeps the index of the pictures [none is kept]"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at [127.0.0.1: only this computer]")
+    parser.add_argument("--port", type=_port, metavar="N", help="port to listen at [the first free one from 7860 on]")
+    parser.add_argument(
+        "--max-megabytes", type=_megabytes, default=20, metavar="N", help="largest size of an uploaded file [20]"
+    )
+    parser.add_argument(
+        "--max-megapixels", type=_positive, default=50, metavar="N", help="largest uploaded picture [50]"
+    )
     parser.add_argument(
         "--keep",
         type=_seconds,
         default=600,
         metavar="SECONDS",
-        help="after which uploads and strokes are deleted [600]",
+        help="age at which uploads and strokes are deleted [600]",
     )
     return parser
 

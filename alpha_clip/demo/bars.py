@@ -1,4 +1,4 @@
-"""Shares of labels as bars, in HTML that can be read aloud."""
+"""Draw the shares of labels as bars, in HTML that a screen reader can read."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _WAITING = "Mark something in the picture to fill this in."
 
 
 def bars(labels: Sequence[str], shares: Mapping[str, Sequence[float]], note: str = "") -> str:
-    """Three groups of bars, one bar a label; a group without shares says what to do. `note` comes first, if any."""
+    """HTML of three groups of bars, below a note: a bar for each label, or what to do where a group has no shares."""
     said = f'<p class="note">{escape(note)}</p>' if note else ""
     return f'<div class="answers">{said}{"".join(_group(labels, shares, way) for way in _GROUPS)}</div>'
 
 
 def message(text: str) -> str:
-    """A sentence in place of bars."""
+    """A sentence in place of the bars, as HTML."""
     return f'<div class="answers"><p class="note">{escape(text)}</p></div>'
 
 

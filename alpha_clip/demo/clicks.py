@@ -1,4 +1,4 @@
-"""The thing at a point, by SAM."""
+"""Find the mask of the thing at a point with SAM."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ..pipeline.segmenters import SamSegmenter
 
 
 class Clicks:
-    """SAM, SAM 2 or SAM 3 of transformers, asked for the mask at a point of a picture.
+    """SAM, SAM 2 or SAM 3 of transformers, which gives the mask at a point of a picture.
 
     Args:
         name: a folder, or a repository on the Hub.
+        device: the device of the model; None: CUDA if there is one, else the CPU.
 
     Raises:
         ImportError, OSError, ValueError: as `SamSegmenter.from_pretrained`.
@@ -28,13 +29,13 @@ class Clicks:
 
     @torch.no_grad()
     def embed(self, picture: Image.Image) -> Any:
-        """What SAM makes of a picture, once for all points: most of its work."""
+        """Encode a picture once for all points, which is most of the work."""
         pixels = self._processor(images=picture, return_tensors="pt")["pixel_values"]
         return self._model.get_image_embeddings(pixels.to(self._model.device))
 
     @torch.no_grad()
     def mask(self, picture: Image.Image, embedding: Any, point: tuple[float, float]) -> NDArray[np.bool_]:
-        """The mask (H, W) at (x, y) in pixels: of the three that SAM proposes, from part to whole, its surest."""
+        """The mask (H, W) at a pixel (x, y): the surest of the three that SAM proposes, from part to whole."""
         prepared = self._processor(
             images=picture, input_points=[[[list(point)]]], input_labels=[[[1]]], return_tensors="pt"
         )

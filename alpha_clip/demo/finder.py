@@ -1,4 +1,4 @@
-"""Regions of one folder of pictures, found by text."""
+"""Find regions in a folder of pictures by text."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ class Finder:
     """An index of a folder, ready to be searched.
 
     Args:
-        folder: of pictures. It is indexed first, which goes on where it was interrupted.
-        kept: folder of the index, new or begun.
-        model, name: that looks, and what it is called.
+        folder: the folder of pictures. It is indexed first; an interrupted index is continued.
+        kept: the folder of the index, new or begun.
+        model: the model that looks at regions and texts.
+        name: what the model is called in the index.
         sam: a segmenter for `SamMasks`; None: a grid of boxes.
+        device: the device of the segmenter.
 
     Raises:
-        ValueError: `folder` is none, holds no picture that can be read, or the index is of another model.
-            What `SamMasks` raises, too.
+        ValueError: `folder` is no folder, holds no picture that can be read, or the index is of another model.
+        Other errors: as `SamMasks`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What is on the page."""
+"""The components on the page, and where they stand."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ by a cut-out of that part.</p>{note}"""
 
 
 class _KeepsNothing(dict[str, Any]):
-    """In place of `ImageEditor.blob_storage`, in which gradio 6 leaves a copy of every stroke that it never reads."""
+    """A substitute for `ImageEditor.blob_storage`, in which gradio 6 would leave an unused copy of every stroke."""
 
     def __setitem__(self, key: str, value: Any) -> None:
         pass
 
 
 class Layout:
-    """Gradio's components, put on the page that is being made."""
+    """Puts gradio's components on the page that is being made."""
 
     def _lay_out(self, samples: Sequence[Sample], picture: str, answers: str, note: str, clicks: bool) -> None:
-        """All but the search; it begins with the first sample, which is in the file `picture`."""
+        """Lay out all but the search. The page begins with the first sample, whose picture is in the file `picture`."""
         gr.HTML(_TITLE.format(note=f'<p class="model">{escape(note)}</p>' if note else ""))
         self._session = gr.State(Session())
         self._clock = gr.Number(0, visible="hidden", elem_id="clock")  # set by the page's script
@@ -41,7 +41,7 @@ class Layout:
                 gr.Button(sample.name, elem_id=f"sample-{i}", elem_classes="sample", min_width=90)
                 for i, sample in enumerate(samples)
             ]
-            # Not `UploadButton`: of a file above `max_file_size` it says nothing.
+            # Not `UploadButton`, which is silent about a file above `max_file_size`.
             self._upload = gr.File(
                 label="My own picture", file_types=["image"], min_width=90, height=110, elem_id="upload"
             )
@@ -78,7 +78,7 @@ class Layout:
             self._editor = gr.ImageEditor(
                 editable(picture),
                 label="Paint over a part",
-                sources=(),  # what is dropped here would be read without a word where it cannot be
+                sources=(),  # a file dropped here could fail without a message
                 transforms=(),
                 layers=False,
                 brush=gr.Brush(28, colors=[(marks.COLOUR, 0.5)], color_mode="fixed"),

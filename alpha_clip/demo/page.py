@@ -1,7 +1,7 @@
-"""The page: which events lead to what.
+"""The page: its events and their handlers.
 
-All that a session has is in its `gr.State`, a `Session`; the model is the one thing that sessions share. Every handler
-is told the session, and how the page is set: `Session.hear`.
+The state of a session is a `Session` in its `gr.State`; sessions share only the model. Every handler receives the
+session, and the five values of `Heard`.
 """
 
 from __future__ import annotations
@@ -25,25 +25,28 @@ from .layout import BOX, MIDDLE, PAINT, Layout, editable
 from .marks import Mask
 from .pictures import Pictures
 from .samples import Sample
-from .session import Session
+from .session import Heard, Session
 from .uploads import Refused, decode
 from .viewer import Photo, Viewer, read_labels
 
 if TYPE_CHECKING:
     from .clicks import Clicks
 
-_Shown = dict[Any, Any]  # components, and what they show now
+_Shown = dict[Any, Any]  # component -> its new value
 
-SESSIONS = 100  # pictures of so many are in memory at a time
+SESSIONS = 100  # so many sessions keep their pictures in memory at a time
 
 
 class Page(Layout):
-    """The page of a viewer, with clicks and a folder to search if they are given; ``blocks`` is gradio's.
+    """The page for a viewer; ``blocks`` is gradio's app.
 
     Args:
+        viewer: the model that answers.
         samples: at least one; the page begins with the first.
-        note: a sentence on the model, below the title.
-        megapixels: above which an upload is refused.
+        note: a sentence about the model, below the title.
+        clicks: SAM, for the tool that takes a click; None: no such tool.
+        finder: a folder to search; None: no search.
+        megapixels: uploads with more million pixels are refused.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Page(Layout):
             self._listen()
 
     def launch(self, host: str, port: int | None, max_bytes: int) -> str:
-        """Serve it from threads of its own, and return its address; port None: the first free one from 7860 on.
+        """Serve the page from threads of its own, and return its address. Port None: the first free one from 7860 on.
 
         Raises:
             OSError: the port is taken.
@@ -93,7 +96,7 @@ class Page(Layout):
         )
         return url
 
-    # --- what leads to what ---
+    # --- events ---
 
     def _listen(self) -> None:
         told = [self._session, self._clock, self._number, self._tool, self._labels, self._looks]
@@ -101,7 +104,7 @@ class Page(Layout):
         fresh = [self._number, self._editor, self._frame, self._target, *self._sides, *said]
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         slow = quick | {"show_progress": "minimal"}
-        # Of a tap that had to wait, `always_last` tells the place of the one before.
+        # With `always_last`, a tap that had to wait would come with the place of the tap before.
         every = {"trigger_mode": "multiple"}
 
         self.blocks.load(self._enter, told, self._session, **quick)
@@ -126,17 +129,15 @@ class Page(Layout):
 
     def _enter(self, session: Session, *heard: Any) -> Session:
         if session.photo is None:
-            session.hear(*heard)
+            session.hear(Heard(*heard))
             session.open(self._first)
         return session
 
     # another picture
 
-    def _choose(
-        self, sample: Sample, session: Session, clock: float, number: int, tool: str, _: str, looks: bool
-    ) -> _Shown:
+    def _choose(self, sample: Sample, session: Session, *heard: Any) -> _Shown:
         names = ", ".join(sample.labels)
-        shown = self._show(sample.picture, session, clock, number, tool, names, looks)
+        shown = self._show(sample.picture, session, *Heard(*heard)._replace(labels=names))
         return {**shown, self._labels: names} if shown else self._nothing(session)
 
     def _take(self, path: str, session: Session, *heard: Any) -> _Shown:
@@ -151,10 +152,10 @@ class Page(Layout):
         return self._show(_known(session).image, session, *heard) or self._nothing(session)
 
     def _show(self, picture: Image.Image, session: Session, *heard: Any) -> _Shown:
-        """Empty: another one was chosen meanwhile."""
-        turn = session.begin_choice(*heard)
+        """Updates that show another picture; empty if a different one was chosen meanwhile."""
+        choice = session.begin_choice(Heard(*heard))
         photo = self._viewer.photo(picture)
-        if session.choice != turn:
+        if session.choice != choice:
             return {}
         session.open(photo, marks.box(MIDDLE, photo.size) if session.tool == BOX else None)
         path = self._pictures.path(picture)
@@ -164,22 +165,11 @@ class Page(Layout):
 
     # another mark
 
-    def _switch(
-        self,
-        editor: Any,
-        x0: float,
-        y0: float,
-        x1: float,
-        y1: float,
-        session: Session,
-        clock: float,
-        number: int,
-        *heard: Any,
-    ) -> _Shown:
-        photo = _known(session)
-        if session.begin_mark(clock, session.number, *heard) is None:
+    def _switch(self, editor: Any, x0: float, y0: float, x1: float, y1: float, session: Session, *heard: Any) -> _Shown:
+        photo, event = _known(session), Heard(*heard)
+        if session.begin_mark(event._replace(number=session.number)) is None:
             return self._nothing(session)
-        here = number == session.number  # else another picture is on its way
+        here = event.number == session.number  # else another picture is on its way
         session.corner = session.region = None
         if session.tool == PAINT and here:
             session.region = marks.strokes(_layers(editor), photo.size)
@@ -188,10 +178,10 @@ class Page(Layout):
         target = self._pictures.path(photo.image)
         return {self._frame: self._marked(session), self._target: target, **self._say(session)}
 
-    def _painted(self, editor: Any, session: Session, clock: float, number: int, tool: str, *heard: Any) -> _Shown:
-        photo = _known(session)
-        # The editor tells of itself when it is hidden, too.
-        if tool != PAINT or session.begin_mark(clock, number, tool, *heard) is None:
+    def _painted(self, editor: Any, session: Session, *heard: Any) -> _Shown:
+        photo, event = _known(session), Heard(*heard)
+        # The editor sends events when it is hidden, too.
+        if event.tool != PAINT or session.begin_mark(event) is None:
             return self._nothing(session)
         session.region = marks.strokes(_layers(editor), photo.size)
         return self._say(session)
@@ -200,7 +190,7 @@ class Page(Layout):
         photo = _known(session)
         here = marks.percent(event.index, photo.size)
         if session.corner is None:
-            if session.begin_mark(*heard) is None:
+            if session.begin_mark(Heard(*heard)) is None:
                 return self._nothing(session)
             session.corner = here
             return {self._frame: self._marked(session, here)}
@@ -209,7 +199,7 @@ class Page(Layout):
 
     def _boxed(self, x0: float, y0: float, x1: float, y1: float, session: Session, *heard: Any) -> _Shown:
         photo = _known(session)
-        if session.begin_mark(*heard) is None:
+        if session.begin_mark(Heard(*heard)) is None:
             return self._nothing(session)
         session.corner = None
         session.region = marks.box((x0, y0, x1, y1), photo.size)
@@ -222,7 +212,7 @@ class Page(Layout):
     def _clicked(self, x: float, y: float, session: Session, *heard: Any) -> _Shown:
         assert self._clicks is not None
         photo = _known(session)
-        if (turn := session.begin_mark(*heard)) is None:
+        if (turn := session.begin_mark(Heard(*heard))) is None:
             return self._nothing(session)
         embedding = session.embedding
         if embedding is None or embedding[0] is not photo:
@@ -235,31 +225,31 @@ class Page(Layout):
         session.region = region
         return {self._target: self._marked(session, (x, y)), **self._say(session)}
 
-    # what is said
+    # answers
 
     def _typed(self, session: Session, *heard: Any) -> _Shown:
-        session.hear(*heard)
-        return self._say(session, looks=False)
+        session.hear(Heard(*heard))
+        return self._say(session, heat=False)
 
     def _ticked(self, session: Session, *heard: Any) -> _Shown:
-        session.hear(*heard)
-        return self._say(session, names=False)
+        session.hear(Heard(*heard))
+        return self._say(session, answers=False)
 
-    def _say(self, session: Session, names: bool = True, looks: bool = True) -> _Shown:
-        """Nothing of what has changed meanwhile: whatever changed it says so itself."""
-        photo, region, labels, ticked = _known(session), session.region, session.labels, session.looks
-        answers = self._answer(photo, region, labels) if names else None
-        heat = self._look(photo, region, ticked) if looks else None
-        said = self._nothing(session)
+    def _say(self, session: Session, answers: bool = True, heat: bool = True) -> _Shown:
+        """Updates for the answers and the heat map, without what a newer event changed while they were computed."""
+        photo, region, labels, looks = _known(session), session.region, session.labels, session.looks
+        new_answers = self._answer(photo, region, labels) if answers else None
+        new_heat = self._look(photo, region, looks) if heat else None
+        updates = self._nothing(session)
         if session.photo is photo and session.region is region:
-            if names and session.labels == labels:
-                said[self._answers] = answers
-            if looks and session.looks == ticked:
-                said[self._heat] = heat
-        return said
+            if answers and session.labels == labels:
+                updates[self._answers] = new_answers
+            if heat and session.looks == looks:
+                updates[self._heat] = new_heat
+        return updates
 
     def _nothing(self, session: Session) -> _Shown:
-        """But the session: gradio forgets it an hour after it was last given, once its window was closed."""
+        """No update but the session itself, which gradio drops an hour after it was last returned."""
         return {self._session: session}
 
     def _marked(self, session: Session, dot: Sequence[float] | None = None) -> str:

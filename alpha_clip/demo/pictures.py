@@ -1,7 +1,7 @@
-"""Pictures as files that a browser can ask for.
+"""Keep pictures as files that a browser can ask for.
 
-Gradio would write one anew, in place, for each visitor and event that shows it; who is sent it meanwhile gets a part of
-it (seen in 6.31).
+Gradio would write a picture anew, in place, for each visitor and event that shows it; a browser that asks meanwhile
+gets a part of it (seen in 6.31).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from PIL import Image
 
 
 class Pictures:
-    """A folder in which each picture is written once, and whole; its name cannot be told from what it shows."""
+    """A folder where each picture is written once and whole, under a name that cannot be guessed from the picture."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder, self._key = Path(folder), secrets.token_bytes(32)
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, picture: Image.Image) -> str:
-        """The file of an RGB picture, as young as if it were new."""
+        """The file of an RGB picture, written if needed, with the current time as its time of modification."""
         name = hashlib.blake2b(repr(picture.size).encode() + picture.tobytes(), key=self._key, digest_size=32)
         path = self._folder / f"{name.hexdigest()}.jpg"
         try:

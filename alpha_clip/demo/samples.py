@@ -1,4 +1,4 @@
-"""Drawn scenes to begin with, in which nothing fills the picture."""
+"""Drawn scenes to begin with, in which no single thing fills the picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..scenes import draw_scene
 
 _SIDE = 384  # pixels
 
-# Seeds by eye: four things apart from each other, on five kinds of ground.
+# Seeds chosen by eye: four things apart from each other, on five kinds of ground.
 _SCENES = (
     ("On wood", 705, ("cat", "car", "tree", "balloon")),
     ("On bricks", 116, ("dog", "house", "flower", "bird")),
@@ -22,14 +22,16 @@ _SCENES = (
 
 @dataclass(frozen=True)
 class Sample:
+    """A drawn picture that the page offers, with labels to compare."""
+
     name: str
     picture: Image.Image
-    labels: tuple[str, ...]  # "a cat", in the order of the names above
-    boxes: tuple[tuple[int, int, int, int], ...]  # of the things of those labels, in pixels
+    labels: tuple[str, ...]  # such as "a cat", in the order of `_SCENES`
+    boxes: tuple[tuple[int, int, int, int], ...]  # of the thing of each label: x0, y0, x1, y1 in pixels
 
 
 def samples() -> list[Sample]:
-    """Draw them, in a fraction of a second."""
+    """Draw the five scenes, in a fraction of a second."""
     return [_draw(*scene) for scene in _SCENES]
 
 

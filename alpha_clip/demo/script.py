@@ -1,8 +1,8 @@
-"""What the page does by itself in the browser."""
+"""The JavaScript that the page runs in the browser."""
 
 from __future__ import annotations
 
-# One look, dark on light, which the bars are made for.
+# Always dark on light, which the bars are made for.
 _LOOK = """
 if (document.body.classList.contains("dark")) {
   const address = new URL(location);
@@ -11,7 +11,7 @@ if (document.body.classList.contains("dark")) {
 }
 """
 
-# Whoever listens to the page hears the answers change, and does not stop at pictures that only a pointer can use.
+# A screen reader is told when the answers change, and the Tab key skips pictures that only a pointer can use.
 _LISTENER = """
 document.querySelector("#answers").setAttribute("aria-live", "polite");
 const pass = () => {
@@ -21,8 +21,8 @@ new MutationObserver(pass).observe(document.querySelector(".gradio-container"), 
 pass();
 """
 
-# Each thing that a visitor does has its time, by which the server knows what was done last, in whichever order it hears
-# of it.
+# The time of each thing that a visitor does is sent along, so that the server knows what was done last, whatever the
+# order in which it hears.
 _CLOCK = """
 const enter = (field, value) => {
   field.value = value;
@@ -36,7 +36,7 @@ for (const done of ["pointerdown", "pointerup", "keydown", "input"]) {  // input
 }
 """
 
-# Of a picture that is on its way, drawn on anew, the browser knows no size: what is done there meanwhile waits for it.
+# While a redrawn picture is on its way, the browser does not know its size: what is done on it meanwhile waits.
 _WAIT = """
 const known = (image, then) => {
   const {src} = image;
@@ -45,7 +45,7 @@ const known = (image, then) => {
 };
 """
 
-# A box is drawn by moving the edges' sliders at the end. What hardly moves is a tap, and left to gradio.
+# Dragging a box moves the sliders of its edges at the end. A pointer that hardly moves is a tap, left to gradio.
 _BOX = """
 const frame = document.querySelector("#frame"), drawn = document.createElement("div"), least = 8;
 let from = null, moved = false;
@@ -89,7 +89,7 @@ const end = (event) => {
 for (const done of ["pointerup", "pointercancel"]) document.addEventListener(done, end);
 """
 
-# Of a picture without a size, gradio drops a tap.
+# Gradio drops a tap on a picture whose size it does not know yet.
 _TAP = """
 for (const tapped of document.querySelectorAll("#frame, #target")) {
   tapped.addEventListener("click", (event) => {

@@ -1,4 +1,4 @@
-"""How the page looks. Nothing in it comes from another server."""
+"""The look of the page. Nothing in it comes from another server."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Aria
 
 THEME = gr.themes.Default(primary_hue="rose", neutral_hue="slate", font=_FONTS, font_mono=("ui-monospace", "monospace"))
 
-# The browser itself refuses whatever lies elsewhere. Gradio's scripts are inline in part, and draw through blobs.
+# With this, the browser itself refuses all other servers. Some of gradio's scripts are inline, or use blobs.
 HEAD = """
 <meta http-equiv="Content-Security-Policy" content="default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'">
 """
 
 
 def css(thumbnails: Sequence[Image.Image]) -> str:
-    """The page's style, with the pictures of the buttons `#sample-0`, `#sample-1`, ... in it."""
+    """The page's style, including the pictures of the buttons `#sample-0`, `#sample-1`, ..."""
     return _CSS + "".join(f"#sample-{i}::before {{ {_inside(image)} }}\n" for i, image in enumerate(thumbnails))
 
 
@@ -55,12 +55,12 @@ html, body { background: #fff !important; }
 #upload { min-width: 0 !important; height: auto !important; border-radius: 8px; }
 #upload button .wrap { min-height: 0; padding: 1.6rem 0.3rem 0; font-size: 0.82rem; line-height: 1.25; }
 
-/* Hidden here and not by gradio, which takes what is hidden out of the page, and the strokes with it. */
+/* Hidden here, because gradio would take what it hides out of the page, and the strokes with it. */
 .gradio-container:not(:has(#tool input[value="Paint"]:checked)) .paint,
 .gradio-container:not(:has(#tool input[value="Box"]:checked)) .box,
 .gradio-container:not(:has(#tool input[value="Click"]:checked)) .click { display: none; }
 
-/* There is one colour; and these three would take away the picture with the strokes. */
+/* There is only one colour; and the other three would remove the picture along with the strokes. */
 #editor button:is([aria-label="Color"], [aria-label="Undo"], [aria-label="Redo"], [aria-label="Clear canvas"]),
 #editor .top-panel .separator { display: none; }
 #editor .top-panel { padding-right: 0.4rem; }

@@ -1,4 +1,4 @@
-"""Pictures that strangers send: decoded within limits, or refused in plain words."""
+"""Decode pictures that strangers send, within limits, or refuse them in plain words."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from PIL import Image
 from ..search.indexing import UNREADABLE
 from ..transforms import upright
 
-SIDE = 1024  # pixels: more than any CLIP sees, and a session's memory stays small
+SIDE = 1024  # pixels of the longest side: more than any CLIP sees, yet a session's memory stays small
 SMALLEST = 32  # pixels a side; below, there is nothing to point at
 
-# What cameras and browsers write. Pillow reads more, in part by other programs (EPS by Ghostscript).
+# The formats that cameras and browsers write. Pillow reads more, some by other programs (EPS by Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 def limit_pixels(megapixels: float) -> None:
-    """Let Pillow refuse larger pictures in all of this process, whoever opens them: gradio reads strokes by itself."""
+    """Let Pillow refuse larger pictures in this whole process, because gradio reads strokes by itself."""
     Image.MAX_IMAGE_PIXELS = round(megapixels * 1e6 / 2)  # it warns above this, and raises above twice as many
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Refused(ValueError):
-    """A picture that is not taken; the text is for whoever sent it."""
+    """A picture was refused; the text tells the visitor why."""
 
 
 def decode(path: str | os.PathLike[str], megapixels: float) -> Image.Image:
-    """The picture in a file, upright, in RGB, no side above `SIDE`.
+    """Decode the picture in a file: upright, in RGB, no side above `SIDE`.
 
-    The size is read off the header: what has more than so many million pixels is refused before it fills the memory.
+    The size is read from the header, so that a picture above `megapixels` is refused before it fills the memory.
 
     Raises:
-        Refused: the file holds no picture that can be read, or one too large or too small.
+        Refused: the file holds no picture that can be read, or one that is too large or too small.
     """
     try:
         with Image.open(path, formats=FORMATS) as stored:
@@ -50,7 +50,7 @@ def decode(path: str | os.PathLike[str], megapixels: float) -> Image.Image:
             "BMP work."
         ) from error
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    _check(picture.size, megapixels)  # a strip of paper is nothing but an edge by now
+    _check(picture.size, megapixels)  # a long strip may have lost its width
     return picture
 
 

@@ -1,4 +1,4 @@
-"""What the model says of a part of a picture: from the whole, through the mask, and from a crop."""
+"""Compare labels with a part of a picture: seen in the whole, through the mask, and in a crop."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ WAYS = ("whole", "alpha", "crop")  # methods of `embed_regions`
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture of one session."""
+    """A session's picture, with the feature that no mark changes."""
 
     image: Image.Image  # upright, RGB
-    whole: Tensor  # (1, D) its feature, which no mark changes
+    whole: Tensor  # (1, D), the feature of the whole picture
 
     @property
     def size(self) -> tuple[int, int]:
@@ -39,26 +39,27 @@ class Photo:
 
 
 class Viewer:
-    """A model, which all sessions share and none changes.
+    """The model, which all sessions share and none changes.
 
     Args:
-        model: in `eval()`.
-        preprocess: the model's.
+        model: a model in evaluation mode.
+        preprocess: the preprocessing of the model.
     """
 
     def __init__(self, model: CLIP, preprocess: Preprocess) -> None:
         self.model, self.preprocess = model, preprocess
         self._words = None if model.known_tokens is None else UnknownWords(model.known_tokens)
-        self._weights = lru_cache(maxsize=64)(self._weigh)  # the same for whoever types them
+        self._weights = lru_cache(maxsize=64)(self._weigh)  # shared by all sessions
 
     @torch.no_grad()
     def photo(self, image: Image.Image) -> Photo:
+        """Embed a whole picture (RGB, upright)."""
         everything = np.ones(image.size[::-1], bool)
         return Photo(image, embed_regions(self.model, image, everything, "whole").float())
 
     @torch.no_grad()
     def shares(self, photo: Photo, mask: Mask | None, labels: Sequence[str]) -> dict[str, list[float]]:
-        """Of each way to look, the labels' shares, which sum to 1; without a mask, of the whole picture alone.
+        """Compute for each of `WAYS` the shares of the labels, which sum to 1; without a mask, only of the whole.
 
         Raises:
             ValueError: a label is too long for the model.
@@ -70,12 +71,12 @@ class Viewer:
         return {way: (scale * feature @ weights.T).softmax(dim=-1)[0].tolist() for way, feature in features.items()}
 
     def attention(self, photo: Photo, mask: Mask | None) -> Image.Image:
-        """Where the model looks, laid over the picture."""
+        """The picture with the model's attention laid over it."""
         seen = np.ones(photo.image.size[::-1], bool) if mask is None else mask
         return painted(photo.image, attention_map(self.model, self.preprocess, photo.image, seen))
 
     def unread(self, labels: Sequence[str]) -> list[str]:
-        """Words in the labels that the model has never read; of a model with CLIP's own vocabulary, none."""
+        """Words in the labels that the model has never read; none for a model with CLIP's own vocabulary."""
         return [] if self._words is None else sorted(self._words.unread(self._tokens(labels)))
 
     def _weigh(self, labels: tuple[str, ...]) -> Tensor:
@@ -90,10 +91,10 @@ class Viewer:
 
 
 def read_labels(text: str) -> list[str]:
-    """The labels in what was typed, one in a line or between commas, each once.
+    """Split typed text into labels, at commas and line ends; each label once.
 
     Raises:
-        ValueError: there are too many, or one is too long.
+        ValueError: there are too many labels, or one is too long.
 
     >>> read_labels("a cat, a dog\\n\\na cat")
     ['a cat', 'a dog']

@@ -1,4 +1,4 @@
-"""Training data and embeddings from many shards:
+"""Make training data and embeddings from many shards.
 
 python -m alpha_clip.pipeline annotate-grounding --input "grit/{00000..00099}.tar" --output out/ --segmenter hf:FOLDER
 python -m alpha_clip.pipeline annotate-classification --input imagenet/train --output out/ --segmenter hf:FOLDER \\
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -36,13 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
-        args.do(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            args.do(args)
     except KeyboardInterrupt:
         parser.exit(130, "\nstopped: the same command goes on from what is done\n")  # 130: as shells say it
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if args.debug:
             raise
         parser.exit(2, f"error: {error}\n")
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    sys.stderr.write(f"warning: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,34 +59,44 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True)
-    _add_grounding(commands.add_parser("annotate-grounding", help="boxes and phrases of GRIT-style shards to masks"))
-    _add_classification(
-        commands.add_parser("annotate-classification", help="folders of pictures, one a class, to masks")
+    _add_grounding(
+        commands.add_parser("annotate-grounding", help="turn the boxes and phrases of GRIT-style shards into masks")
     )
-    _add_deduplicate(commands.add_parser("deduplicate", help="shards of annotate-... without pictures that are alike"))
-    _add_embed(commands.add_parser("embed", help="features of the regions, or of the pictures, of shards, to Parquet"))
-    _add_inspect(commands.add_parser("inspect", help="a page with random samples and histograms"))
+    _add_classification(
+        commands.add_parser("annotate-classification", help="turn folders of pictures, one for each class, into masks")
+    )
+    _add_deduplicate(
+        commands.add_parser("deduplicate", help="copy the shards of annotate-... without duplicate pictures")
+    )
+    _add_embed(commands.add_parser("embed", help="write features of the regions, or of the pictures, to Parquet"))
+    _add_inspect(commands.add_parser("inspect", help="write a page with random samples and histograms"))
     return parser
 
 
 def _add_shards(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", nargs="+", required=True, help="a shard, a range {00000..00099}.tar, a folder, URLs")
-    parser.add_argument("--cache", type=Path, default=Path(shards.CACHE), help="for shards at URLs; %(default)s")
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="shards: files, a range {00000..00099}.tar, folders, URLs"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(shards.CACHE), help="folder for shards fetched from URLs; %(default)s"
+    )
     _add_run(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="folder; a rerun goes on where the last one stopped")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each with models of its own")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="output folder; a rerun goes on where the last one stopped"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="number of processes, each with models of its own")
     _add_debug(parser)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_output(parser)
     parser.add_argument("--ray", action="store_true", help="start the workers on a local Ray, which ends with the run")
-    parser.add_argument("--address", help="of a Ray cluster, to start the workers there: auto, or HOST:PORT")
-    parser.add_argument("--gpus", type=float, default=0, help="for each worker on Ray; %(default)s")
-    parser.add_argument("--device", help="of the model; default: CUDA if there is one, else the CPU")
+    parser.add_argument("--address", help="run the workers on the Ray cluster at this address: auto, or HOST:PORT")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs for each worker on Ray; %(default)s")
+    parser.add_argument("--device", help="device of the models; default: CUDA if there is one, else the CPU")
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
@@ -90,17 +107,27 @@ def _add_grounding(parser: argparse.ArgumentParser) -> None:
     _add_shards(parser)
     default = AnnotateGrounding("")
     parser.add_argument("--segmenter", required=True, help="hf:FOLDER or hf:REPOSITORY of SAM, SAM 2, SAM 3; colour")
-    parser.add_argument("--score", type=float, default=default.score, help="lowest of a box; %(default)s")
-    parser.add_argument("--words", type=int, nargs=2, default=default.words, help="of a phrase, fewest and most")
-    parser.add_argument("--area", type=float, nargs=2, default=default.area, help="of a mask, share of the picture")
-    parser.add_argument("--iou", type=float, default=default.iou, help="lowest, of the box and the mask's; %(default)s")
+    parser.add_argument("--score", type=float, default=default.score, help="lowest score of a box; %(default)s")
+    parser.add_argument("--words", type=int, nargs=2, default=default.words, help="fewest and most words of a phrase")
+    parser.add_argument(
+        "--area",
+        type=float,
+        nargs=2,
+        default=default.area,
+        help="smallest and largest share of the picture a mask may cover",
+    )
+    parser.add_argument(
+        "--iou", type=float, default=default.iou, help="lowest IoU of the box and the mask's box; %(default)s"
+    )
     parser.add_argument(
         "--duplicates",
         choices=get_args(Duplicates),
         default=default.duplicates,
-        help="leave out pictures of a shard like an earlier one's in look, in caption, or in both; %(default)s",
+        help="leave out pictures like an earlier one of the shard in look, in caption, or in both; %(default)s",
     )
-    parser.add_argument("--require", nargs="+", default=(), metavar="FIELD", help="drop pictures without, such as url")
+    parser.add_argument(
+        "--require", nargs="+", default=(), metavar="FIELD", help="drop pictures without these fields, such as url"
+    )
     parser.add_argument("--batch", type=int, default=default.batch, help="pictures in memory at a time; %(default)s")
     parser.set_defaults(do=_annotate_grounding)
 
@@ -119,7 +146,9 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default=default.model, help="a CLIP that ranks the masks; %(default)s")
     parser.add_argument(
-        "--names", type=Path, help="JSON {folder: name} or lines 'folder name'; default: as the folders"
+        "--names",
+        type=Path,
+        help="file of class names: JSON {folder: name} or lines 'folder name'; default: the folders'",
     )
     parser.add_argument(
         "--background",
@@ -127,30 +156,40 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
         default=default.background,
         help="white: objects alone, in the middle of a square; kept: the pictures as they are; %(default)s",
     )
-    parser.add_argument("--keep", type=int, default=default.keep, help="masks of a class, the best; %(default)s")
-    parser.add_argument("--points", type=int, default=default.points, help="that SAM is asked at, a side; %(default)s")
-    parser.add_argument("--area", type=float, nargs=2, default=default.area, help="of a mask, share of the picture")
     parser.add_argument(
-        "--score", type=float, default=default.score, help="lowest of a mask, the cosine with its name; %(default)s"
+        "--keep", type=int, default=default.keep, help="number of masks to keep of each class, the best; %(default)s"
+    )
+    parser.add_argument(
+        "--points", type=int, default=default.points, help="SAM prompt points along each side; %(default)s"
+    )
+    parser.add_argument(
+        "--area",
+        type=float,
+        nargs=2,
+        default=default.area,
+        help="smallest and largest share of the picture a mask may cover",
+    )
+    parser.add_argument(
+        "--score", type=float, default=default.score, help="lowest cosine of a mask and its class name; %(default)s"
     )
     parser.add_argument(
         "--overlap",
         type=float,
         default=default.overlap,
-        help="of two masks of a picture that share more of the smaller one, leave out the one with the lower score; "
-        "1: keep all; %(default)s",
+        help="largest share of the smaller one that two masks of a picture may have in common; of two that share more, "
+        "the one with the lower score is left out; 1: keep all; %(default)s",
     )
     parser.add_argument(
         "--context",
         type=float,
         default=default.context,
-        help="side of the square to the object's longer side; %(default)s",
+        help="side of the square, in longer sides of the object's box; %(default)s",
     )
     parser.add_argument(
         "--duplicates",
         choices=get_args(Copies),
         default=default.duplicates,
-        help="picture: leave out those of a class that look like an earlier one; %(default)s",
+        help="picture: leave out those that look like an earlier one of the class; keep: none; %(default)s",
     )
     parser.add_argument("--batch", type=int, default=default.batch, help="objects captioned at a time; %(default)s")
     parser.set_defaults(do=_annotate_classification)
@@ -159,26 +198,35 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
 def _add_embed(parser: argparse.ArgumentParser) -> None:
     _add_shards(parser)
     default = Embed()
-    parser.add_argument("--model", default=default.model, help="as for the evaluation, such as ViT-B/16; %(default)s")
-    parser.add_argument("--of", choices=get_args(Of), default=default.of, help="%(default)s")
-    parser.add_argument("--method", default=default.method, help="of embed_regions, for regions; %(default)s")
-    parser.add_argument("--dtype", choices=get_args(Kind), default=default.dtype, help="%(default)s")
-    parser.add_argument("--chunk", type=int, default=default.chunk, help="masks or pictures at a time; %(default)s")
+    parser.add_argument(
+        "--model", default=default.model, help="model, named as for the evaluation, such as ViT-B/16; %(default)s"
+    )
+    parser.add_argument("--of", choices=get_args(Of), default=default.of, help="what to embed; %(default)s")
+    parser.add_argument("--method", default=default.method, help="method of embed_regions, for regions; %(default)s")
+    parser.add_argument(
+        "--dtype", choices=get_args(Kind), default=default.dtype, help="type of the numbers; %(default)s"
+    )
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        default=default.chunk,
+        help="masks or pictures that go through the model at a time; %(default)s",
+    )
     parser.set_defaults(do=_embed)
 
 
 def _add_deduplicate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="of a run of annotate-... that has ended")
+    parser.add_argument("folder", type=Path, help="output folder of a finished annotate-... run")
     _add_output(parser)
-    help = "leave out pictures like an earlier one in look, in caption, or in both; %(default)s"
+    help = "leave out pictures that are like an earlier one in look, in caption, or in both; %(default)s"
     parser.add_argument("--by", choices=get_args(Alike), default=Deduplicate.by, help=help)
     parser.set_defaults(do=_deduplicate)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="of a run of annotate-... that has ended")
-    parser.add_argument("--samples", type=int, default=24, help="%(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="chooses them; %(default)s")
+    parser.add_argument("folder", type=Path, help="output folder of a finished annotate-... run")
+    parser.add_argument("--samples", type=int, default=24, help="number of samples to show; %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed by which the samples are chosen; %(default)s")
     _add_debug(parser)
     parser.set_defaults(do=_inspect)
 
@@ -209,9 +257,9 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _chosen(args: argparse.Namespace, work: type) -> dict[str, Any]:
-    """What was said of the work's fields; lists become tuples."""
-    said = {field.name: getattr(args, field.name) for field in fields(work)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    """The arguments that are fields of the work; lists become tuples."""
+    given = {field.name: getattr(args, field.name) for field in fields(work)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def _shards(args: argparse.Namespace) -> list[Path]:

@@ -1,10 +1,11 @@
-"""Pictures of a run that are alike, in whatever shards: how many there are, and a second run that leaves them out."""
+"""Duplicate pictures in all shards of a run: counted, and left out by a second run."""
 
 from __future__ import annotations
 
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
@@ -12,18 +13,19 @@ from typing import Any, BinaryIO, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..training.records import parsed
 from ..training.shards import Entry, scanned
 from . import fingerprints
-from .alike import BYTES, Alike, Seen, keys, tables
+from .alike import BYTES, Alike, MarkSet, keys, tables
 from .ledger import Ledger
 
-HASHES = "hashes"  # folder, with a file for each shard: the marks of the pictures that were written (`alike`)
+HASHES = "hashes"  # folder with a file for each shard: the marks of the pictures that were written (`alike`)
 
-_BLOCK = 4096  # marks that are read at a time
+_BLOCK = 4096  # how many marks are read at a time
 
 
 def marks_in(file: Path) -> NDArray[np.uint8]:
-    """(N, 200) of a shard's N pictures."""
+    """The marks (N, 200) of a shard's N pictures."""
     return np.fromfile(file, np.uint8).reshape(-1, BYTES)
 
 
@@ -35,14 +37,14 @@ def _blocks(files: Iterable[Path]) -> Iterator[NDArray[np.uint8]]:
 
 
 def repeated(files: Sequence[Path], by: Alike = "both") -> list[NDArray[np.bool_]]:
-    """For each file of marks which of its N pictures are like an earlier one, of it or of a file before it: (N,).
+    """Tell for each file of N marks which of its pictures (N,) are like an earlier one in it or in a file before it.
 
-    What is left out itself makes no other one be left out. Holds some 30 bytes for each picture of all files while it
-    sorts, then what `Seen` holds for those that share a key with another.
+    A picture that is left out is not compared with later ones. Memory: some 30 bytes for each picture of all files
+    while keys are sorted, then a `MarkSet` of those that share a key with another.
     """
     ends = np.cumsum([file.stat().st_size // BYTES for file in files])
     shared = _with_shared_keys(files, by, ends[-1] if files else 0)
-    again, seen, start = np.zeros(len(shared), bool), Seen(by), 0
+    again, seen, start = np.zeros(len(shared), bool), MarkSet(by), 0
     for marks in _blocks(files):
         for number in np.flatnonzero(shared[start : start + len(marks)]).tolist():
             mark = marks[number].tobytes()
@@ -55,12 +57,12 @@ def repeated(files: Sequence[Path], by: Alike = "both") -> list[NDArray[np.bool_
 
 
 def _with_shared_keys(files: Sequence[Path], by: Alike, count: int) -> NDArray[np.bool_]:
-    """Which of all pictures may be like another one: (count,)."""
+    """Tell which of all pictures (count,) share a key with another one."""
     shared = np.zeros(count, bool)
     for table in tables(by):
         found, start = np.empty(count, np.uint64), 0
         for marks in _blocks(files):
-            found[start : start + len(marks)] = keys(marks, by, table)
+            found[start : start + len(marks)] = keys(marks, by, table)[:, 0]
             start += len(marks)
         order = np.argsort(found)
         found = found[order]
@@ -72,13 +74,13 @@ def _with_shared_keys(files: Sequence[Path], by: Alike, count: int) -> NDArray[n
 
 @dataclass(frozen=True)
 class Deduplicate:
-    """The shards of a run without the pictures that are like an earlier one, in the order of the shards' names.
+    """Copy the shards of a run without the pictures that are like an earlier one, in the order of the shards' names.
 
     Raises:
-        ValueError: there is no such way to be alike.
+        ValueError: `by` is none of the three.
     """
 
-    folder: Path  # of annotate-grounding or annotate-classification
+    folder: Path  # output folder of annotate-grounding or annotate-classification
     by: Alike = "both"
 
     def __post_init__(self) -> None:
@@ -86,15 +88,16 @@ class Deduplicate:
             raise ValueError(f"by is {self.by!r}, expected one of {', '.join(get_args(Alike))}")
 
     def shards(self) -> list[Path]:
-        """What the run wrote.
+        """The shards that the run wrote.
 
         Raises:
-            FileNotFoundError: there is no report. ValueError: the run has not ended, or files are not as it left them.
+            FileNotFoundError: there is no report.
+            ValueError: the run has not ended, or its files have changed.
         """
         if not (self.folder / "report.json").is_file():
             raise FileNotFoundError(f"{self.folder} holds no report.json: run annotate-... to its end first")
         expected = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))["shards"]
-        manifests = [json.loads(path.read_text(encoding="utf-8")) for path in self._manifests()]
+        manifests = self._manifests()
         sizes = {name: file["bytes"] for found in manifests for name, file in found["files"].items()}
         wrong = [name for name, size in sizes.items() if not _has(self.folder / name, size)]
         hashes = sorted(name for name in sizes if name.startswith(f"{HASHES}/"))
@@ -104,19 +107,28 @@ class Deduplicate:
             raise ValueError(f"{self.folder} holds a report of {expected} shards, and {found}: {remedy}")
         return [self.folder / f"{Path(name).stem}.tar" for name in hashes]
 
-    def _manifests(self) -> list[Path]:
-        return sorted((self.folder / "manifests").glob("[!.]*.json"))
+    def _manifests(self) -> list[dict[str, Any]]:
+        """The manifests that are not damaged, in the order of their names."""
+        found = []
+        for path in sorted((self.folder / "manifests").glob("[!.]*.json")):
+            with suppress(ValueError):
+                found.append(parsed(path.read_bytes()))
+        return [manifest for manifest in found if "files" in manifest]
 
     def settings(self) -> dict[str, Any]:
-        """What the files depend on."""
+        """All that the output depends on."""
         pictures = fingerprints.of_files((self.folder / HASHES).iterdir(), self.folder)
         return {"command": "deduplicate", "by": self.by, "pictures": pictures}
 
     def prepare(self) -> Deduplication:
-        """Find the pictures that are like an earlier one. Raises: as `shards`."""
+        """Find the pictures that are like an earlier one.
+
+        Raises:
+            FileNotFoundError, ValueError: as `shards`.
+        """
         names = [shard.stem for shard in self.shards()]
         files = [self.folder / HASHES / f"{name}.bin" for name in names]
-        models = json.loads(self._manifests()[0].read_text(encoding="utf-8"))["models"] if names else {}
+        models = self._manifests()[0]["models"] if names else {}
         return Deduplication(dict(zip(names, repeated(files, self.by), strict=True)), models)
 
 
@@ -126,9 +138,9 @@ def _has(file: Path, size: int) -> bool:
 
 @dataclass
 class Deduplication:
-    """The work with what it needs to know of all shards: a shard in, a shard out."""
+    """Copies one shard without its duplicates, which are known for all shards."""
 
-    again: Mapping[str, NDArray[np.bool_]]  # for each shard which of its pictures are left out
+    again: Mapping[str, NDArray[np.bool_]]  # shard name -> which of its pictures (N,) are left out
     models: Mapping[str, str]
     suffix: str = field(default=".tar", init=False)
 

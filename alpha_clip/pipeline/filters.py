@@ -1,4 +1,4 @@
-"""Stages that leave out what is not wanted, and count it."""
+"""Stages that leave out pictures or regions, and count them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .alike import Seen, marked
+from .alike import MarkSet, marked
 from .ledger import Ledger
 from .samples import Box, Mask, Sample, Stage, Target
 
 Duplicates = Literal["both", "picture", "caption", "keep"]
 
-OVERLAP = 0.8  # of the smaller mask, above which two are taken for one
+OVERLAP = 0.8  # two masks that share more than this of the smaller one are taken for one thing
 
 _WORDS = 20.0  # where the histogram of phrase lengths ends
 
 
 @dataclass(frozen=True)
 class Sourced:
-    """Leaves out pictures that do not say where they come from: those without one of these fields."""
+    """Leaves out pictures that lack one of these fields, such as where they come from."""
 
     fields: Sequence[str]
 
@@ -41,16 +41,16 @@ class Sourced:
 class Distinct:
     """Leaves out pictures like an earlier one: in look, in caption, or in both.
 
-    The others go through the stages `then`, one after the other, and of those only that come out of them it remembers a
-    mark (`alike`): who is left out makes no duplicate. The pipeline makes one for each shard, so that shards do not
-    depend on each other.
+    The others go through the stages `then`, one after the other. Only pictures that come out of these are remembered,
+    by a mark (`alike`), so that no picture is a duplicate of one that was left out. The pipeline makes one `Distinct`
+    for each shard, so that shards do not depend on each other.
     """
 
     by: Duplicates = "both"
     then: Sequence[Stage] = ()
 
     def __post_init__(self) -> None:
-        self._seen = None if self.by == "keep" else Seen(self.by)
+        self._seen = None if self.by == "keep" else MarkSet(self.by)
 
     def __call__(self, samples: list[Sample], ledger: Ledger) -> list[Sample]:
         return [kept for sample in samples for kept in self._distinct(sample, ledger)]
@@ -92,9 +92,11 @@ class Named:
 
 @dataclass(frozen=True)
 class Fitting:
-    """Leaves out regions whose mask is too small or too large, or is somewhere else than its box.
+    """Leaves out regions whose mask is too small or too large, or lies elsewhere than its box.
 
-    ``area`` is the mask's share of the picture, ``iou`` that of the box and the box around the mask.
+    Args:
+        area: smallest and largest share of the picture that a mask may cover.
+        iou: lowest intersection over union of the box and the box around the mask.
     """
 
     area: tuple[float, float] = (0.001, 0.95)
@@ -124,10 +126,10 @@ class Sized:
 
 @dataclass(frozen=True)
 class Apart:
-    """Of regions of a picture whose masks lie in each other, or nearly, leaves the one with the highest score.
+    """Non-maximum suppression (NMS) of masks: of regions whose masks overlap, keeps the one with the highest score.
 
-    Two masks do if they share more than `overlap` of the smaller one's pixels; two that are nearly the same do as well.
-    Of equal scores, and of regions without any, the earlier one is left.
+    Masks overlap if they share more than `overlap` of the smaller one's pixels, as a part and its whole do. Among equal
+    scores, and regions without a score, the earlier one is kept.
     """
 
     overlap: float = OVERLAP
@@ -147,7 +149,7 @@ class Apart:
 
 
 def shares(masks: Sequence[Mask]) -> NDArray[np.float64]:
-    """(K, K) of the masks of a picture: what two have in common, as a share of the smaller one."""
+    """The overlaps (K, K) of the K masks of a picture: the pixels two masks share, as a share of the smaller one."""
     from pycocotools import mask as coco
 
     packed = [mask.rle for mask in masks]
@@ -165,7 +167,7 @@ def mask_of(sample: Sample, target: Target) -> Mask:
     """The target's mask.
 
     Raises:
-        ValueError: it has none yet.
+        ValueError: the target has no mask yet.
     """
     if target.mask is None:
         raise ValueError(f"{sample.key}, {target.phrase!r}: there is no mask yet: put `Segment` before this stage")
@@ -182,7 +184,7 @@ def box_iou(a: Box, b: Box) -> float:
 def chosen(
     samples: list[Sample], ledger: Ledger, why_not: Callable[[Sample, Target, Ledger], str | None]
 ) -> list[Sample]:
-    """The samples with those regions only for which `why_not` gives no reason."""
+    """The samples with only those regions for which `why_not` gives no reason; the others are counted by it."""
     left = []
     for sample in samples:
         targets = []
@@ -196,7 +198,7 @@ def chosen(
 
 
 def with_regions(samples: list[Sample], ledger: Ledger) -> list[Sample]:
-    """The samples that have a region."""
+    """The samples that have a region left; the others are counted."""
     kept = [sample for sample in samples if sample.targets]
     if len(kept) < len(samples):
         ledger.pictures["no region left"] += len(samples) - len(kept)

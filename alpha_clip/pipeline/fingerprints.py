@@ -1,7 +1,7 @@
-"""What the name of a model stands for at the moment: a hash of its files, which are not loaded for it.
+"""Fingerprints of the files that a model's name stands for at the moment, without loading the model.
 
-None is of what cannot be told so: a repository that is not in the Hub's cache yet, a tag of open_clip. What was loaded
-is compared with what made the shards before in any case (`tasks.prepared`).
+A fingerprint is None where there are no files to hash: a repository that is not in the Hub's cache yet, a tag of
+open_clip. In any case the loaded weights are compared with those that made earlier shards (`tasks.prepared`).
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ from ..checkpoints import WEIGHT_FILES
 from ..hashes import known_sha256, sha256
 from ..sources import KnownFile
 
-WEIGHTS = "weights of the "  # and then the model's role: the name of a setting
+WEIGHTS = "weights of the "  # with the model's role behind it, the name of a setting
 
-_SMALL = 1 << 20  # bytes: what is hashed as quickly as what is remembered of it is read
-_MARKS = re.compile("[:@+]")  # between library, model, and other weights, in a name
+_SMALL = 1 << 20  # bytes: a smaller file is hashed as quickly as its stored hash is read
+_MARKS = re.compile("[:@+]")  # what stands between library, model and other weights in a name
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def of_files(paths: Iterable[Path], root: Path, hashed: Callable[[Path], str] = sha256) -> str:
-    """16 hex digits of the names below `root` and the contents of all files; what is not there is left out."""
+    """A hash, 16 hex digits, of the contents of all files and their names below `root`; missing files are left out."""
     digest = hashlib.sha256()
     for path in sorted(path for path in paths if path.is_file()):
-        digest.update(os.fsencode(f"{path.relative_to(root).as_posix()} {hashed(path)}\n"))  # whatever the encoding
+        # A name may not be in UTF-8.
+        digest.update(os.fsencode(f"{path.relative_to(root).as_posix()} {hashed(path)}\n"))
     return digest.hexdigest()[:16]
 
 
 def _hashed(path: Path) -> str:
-    """Of large files the hash is remembered beside them."""
+    """The SHA-256 of a file; for large files it is stored beside them."""
     return sha256(path) if path.stat().st_size < _SMALL else known_sha256(path)
 
 
 def of_transformers(where: str) -> str | None:
-    """Of a model of transformers: a folder, or a repository on the Hub, of which the weights and config.json count.
+    """The fingerprint of a model of transformers: a folder, or the weights and config.json of a repository on the Hub.
 
     Raises:
-        FileNotFoundError: it is neither, by its name.
+        FileNotFoundError: there is no such folder, and it is no name of a repository.
     """
     if where and Path(where).is_dir():
         return of_path(Path(where))
@@ -54,9 +55,9 @@ def of_transformers(where: str) -> str | None:
 
 
 def of_clip(name: str) -> str | None:
-    """Of a model by the name that `evaluation.subjects.find` takes."""
+    """The fingerprint of a CLIP, by a name that the evaluation takes."""
     kind, _, rest = name.partition(":")
-    if not rest and kind in ("", "hf"):  # for whoever loads it to complain of
+    if not rest and kind in ("", "hf"):  # loading it gives the error
         return None
     if kind == "hf":
         return of_transformers(rest)
@@ -80,7 +81,7 @@ def _of_base(name: str) -> str | None:
 
 
 def _of_alpha(base: str, tag: str) -> str | None:
-    """Nothing where there are no alpha weights besides those in the base."""
+    """The fingerprint of alpha weights; empty where the base needs none."""
     if not tag:
         return ""
     if entry := catalogue.ALPHA.get(base, {}).get(tag):
@@ -89,13 +90,13 @@ def _of_alpha(base: str, tag: str) -> str | None:
 
 
 def _of_catalogue(entry: KnownFile) -> str | None:
-    """Our own files are small, and nothing is written beside them in the package; None: a hash that is not known."""
+    """The fingerprint of a catalogue entry; None: its hash is not known. The bundled files are hashed themselves."""
     known = entry.sha256 or (sha256(weights.ASSETS / entry.file) if entry.repo is None else None)
     return known and known[:16]
 
 
 def of_path(path: Path) -> str | None:
-    """Of a file, or of all files in a folder that are not hidden; None: it is not there."""
+    """The fingerprint of a file, or of all files in a folder that are not hidden; None: the path does not exist."""
     if path.is_dir():
         files = (file for file in path.rglob("*") if not _is_hidden(file.relative_to(path)))
         return of_files(files, path, _hashed)
@@ -103,13 +104,13 @@ def of_path(path: Path) -> str | None:
 
 
 def places(names: Iterable[str]) -> Iterator[Path]:
-    """Whatever models' names may stand for on this disk."""
+    """All paths that models' names may stand for on this disk."""
     for name in names:
         yield from (Path(part).expanduser() for part in (name, name.partition(":")[2], *_MARKS.split(name)) if part)
 
 
 def cut_off(names: Iterable[str]) -> Path | None:
-    """The first file of safetensors that is none, of those that models' names stand for on this disk."""
+    """The first damaged safetensors file among those that models' names stand for on this disk."""
     for place in places(names):
         for file in sorted(place.glob("*.safetensors")) if place.is_dir() else [place]:
             try:
@@ -126,7 +127,10 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _cached(repo: str, revision: str | None = None) -> str | None:
-    """Of the weights in the Hub's cache. Other files come and go there with what other programs ask for."""
+    """The fingerprint of a repository's weights and config.json in the Hub's cache.
+
+    Other files do not count: they come and go with what other programs ask for.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     asked = (try_to_load_from_cache(repo, file, revision=revision) for file in ("config.json", *WEIGHT_FILES))

@@ -1,4 +1,4 @@
-"""Class folders, ROOT/CLASS/*.jpg, as ImageNet has them: which there are, their names, their pictures."""
+"""Class folders, ROOT/CLASS/*.jpg, as in ImageNet: list them, name their classes, read their pictures."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from ..training.shards import IMAGES
 from .grit import decoded, escaped
 from .samples import Sample
 
-OTHERS = ("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "tif", "tiff")  # pictures that are not read
+# Suffixes of pictures that are not read.
+OTHERS = ("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "tif", "tiff")
 
 
 def class_folders(roots: Iterable[str | os.PathLike[str]], output: Path | None = None) -> list[Path]:
-    """The folders in `roots`, and links to such, but for hidden ones, in the order of their names.
+    """The folders in `roots`, and links to folders, without hidden ones, sorted by name.
 
     Raises:
         NotADirectoryError: a root is no folder.
-        FileNotFoundError: there are no folders in it, or a link there leads nowhere.
-        ValueError: a folder's name is not in UTF-8, or `output` lies in a root or a class, of which it would be a part.
+        FileNotFoundError: a root holds no folders, or a link that leads nowhere.
+        ValueError: a folder's name is not in UTF-8, or `output` lies in a root or a class and would be read as a part.
     """
     found: list[Path] = []
     for root in map(Path, roots):
@@ -48,13 +49,14 @@ def _check_apart(output: Path | None, places: Iterable[Path]) -> None:
 
 
 def read_names(file: Path) -> dict[str, str]:
-    """Names of class folders, from JSON, ``{"n01440764": "tench"}``, or from lines, ``n01440764 tench, Tinca tinca``.
+    """Read names of class folders from JSON, ``{"n01440764": "tench"}``, or lines, ``n01440764 tench, Tinca tinca``.
 
-    In a line the folder ends at the first tab, or if there is none at the first space. Of synonyms with commas between
-    them, as in ImageNet's list of synsets, the first is taken. Underscores are spaces.
+    In a line the folder ends at the first tab, or if there is none at the first space. Only the first of several
+    synonyms with commas between them is used, as in ImageNet's list of synsets. Underscores become spaces.
 
     Raises:
-        ValueError: the file holds something else. OSError: it cannot be read.
+        ValueError: the file holds something else.
+        OSError: the file cannot be read.
     """
     text = file.read_text(encoding="utf-8")
     if file.suffix.lower() == ".json":
@@ -85,10 +87,10 @@ def _readable(name: str) -> str:
 
 
 def class_name(folder: Path, names: Mapping[str, str] | None) -> str:
-    """The name in `names`; where that is None, the folder's own, with spaces for underscores.
+    """The name that `names` gives to a class folder; without `names`, the folder's own, with spaces for underscores.
 
     Raises:
-        ValueError: there are names and none for this folder, or the folder's own has no words.
+        ValueError: `names` has none for this folder, or the folder's own name has no words.
     """
     name = _readable(folder.name) if names is None else names.get(folder.name, "")
     if not name:
@@ -98,10 +100,9 @@ def class_name(folder: Path, names: Mapping[str, str] | None) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files in a folder and those in it, links followed, in an order that does not depend on the disk.
+    """All files in a folder and its subfolders, links followed, in an order that does not depend on the disk.
 
-    With them, for they hold files that are not read: folders that cannot be listed, and links back to one that they
-    lie in.
+    Folders that cannot be listed, and links back to a folder above, are in the list too, so that they can be reported.
     """
     return sorted(_below(folder, ()))
 
@@ -125,7 +126,7 @@ def _below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether one of `files_in` is a picture by its suffix, read or not, or is no file; `read` says what is wrong."""
+    """Whether a path of `files_in` has the suffix of a picture, or is no file: `read` takes or rejects it."""
     return _suffix(path) in (*IMAGES, *OTHERS) or not os.path.isfile(path)
 
 
@@ -134,16 +135,16 @@ def _suffix(path: Path) -> str:
 
 
 def source(folder: Path, path: Path) -> str:
-    """Where a picture of a class comes from: CLASS/..., the path below the folder of all classes."""
+    """The path of a picture below the folder of all classes: CLASS/..."""
     return path.relative_to(folder.parent).as_posix()
 
 
 def read(folder: Path, path: Path) -> Sample:
-    """A picture of a class, without regions, under its `source`.
+    """Read a picture of a class as a sample without regions, whose key is its `source`.
 
     Raises:
-        BadSample: it is of another format, its name is not in UTF-8, it cannot be read, or has too many pixels, as in
-            `grit.decoded`.
+        BadSample: the picture is of another format, has a name that is not in UTF-8, cannot be read, or has too many
+            pixels (`grit.decoded`).
     """
     key = source(folder, path)
     if (shown := escaped(key)) != key:

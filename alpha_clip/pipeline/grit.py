@@ -12,6 +12,7 @@ score. A table as such holds URLs and no pictures: img2dataset fetches them.
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -94,8 +95,21 @@ def make_sample(key: str, data: bytes, text: bytes, ledger: Ledger, fields: Sequ
             targets.append(_target(key, number, expression, caption, image.size))
         except BadSample as error:
             ledger.reject(error, number)
-    kept = {name: record[name] for name in (*FIELDS, *fields) if record.get(name) not in (None, "")}
+    kept = {name: record[name] for name in (*FIELDS, *fields) if _is_stated(name, record.get(name))}
     return Sample(key, data, suffix, image, caption, tuple(targets), kept)
+
+
+def _is_stated(name: str, value: Any) -> bool:
+    """Whether a field says something. Tables write what is missing as NaN, "nan", "null" or "None"."""
+    if isinstance(value, str):
+        return value.strip().casefold() not in ("", "nan", "null", "none")
+    if name in FIELDS and not (name == "id" and type(value) in (int, float)):
+        return False
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return value not in (None, [], {})
 
 
 def decoded(key: str, data: bytes) -> tuple[Image.Image, str]:

@@ -1,4 +1,4 @@
-"""One page that shows what came out: random samples with their masks drawn, and the report's counts as histograms."""
+"""Write one page that shows a run's output: random samples with their masks, and the report's counts and histograms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..training.pictures import BadSample, Picture, RegionShards
 
 PAGE = "inspect.html"
 
-_SIDE = 240  # pixels that a picture is shown with, at most
+_SIDE = 240  # pixels: the longest side of a picture on the page
 _COLOURS = ((230, 60, 60), (40, 120, 230), (30, 160, 70), (235, 150, 20), (150, 70, 200), (20, 170, 170))
 _STYLE = """
 body { font: 15px/1.4 sans-serif; margin: 2em; color: #222; background: #fff }
@@ -31,7 +31,7 @@ figcaption { font-size: 13px } b { font-weight: 600 } svg rect { fill: #4a7dbd }
 
 
 def inspect(folder: Path, samples: int = 24, seed: int = 0) -> Path:
-    """Write `folder`/inspect.html of a run of annotate-grounding or annotate-classification. Return its path.
+    """Write `inspect.html` into the output folder of a finished annotate-... run, and return its path.
 
     Raises:
         FileNotFoundError: there is no report, or no shard: the run has not ended.
@@ -57,9 +57,8 @@ def inspect(folder: Path, samples: int = 24, seed: int = 0) -> Path:
     ]
     head = f"<!doctype html><meta charset=utf-8><title>{escape(folder.resolve().name)}</title><style>{_STYLE}</style>"
     page = "\n".join([head, *parts]) + "\n"
-    atomic.write_text(
-        folder / PAGE, page.encode("utf-8", "backslashreplace").decode()
-    )  # a name may be in another encoding
+    text = page.encode("utf-8", "backslashreplace").decode()  # a name may not be in UTF-8
+    atomic.write_text(folder / PAGE, text)
     return folder / PAGE
 
 
@@ -74,7 +73,7 @@ def _table(kind: str, counts: Mapping[str, int]) -> str:
 
 
 def _histogram(name: str, one: Mapping[str, Any]) -> str:
-    """Bars in SVG, the highest 80 pixels high."""
+    """A histogram as bars in SVG, the highest 80 pixels high."""
     counts, high = one["counts"], max(one["counts"]) or 1
     bars = (
         f"<rect x={12 * i} y={90 - 80 * count / high:.1f} width=11 height={80 * count / high:.1f}>"
@@ -109,7 +108,7 @@ def _colour(number: int) -> tuple[int, int, int]:
 
 
 def drawn(picture: Picture) -> Image.Image:
-    """The picture, made small, with half of each mask's colour over it."""
+    """The picture, scaled down, with each mask laid over it in a half-transparent colour."""
     small = picture.image.copy()
     small.thumbnail((_SIDE, _SIDE))
     pixels: NDArray[np.floating[Any]] = np.asarray(small, np.float32)

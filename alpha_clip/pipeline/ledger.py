@@ -1,4 +1,4 @@
-"""What became of all that was read: counts, histograms, and each piece of bad input with the reason."""
+"""The account of all that was read: counts, histograms, and each piece of bad input with the reason."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ BINS = 20
 
 @dataclass(frozen=True)
 class Reject:
-    """Bad input. ``region`` is its number in its picture; None: the whole sample, or what is left of a shard."""
+    """A piece of bad input: a region, by its number in its picture, or with ``region`` None a sample or shard."""
 
     key: str
-    problem: str  # the kind, for counting
+    problem: str  # the kind of problem, for counting
     reason: str
     region: int | None = None
 
 
 @dataclass
 class Ledger:
-    """Counts of pictures and of regions. What was read is what was written plus all the others, in both."""
+    """Counts of pictures and of regions. In both, "read" is "written" plus all other counts."""
 
     pictures: Counter[str] = field(default_factory=Counter)
     regions: Counter[str] = field(default_factory=Counter)
     histograms: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name: "low", "high", "counts"
     rejects: list[Reject] = field(default_factory=list)
-    hashes: bytearray | None = None  # of each picture that was written, in a shard of pictures: `alike.marked`
-    shards: int | None = None  # that it is of, if it is of a folder
-    duplicates: int | None = None  # among the pictures written, of all shards; None: this is not of all
+    hashes: bytearray | None = None  # marks (`alike.marked`) of the pictures written; None: a task that writes none
+    shards: int | None = None  # number of shards in the folder; None: the ledger is of one shard
+    duplicates: int | None = None  # duplicates among the pictures written in all shards; None: not counted
 
     def reject(self, error: BadSample, region: int | None = None) -> None:
-        """Note bad input: a picture, or one region of a picture."""
+        """Record bad input: a picture, or one region of a picture."""
         self.rejects.append(Reject(error.key, error.problem, error.reason, region))
         counts = self.pictures if region is None else self.regions
         counts[f"rejected: {error.problem}"] += 1
@@ -47,12 +47,12 @@ class Ledger:
             self.regions["of pictures left out"] += regions
 
     def measure(self, name: str, value: float, high: float = 1.0) -> None:
-        """Count a value in the histogram of that name, `BINS` bins from 0 to `high`; the last one has all above."""
+        """Count a value in a histogram of `BINS` bins from 0 to `high`; values above fall into the last bin."""
         histogram = self.histograms.setdefault(name, {"low": 0.0, "high": high, "counts": [0] * BINS})
         histogram["counts"][min(max(int(value / high * BINS), 0), BINS - 1)] += 1
 
     def summary(self) -> dict[str, Any]:
-        """All but the rejects, as JSON can hold it, in an order that does not depend on what came first."""
+        """Counts and histograms for JSON, in an order that does not depend on what came first."""
         return {
             "pictures": _sorted(self.pictures),
             "regions": _sorted(self.regions),
@@ -60,7 +60,7 @@ class Ledger:
         }
 
     def add(self, summary: dict[str, Any]) -> None:
-        """Add what another ledger's `summary` says."""
+        """Add the `summary` of another ledger."""
         self.pictures.update(summary["pictures"])
         self.regions.update(summary["regions"])
         for name, more in summary["histograms"].items():
@@ -68,7 +68,7 @@ class Ledger:
             mine["counts"] = [a + b for a, b in zip(mine["counts"], more["counts"], strict=True)]
 
     def lines(self) -> list[dict[str, Any]]:
-        """The rejects, as JSON can hold them."""
+        """The rejects as JSON records."""
         return [asdict(reject) for reject in self.rejects]
 
 

@@ -1,4 +1,4 @@
-"""The shards of a run on Ray Data: on a cluster, or on a local Ray of its own, which is stopped in the end."""
+"""Process the shards of a run on Ray Data: on a cluster, or on a local Ray that is started and stopped for it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from . import fingerprints
 from .given import check_can_be_sent
 from .tasks import MANIFESTS, Task, Work, differing, make, name_of, names_of, prepared
 
-_ATTEMPTS = 4  # at a shard whose workers are killed
-_SECONDS = 20  # to wait for a cluster's answer; Ray itself would try for minutes
+_ATTEMPTS = 4  # how often a shard whose workers are killed is tried
+_SECONDS = 20  # how long to wait for a cluster's answer; Ray itself would try for minutes
 _TOKEN = (  # `ray start` asks for one where there is one; Ray sends it by itself to "auto" alone
     "if it asks for a token, set RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token or RAY_AUTH_TOKEN; "
     "on a machine of the cluster, --address auto sends the one in the file"
@@ -33,9 +33,9 @@ _SILENT = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to work. All machines must see shards, folder and models under the same paths, and have this package.
+    """A Ray cluster to work on. All its machines need this package, and shards, folder and models under the same paths.
 
-    Where the caller is connected to Ray already, that Ray is used, whatever the address, and left running.
+    If the caller is connected to Ray already, that connection is used, whatever the address, and left open.
     """
 
     address: str = "local"  # "local": a Ray of its own; "auto", or HOST:PORT: that cluster
@@ -43,17 +43,18 @@ class Cluster:
 
 
 def together(work: Work, shards: Sequence[Path], folder: Path, workers: int, cluster: Cluster) -> Iterator[None]:
-    """Do the shards in `workers` actors, each with models of its own; yield for each that is done.
+    """Process the shards in `workers` actors, each with models of its own; yield after each shard.
 
-    An actor that is killed is started again, and does its shard again, which leaves the same files. Of Ray Data's
-    blocks each holds the path of one shard, or that it is done: what Ray keeps does not grow with the samples.
+    An actor that is killed is started again and repeats its shard, which leaves the same files. Each of Ray Data's
+    blocks holds the path of one shard or its result, so that what Ray stores does not grow with the samples.
 
     Raises:
-        ImportError: Ray is not installed. ConnectionError: there is no such cluster.
-        ValueError: the local Ray has fewer GPUs than a worker is to have.
+        ImportError: Ray is not installed.
+        ConnectionError: there is no such cluster, or it lets nobody in.
+        ValueError: the local Ray has fewer GPUs than a worker needs.
         RuntimeError: the workers of a shard were killed again and again.
         TypeError: a model of the work cannot be sent to them.
-        Others: as the work's `prepare`.
+        Other errors: as the work's `prepare`.
     """
     ray = _ray()
     check_can_be_sent(work, ray.cloudpickle.dumps)
@@ -66,7 +67,7 @@ def together(work: Work, shards: Sequence[Path], folder: Path, workers: int, clu
         done = paths.map(
             _Worker,
             fn_constructor_args=(work, folder.resolve(), threads, _Origin.of(work)),
-            # None waits at one actor while another has nothing to do.
+            # One task in flight each, so that none waits at one actor while another is idle.
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards)), max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=cluster.gpus,
@@ -79,7 +80,7 @@ def together(work: Work, shards: Sequence[Path], folder: Path, workers: int, clu
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where the run was started, and what its names of models and files of words stood for there."""
+    """The folder where the run was started, and the files that its model names and word lists stood for there."""
 
     place: Path
     needed: tuple[Path, ...]
@@ -91,10 +92,11 @@ class _Origin:
         return cls(Path.cwd(), there, work.settings())
 
     def enter(self, work: Work) -> None:
-        """Let names stand for the same in this process, which is in another folder, perhaps on another machine.
+        """Go to the folder where the run was started, and check that names stand for the same files here.
 
         Raises:
-            FileNotFoundError: something is not here. ValueError: something else is.
+            FileNotFoundError: a model or word list is missing on this machine.
+            ValueError: a model or word list differs from the one where the run was started.
         """
         paths = [self.place / path for path in self.needed]
         if missing := [path for path in paths if not path.exists()]:
@@ -108,7 +110,7 @@ class _Origin:
 
 
 class _Worker:
-    """An actor's callable. Ray starts killed actors, and what they did, again without end; `_attempt` ends it."""
+    """The callable of an actor. Ray restarts killed actors and their tasks without end; `_attempt` limits that."""
 
     def __init__(self, work: Work, folder: Path, threads: int, origin: _Origin) -> None:
         self.work, self.folder, self.threads, self.origin = work, folder, threads, origin
@@ -118,7 +120,7 @@ class _Worker:
         shard = Path(row["item"])
         try:
             with _attempt(shard, self.folder):
-                if self.task is None:  # here and not above, so that a worker which this kills counts as well
+                if self.task is None:  # not in `__init__`: a worker that is killed here counts as well
                     torch.set_num_threads(self.threads)
                     self.origin.enter(self.work)
                     self.task = prepared(self.work, self.folder)
@@ -130,7 +132,11 @@ class _Worker:
 
 @contextmanager
 def _attempt(shard: Path, folder: Path) -> Iterator[None]:
-    """Whoever is killed in here leaves a mark, which the run deletes with all that is unfinished."""
+    """Count the attempts at a shard: a process killed in here leaves a mark, which `tasks.remove_parts` deletes.
+
+    Raises:
+        RuntimeError: too many were killed.
+    """
     marks = [folder / MANIFESTS / f".{name_of(shard)}.attempt-{number}.part" for number in range(_ATTEMPTS)]
     mark = next((mark for mark in marks if not mark.exists()), None)
     if mark is None:
@@ -145,7 +151,7 @@ def _attempt(shard: Path, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _connection(ray: Any, workers: int, cluster: Cluster) -> Iterator[int]:
-    """A connection to Ray, ended in the end unless it was there. Yields how many threads each worker may use."""
+    """Connect to Ray, and disconnect at the end unless the caller was connected. Yield the threads for each worker."""
     if ray.is_initialized():
         _check_gpus(ray, cluster, may_grow=True)
         yield 1
@@ -165,7 +171,7 @@ def _connection(ray: Any, workers: int, cluster: Cluster) -> Iterator[int]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Ray reads how much it is to write to stderr, and whether to report its use, when it starts."""
+    """Set the environment in which Ray starts: it then logs only fatal errors to stderr, and sends no statistics."""
     mine = {name: value for name, value in _SILENT.items() if name not in os.environ}
     os.environ.update(mine)
     try:
@@ -179,7 +185,7 @@ def _silent() -> Iterator[None]:
 def _let_in(ray: Any, address: str) -> Iterator[None]:
     try:
         yield
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:  # which do not say why, or what to do
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:  # these say neither why nor what to do
         if "Failed to connect" in str(error) or isinstance(error, ray.exceptions.AuthenticationError):
             reason = str(error).partition(". ")[0]
             raise ConnectionError(f"the Ray cluster at {address} lets nobody in ({reason}): {_TOKEN}") from error
@@ -207,7 +213,7 @@ def _check_gpus(ray: Any, cluster: Cluster, may_grow: bool) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Ray Data says of each execution."""
+    """Silence the messages of Ray Data on each execution."""
     logger = logging.getLogger("ray.data")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Samples to tar shards that the trainer reads."""
+"""Write samples into tar shards that the trainer reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .samples import Sample
 
 
 def write(samples: Iterable[Sample], file: IO[bytes], ledger: Ledger) -> None:
-    """Write a shard; its bytes follow from the samples alone. Regions are counted as written, pictures marked.
+    """Write a shard, whose bytes follow from the samples alone; count its regions and keep marks of its pictures.
 
     Raises:
         ImportError: webdataset is not installed.
@@ -26,7 +26,7 @@ def write(samples: Iterable[Sample], file: IO[bytes], ledger: Ledger) -> None:
 
 
 def tar_writer() -> Any:
-    """webdataset's.
+    """The class `webdataset.TarWriter`.
 
     Raises:
         ImportError: webdataset is not installed.
@@ -39,9 +39,18 @@ def tar_writer() -> Any:
 
 
 def packed(sample: Sample) -> dict[str, str | bytes]:
-    """A sample as `webdataset.TarWriter` takes it and `RegionShards` reads it; the picture's file stays as it was."""
+    """The files of a sample, as `webdataset.TarWriter` takes them and `RegionShards` reads; the picture is unchanged.
+
+    Raises:
+        ValueError: a number in a field or a score is NaN or infinite, which JSON cannot hold.
+    """
     record = {**sample.fields, "caption": sample.caption, "regions": _regions(sample)}
-    return {"__key__": sample.key, sample.suffix: sample.data, "json": json.dumps(record).encode()}
+    try:
+        text = json.dumps(record, allow_nan=False)
+    except ValueError as error:
+        remedy = "expected finite numbers in its fields and scores"
+        raise ValueError(f"the record of {sample.key} cannot be written as JSON ({error}): {remedy}") from error
+    return {"__key__": sample.key, sample.suffix: sample.data, "json": text.encode()}
 
 
 def _regions(sample: Sample) -> Sequence[dict[str, Any]]:

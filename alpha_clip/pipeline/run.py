@@ -1,4 +1,4 @@
-"""All shards of a run, one after the other or in several processes; those that are done already are left alone."""
+"""Process the shards of a run, one after the other or in several processes, and skip those that are done."""
 
 from __future__ import annotations
 
@@ -52,19 +52,22 @@ def run(
     workers: int = 1,
     cluster: Cluster | None = None,
 ) -> Ledger:
-    """Do the shards that are not done yet, and write the report of all in the folder. Return its counts.
+    """Process the shards that are not done yet, and write the report for all in the folder. Return its counts.
 
     With more than one worker, each is a process with models of its own, on this machine or on Ray's `cluster`; the
     files are the same.
 
     Raises:
-        ValueError: `workers` is below 1; two shards have the same name; the folder is of a run with other settings, or
-            holds files that no run wrote, and this one would write over, a shard perhaps.
-        RuntimeError: another run is at work in the folder, a worker was killed, or a shard is not there in the end.
-            What is done stays.
-        NotADirectoryError: the folder is a file, or in one.
+        ValueError: `workers` is below 1; two shards have the same name; the folder holds a run with other settings, or
+            files that no run wrote and that this one would overwrite, perhaps a shard.
+        RuntimeError: another run is at work in the folder, a worker was killed, or the files of a shard are missing at
+            the end. What is done stays.
         TypeError: a model of the work cannot be sent to other processes, or `shards` is one path.
-        Others: as the work's `prepare`, and as `on_ray.together`.
+        NotADirectoryError: the folder is a file, or its path leads through one.
+        Other errors: as the work's `prepare` and `on_ray.together`.
+
+    Warns:
+        UserWarning: shards in the folder were made with different versions of a package.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")
@@ -88,8 +91,8 @@ def _run(work: Work, shards: Sequence[Path], folder: Path, workers: int, cluster
             for _ in tqdm(done, "shards", total=len(shards), initial=len(shards) - len(left), disable=None):
                 pass
             _check_all_are_done(left, folder)
-            _claim(folder / SETTINGS, work)  # the Hub's weights are known now
-            remove_parts(folder)  # of workers of a killed run, which had not ended yet
+            _claim(folder / SETTINGS, work)  # adds the weights that the Hub sent meanwhile
+            remove_parts(folder)  # left by a killed run's workers that had not ended yet
             return summarise(folder)
     except Timeout as error:
         raise RuntimeError(f"another run is at work in {folder}: wait for its end, or name another folder") from error
@@ -132,15 +135,15 @@ def _names_differ(shards: Sequence[Path]) -> None:
 
 
 def _claim(path: Path, work: Work) -> None:
-    """Write down the settings, or compare them with those that are there, if any shard was done with them.
+    """Write the settings to `path`. If a shard was done already, refuse settings other than those written there.
 
-    Weights that become known later are written down then.
+    Fingerprints of weights that become known only during the run are added later.
     """
     now = json.loads(json.dumps(work.settings()))
     begun = path.exists() and any((path.parent / MANIFESTS).glob("[!.]*.json"))
     before = json.loads(path.read_text(encoding="utf-8")) if begun else now
     if other := differing(before, now):
-        other = ["command"] if "command" in other else other  # of which the others follow
+        other = ["command"] if "command" in other else other  # the other differences follow from it
         both = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} now" for name in other)
         raise ValueError(f"{path.parent} holds a run with another {', '.join(other)} ({both}): {REMEDY}")
     found = now | {name: value for name, value in before.items() if value is not None}
@@ -157,7 +160,7 @@ def _alone(work: Work, shards: Sequence[Path], folder: Path) -> Iterator[None]:
 
 # --- in several processes ---
 
-_task: Task | None = None  # of this process, if it is a worker
+_task: Task | None = None  # the task of this process, if it is a worker
 
 
 def _together(work: Work, shards: Sequence[Path], folder: Path, workers: int) -> Iterator[None]:
@@ -189,7 +192,7 @@ def _start(parent: int, threads: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A killed run's workers would otherwise wait for more work for ever."""
+    """End this worker when its parent has ended; after a killed run it would wait for work forever."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

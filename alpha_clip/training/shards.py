@@ -73,7 +73,8 @@ def local(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], cac
 
 def _expanded(name: str) -> list[str]:
     if not is_url(name) and Path(name).is_dir():
-        return [str(path) for path in sorted(Path(name).glob("*.tar"))]
+        # Hidden files are not shards: macOS leaves a `._NAME.tar` beside each `NAME.tar` on some disks.
+        return [str(path) for path in sorted(Path(name).glob("*.tar")) if not path.name.startswith(".")]
     if (span := _RANGE.search(name)) is None:
         return [name]
     first, last = span.groups()
