@@ -175,6 +175,8 @@ def grid(picture: Image.Image) -> Iterator[NDArray[Any]]:
 class SamMasks:
     """All masks that SAM, SAM 2 or SAM 3 finds at a grid of points (its "everything" mode), best first.
 
+    The model computes in float32, whatever dtype its weights are stored in.
+
     Args:
         name: a model on the Hub, such as ``facebook/sam-vit-base``, ``facebook/sam2.1-hiera-small`` or
             ``facebook/sam3`` (points, without words: transformers' `Sam3TrackerModel`), or a folder.
@@ -192,6 +194,7 @@ class SamMasks:
         except ImportError as error:
             raise ImportError("SAM comes from transformers: pip install transformers") from error
         self._generate = pipeline("mask-generation", model=name, device=device)
+        self._generate.model.float()  # in half precision, transformers 5 fails where it compares the masks
         # A grid of so many points for each crop of the picture; without further options the one crop is all of it.
         self._options = {"points_per_crop": points, **options}
 

@@ -314,12 +314,14 @@ def test_bars_say_in_words_what_they_show_and_run_nothing_that_is_typed():
 # --- clicks and the folder ---
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", SAMS)
-def test_a_click_is_sams_own_answer_at_that_point(kind, tmp_path):
-    pytest.importorskip("transformers", reason='pip install "alpha-clip[pipeline]"')
+def test_a_click_is_sams_own_answer_at_that_point(kind, dtype, tmp_path):
+    transformers = pytest.importorskip("transformers", reason='pip install "alpha-clip[pipeline]"')
     from alpha_clip.demo.clicks import Clicks
 
     SAMS[kind](tmp_path)
+    getattr(transformers, kind).from_pretrained(tmp_path).to(dtype).save_pretrained(tmp_path)
     clicks = Clicks(str(tmp_path), "cpu")
     picture = Image.fromarray(draw_scene(3, (48, 64)).image)
     mask = clicks.mask(picture, clicks.embed(picture), (20, 30))
@@ -330,11 +332,12 @@ def test_a_click_is_sams_own_answer_at_that_point(kind, tmp_path):
     )
     with torch.no_grad():
         found = clicks._model(
-            **{name: asked[name] for name in ("pixel_values", "input_labels")},
+            pixel_values=asked["pixel_values"].to(dtype),
+            input_labels=asked["input_labels"],
             input_points=asked["input_points"].float(),
         )
     sizes = [asked[name] for name in ("original_sizes", "reshaped_input_sizes") if name in asked]
-    (masks,) = clicks._processor.post_process_masks(found.pred_masks, *sizes)
+    (masks,) = clicks._processor.post_process_masks(found.pred_masks.float(), *sizes)
     np.testing.assert_array_equal(mask, masks[0, found.iou_scores.flatten().argmax()])
 
 

@@ -179,6 +179,13 @@ def folder_of(tmp_path_factory):
     return saved
 
 
+@pytest.mark.parametrize("make", [sam, sam2])
+def test_a_sam_stored_in_half_precision_finds_masks_too(make, tmp_path):
+    for part in make():
+        (part.to(torch.float16) if isinstance(part, torch.nn.Module) else part).save_pretrained(tmp_path)
+    assert list(SamMasks(str(tmp_path), points=2, device="cpu", **ANYTHING)(Image.fromarray(draw_scene(0, 64).image)))
+
+
 @pytest.mark.parametrize(("make", "name"), [(sam, "SamModel"), (sam2, "Sam2Model"), (sam3, "Sam3TrackerModel")])
 def test_segmenter_asks_any_sam_at_a_grid_of_points(make, name, folder_of, monkeypatch):
     segmenter = SamMasks(folder_of(make), points=3, device="cpu", **ANYTHING)

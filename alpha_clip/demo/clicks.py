@@ -31,7 +31,7 @@ class Clicks:
     def embed(self, picture: Image.Image) -> Any:
         """Encode a picture once for all points, which is most of the work."""
         pixels = self._processor(images=picture, return_tensors="pt")["pixel_values"]
-        return self._model.get_image_embeddings(pixels.to(self._model.device))
+        return self._model.get_image_embeddings(pixels.to(self._model.device, self._model.dtype))
 
     @torch.no_grad()
     def mask(self, picture: Image.Image, embedding: Any, point: tuple[float, float]) -> NDArray[np.bool_]:
