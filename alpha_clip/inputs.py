@@ -24,7 +24,9 @@ def normalised(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     if mask.dtype == torch.bool:  # on any device: not all have float64
         return torch.full_like(mask, -FOREGROUND, dtype=dtype).masked_fill(mask, FOREGROUND)
-    return ((mask.double() - ALPHA_MEAN) / ALPHA_STD).to(dtype)  # in float64, so that 1 becomes FOREGROUND to the bit
+    # In float64, so that 1 becomes FOREGROUND to the bit; Apple's GPUs have none.
+    mask = mask.float() if mask.device.type == "mps" else mask.double()
+    return ((mask - ALPHA_MEAN) / ALPHA_STD).to(dtype)
 
 
 def denormalised(alpha: Tensor) -> Tensor:

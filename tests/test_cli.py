@@ -157,6 +157,7 @@ def test_many_texts_are_taken_in_parts(capsys, monkeypatch):
     torch.testing.assert_close(torch.tensor(found), torch.tensor(whole))
 
 
+@pytest.mark.filterwarnings("default")
 def test_texts_of_a_pipe_are_utf_8_whatever_the_locale_and_nothing_else_is_guessed(capsys, monkeypatch):
     pipe_in(monkeypatch, "Kätzchen\n")
     assert cli.main(["embed", "--text", "-"]) == 0

@@ -96,7 +96,7 @@ def test_build_model_reports_missing_and_unexpected_keys_together(model):
 
 
 def test_a_resnet_clip_is_refused():
-    with pytest.raises(ValueError, match=r"ResNet image tower; the image towers of alpha-clip are ViTs"):
+    with pytest.raises(ValueError, match=r"ResNet image tower; alpha-clip's image towers are ViTs: load a ViT-B"):
         build_model({"visual.layer1.0.conv1.weight": torch.zeros(1), "visual.conv1.weight": torch.zeros(1)})
 
 
