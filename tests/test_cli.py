@@ -407,6 +407,7 @@ def test_a_name_that_cannot_be_printed_is_escaped(photos, monkeypatch, tmp_path)
     assert "\\udcff \u00fc.png" in printed.buffer.getvalue().decode() and (tmp_path / "hits.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
 def test_an_interrupt_keeps_what_was_done_and_the_next_run_goes_on(capsys, photos, tmp_path):
     """As a user presses Ctrl-C while the fifth picture is looked at."""

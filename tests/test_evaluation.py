@@ -603,6 +603,7 @@ def test_errors_can_be_traced(tmp_path):
         main(["scenes", "--model", "ViT-X", "--debug"])
 
 
+@pytest.mark.slow
 def test_the_package_is_a_command(tmp_path):
     code = [sys.executable, "-m", "alpha_clip.evaluation", "scenes", "--model", "ViT-X"]
     done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -55,6 +55,7 @@ def test_zero_shot_region_takes_a_photo_with_masks_and_boxes(tmp_path):
     assert (tmp_path / "figure.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "message"),
     [

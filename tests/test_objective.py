@@ -324,6 +324,7 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     assert_same_run(tmp_path, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["step", "save"])
 def test_a_run_that_was_killed_ends_bit_equal(alone, tmp_path, moment):
     command = [sys.executable, str(Path(__file__).with_name("distributed_run.py")), str(tmp_path), "--killed", moment]

@@ -850,6 +850,7 @@ run(AnnotateGrounding("colour", batch=2), [Path(shard) for shard in shards], Pat
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["in the middle of a shard", "before the manifest"])
 def test_after_kill_9_the_rerun_leaves_the_files_of_an_uninterrupted_run(point, grit_shards, finished, tmp_path):
     arguments = [sys.executable, "-c", KILLED, point, str(tmp_path), *map(str, grit_shards)]

@@ -221,6 +221,7 @@ run(work, work.shards(), out)
 """
 
 
+@pytest.mark.slow
 def test_after_kill_9_the_rerun_leaves_the_files_of_an_uninterrupted_run(annotated, distinct, tmp_path):
     arguments = [sys.executable, "-c", KILLED, str(annotated), str(tmp_path)]
     killed = subprocess.run(arguments, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -597,6 +597,7 @@ def test_two_threads_at_once(published, hub, client, tmp_path):
     assert not any(path.name.endswith(".part") for path in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["hub", "drive"])
 def test_an_interrupted_download_leaves_nothing_to_be_taken_for_the_file(
     published, load, hub, environment, tmp_path, source
@@ -632,6 +633,7 @@ def test_a_full_disk(published, load, environment, hub, tmp_path):
     assert leftovers(tmp_path, (len(published.base_file), len(published.alpha_file))) == set()
 
 
+@pytest.mark.slow
 def test_without_a_terminal_no_progress_is_shown(published, environment, tmp_path):
     with in_new_process(published, tmp_path, environment) as run:
         out, err = run.communicate(timeout=300)

@@ -805,6 +805,7 @@ def test_check_reports_one_of_each_problem(faulty, workers):
     assert (report.samples, report.read, report.regions) == (11, 5, 6)
 
 
+@pytest.mark.slow
 def test_check_as_a_program(faulty):
     command = [sys.executable, "-W", "error", "-m", "alpha_clip.training.check", str(faulty), "--workers", "1"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
