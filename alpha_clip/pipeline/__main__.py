@@ -103,19 +103,18 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
 
 
+def _add_area(parser: argparse.ArgumentParser, default: tuple[float, float]) -> None:
+    about = "smallest and largest share of the picture a mask may cover"
+    parser.add_argument("--area", type=float, nargs=2, default=default, help=about)
+
+
 def _add_grounding(parser: argparse.ArgumentParser) -> None:
     _add_shards(parser)
     default = AnnotateGrounding("")
     parser.add_argument("--segmenter", required=True, help="hf:FOLDER or hf:REPOSITORY of SAM, SAM 2, SAM 3; colour")
     parser.add_argument("--score", type=float, default=default.score, help="lowest score of a box; %(default)s")
     parser.add_argument("--words", type=int, nargs=2, default=default.words, help="fewest and most words of a phrase")
-    parser.add_argument(
-        "--area",
-        type=float,
-        nargs=2,
-        default=default.area,
-        help="smallest and largest share of the picture a mask may cover",
-    )
+    _add_area(parser, default.area)
     parser.add_argument(
         "--iou", type=float, default=default.iou, help="lowest IoU of the box and the mask's box; %(default)s"
     )
@@ -162,13 +161,7 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--points", type=int, default=default.points, help="SAM prompt points along each side; %(default)s"
     )
-    parser.add_argument(
-        "--area",
-        type=float,
-        nargs=2,
-        default=default.area,
-        help="smallest and largest share of the picture a mask may cover",
-    )
+    _add_area(parser, default.area)
     parser.add_argument(
         "--score", type=float, default=default.score, help="lowest cosine of a mask and its class name; %(default)s"
     )
